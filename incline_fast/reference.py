@@ -1,0 +1,128 @@
+"""Every op in plain PyTorch: the definition that all backends are checked against.
+
+    r  = x (+ residual)
+    r' = beta_i r_i + alpha_i (M_{g(i)} r_i + b_{g(i)})        rows with g(i) < 0 keep r' = r
+    y  = RMSNorm(r') (weight + weight_offset)                  or LayerNorm(r') weight + norm_bias
+
+``M_g`` is dense, ``M_g = up_g``, or low rank, ``M_g = up_g down_g``. Sums are accumulated in fp32 (fp64 when an input is
+fp64); r' is rounded once, to the dtype of the residual stream, and the norm reads the rounded value, so that the fused
+form and ``add`` followed by ``norm`` see the same numbers.
+
+``alpha = 1, beta = 1`` is the intervention of INCLINE (Wang et al., ACL 2025, arXiv 2410.12462, section 3.2);
+``beta = 1 - alpha`` interpolates between the state and its image.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+__all__ = ["affine_layer_norm", "affine_residual", "affine_rms_norm"]
+
+PerRow = float | Tensor
+
+
+def affine_rms_norm(
+    x: Tensor,
+    weight: Tensor,
+    down: Tensor | None,
+    up: Tensor,
+    *,
+    residual: Tensor | None = None,
+    bias: Tensor | None = None,
+    alpha: PerRow = 1.0,
+    beta: PerRow = 1.0,
+    row_map: Tensor | None = None,
+    eps: float = 1e-6,
+    weight_offset: float = 0.0,
+) -> tuple[Tensor, Tensor]:
+    """Affine residual projection followed by RMSNorm.
+
+    Args:
+        x: ``[..., d]`` input; with ``residual`` it is the block's output that is added to the residual stream.
+        weight: ``[d]`` norm weight, any float dtype.
+        down: ``[G, rank, d]`` or None for dense maps.
+        up: ``[G, d, rank]``, or ``[G, d, d]`` for dense maps.
+        residual: ``[..., d]`` residual stream or None.
+        bias: ``[G, d]`` or ``[d]``, added to the map's output.
+        alpha, beta: numbers, or tensors ``[num_tokens]``.
+        row_map: int tensor ``[num_tokens]``, the map of each row; negative: the row is only normalised. None: map 0.
+        eps: added to the mean square.
+        weight_offset: added to ``weight`` (1.0 for Gemma).
+
+    Returns:
+        ``(y, r')``: y in x's dtype, r' in the residual's dtype (x's without a residual), both shaped like x.
+    """
+    edited, compute = affine_residual(x, down, up, residual, bias, alpha, beta, row_map)
+    value = edited.to(compute)
+    normed = value * torch.rsqrt(value.square().mean(-1, keepdim=True) + eps)
+    return (normed * (weight.to(compute) + weight_offset)).to(x.dtype), edited
+
+
+def affine_layer_norm(
+    x: Tensor,
+    weight: Tensor,
+    norm_bias: Tensor | None,
+    down: Tensor | None,
+    up: Tensor,
+    *,
+    residual: Tensor | None = None,
+    bias: Tensor | None = None,
+    alpha: PerRow = 1.0,
+    beta: PerRow = 1.0,
+    row_map: Tensor | None = None,
+    eps: float = 1e-5,
+    weight_offset: float = 0.0,
+) -> tuple[Tensor, Tensor]:
+    """Affine residual projection followed by LayerNorm; arguments as in :func:`affine_rms_norm`.
+
+    The variance is the mean of squared deviations from the mean (two passes), never ``E[x^2] - mean^2``.
+    """
+    edited, compute = affine_residual(x, down, up, residual, bias, alpha, beta, row_map)
+    value = edited.to(compute)
+    centred = value - value.mean(-1, keepdim=True)
+    normed = centred * torch.rsqrt(centred.square().mean(-1, keepdim=True) + eps)
+    y = normed * (weight.to(compute) + weight_offset)
+    if norm_bias is not None:
+        y = y + norm_bias.to(compute)
+    return y.to(x.dtype), edited
+
+
+def affine_residual(
+    x: Tensor,
+    down: Tensor | None,
+    up: Tensor,
+    residual: Tensor | None,
+    bias: Tensor | None,
+    alpha: PerRow,
+    beta: PerRow,
+    row_map: Tensor | None,
+) -> tuple[Tensor, torch.dtype]:
+    """Return r' (rounded to the residual stream's dtype) and the dtype in which it was computed."""
+    stream = x if residual is None else residual
+    compute = torch.float64 if torch.float64 in (x.dtype, stream.dtype) else torch.float32
+    h = x.to(compute) if residual is None else x.to(compute) + residual.to(compute)
+    rows = h.reshape(-1, h.shape[-1])
+    index = torch.zeros(rows.shape[0], dtype=torch.long, device=x.device) if row_map is None else row_map.long()
+    image = _project(rows, down, up, bias, index.clamp(min=0), compute)
+    moved = _per_row(beta, compute) * rows + _per_row(alpha, compute) * image
+    edited = torch.where((index >= 0).unsqueeze(-1), moved, rows)
+    return edited.reshape(h.shape).to(stream.dtype), compute
+
+
+def _project(
+    rows: Tensor, down: Tensor | None, up: Tensor, bias: Tensor | None, index: Tensor, compute: torch.dtype
+) -> Tensor:
+    """``M_{g(i)} rows_i + b_{g(i)}`` for every row; maps are applied one after another, never gathered per row."""
+    image = torch.zeros_like(rows)
+    for g in range(up.shape[0]):
+        z = rows if down is None else rows @ down[g].to(compute).T
+        z = z @ up[g].to(compute).T
+        if bias is not None:
+            z = z + (bias if bias.dim() == 1 else bias[g]).to(compute)
+        image = torch.where((index == g).unsqueeze(-1), z, image)
+    return image
+
+
+def _per_row(value: PerRow, compute: torch.dtype) -> Tensor | float:
+    return value.to(compute).reshape(-1, 1) if isinstance(value, Tensor) else value
