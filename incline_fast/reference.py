@@ -4,9 +4,9 @@
     r' = beta_i r_i + alpha_i (M_{g(i)} r_i + b_{g(i)})        rows with g(i) < 0 keep r' = r
     y  = RMSNorm(r') (weight + weight_offset)                  or LayerNorm(r') weight + norm_bias
 
-``M_g`` is dense, ``M_g = up_g``, or low rank, ``M_g = up_g down_g``. Sums are accumulated in fp32 (fp64 when an input is
-fp64); r' is rounded once, to the dtype of the residual stream, and the norm reads the rounded value, so that the fused
-form and ``add`` followed by ``norm`` see the same numbers.
+``M_g`` is dense, ``M_g = up_g``, or low rank, ``M_g = up_g down_g``. Sums are accumulated in fp32 (fp64 when an input
+is fp64); r' is rounded once, to the dtype of the residual stream, and the norm reads the rounded value, so that the
+fused form and ``add`` followed by ``norm`` see the same numbers.
 
 ``alpha = 1, beta = 1`` is the intervention of INCLINE (Wang et al., ACL 2025, arXiv 2410.12462, section 3.2);
 ``beta = 1 - alpha`` interpolates between the state and its image.

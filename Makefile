@@ -1,0 +1,54 @@
+# Everything a fresh clone needs: Python 3.11+, g++ and make.
+#
+#   make demo     set up, then learn maps between languages on a real model, apply them, and write demo/report.html
+#   make test     set up, then run the whole test suite
+#   make lint     formatting, lint and types
+#   make setup    the set-up alone: .venv, CPU torch, the compiled extension, the model, the parallel text
+#
+# MODEL=gemma3 (default) | smollm2 | <directory of a transformers model>
+# PYTHON=python3.12 picks the interpreter. TORCH_INDEX=https://download.pytorch.org/whl/cpu picks where torch comes from.
+
+PYTHON ?= python3
+MODEL ?= gemma3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+CSRC := $(shell find csrc -name '*.cpp' -o -name '*.h')
+export PYTHONUNBUFFERED := 1
+
+.PHONY: setup demo test lint bench clean
+
+setup: $(VENV)/.installed
+	$(BIN)/python -m demo.fetch --model $(MODEL)
+
+demo: setup
+	$(BIN)/python -m demo.run --model $(MODEL)
+
+test: $(VENV)/.installed
+	$(BIN)/python -m demo.fetch --model gemma3
+	$(BIN)/python -m pytest -n auto
+
+lint: $(VENV)/.installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/clang-format --dry-run -Werror $(CSRC)
+
+bench: $(VENV)/.installed
+	$(BIN)/incline-fast bench
+
+clean:
+	rm -rf build dist *.egg-info incline_fast/*.so .mypy_cache .ruff_cache .pytest_cache .hypothesis
+
+# torch comes first and alone: its index can be chosen, and the extension is compiled against it.
+$(VENV)/.torch: constraints.txt
+	@echo "== creating $(VENV) and installing torch"
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(PIP) install -q "setuptools>=77" wheel ninja
+	$(PIP) install $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) -c constraints.txt torch
+	touch $@
+
+$(VENV)/.installed: $(VENV)/.torch pyproject.toml setup.py $(CSRC)
+	@echo "== compiling and installing incline_fast"
+	$(PIP) install -q -c constraints.txt --no-build-isolation -e ".[dev]"
+	touch $@
