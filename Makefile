@@ -32,6 +32,7 @@ lint: $(VENV)/.installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/python docs/build_api.py --check
 	$(BIN)/clang-format --dry-run -Werror $(CSRC)
 
 bench: $(VENV)/.installed
