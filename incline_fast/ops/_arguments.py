@@ -1,0 +1,127 @@
+"""Validation shared by the reference backend and the fake kernels; the compiled op makes the same checks in C++."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from incline_fast.maps import PANEL
+
+__all__ = ["PerRow", "check", "num_rows", "per_row"]
+
+PerRow = float | Tensor
+
+FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+LOW_FLOATS = FLOATS[:3]
+
+
+def num_rows(x: Tensor) -> int:
+    """Number of tokens of ``x [..., d]``."""
+    return math.prod(x.shape[:-1])
+
+
+def per_row(value: PerRow) -> tuple[float, Tensor | None]:
+    """Split alpha or beta into (scale, per-row factor or None): the ops take both and multiply them."""
+    return (1.0, value) if isinstance(value, Tensor) else (float(value), None)
+
+
+def check(
+    x: Tensor,
+    residual: Tensor | None,
+    weight: Tensor,
+    norm_bias: Tensor | None,
+    down: Tensor | None,
+    up: Tensor,
+    bias: Tensor | None,
+    row_alpha: Tensor | None,
+    row_beta: Tensor | None,
+    row_map: Tensor | None,
+) -> None:
+    """Refuse what the op does not define; ``down`` and ``up`` are ``[G, N, K]`` or packed ``[G, P, K, 16]``.
+
+    Raises:
+        TypeError: a dtype that is not supported.
+        ValueError: a shape that does not fit, or tensors on different devices.
+    """
+    _dtype("x", x, FLOATS)
+    if x.dim() < 1 or x.shape[-1] < 1:
+        raise ValueError(f"x has shape {tuple(x.shape)}; expected [..., d] with d >= 1")
+    if residual is not None:
+        _dtype("residual", residual, (x.dtype, torch.float32, torch.float64))
+        _shape("residual", residual, tuple(x.shape), "the shape of x")
+    hidden, rows = x.shape[-1], num_rows(x)
+    for name, vector, size, meaning in (
+        ("weight", weight, hidden, "the hidden size"),
+        ("norm_bias", norm_bias, hidden, "the hidden size"),
+        ("row_alpha", row_alpha, rows, "the number of rows of x"),
+        ("row_beta", row_beta, rows, "the number of rows of x"),
+    ):
+        if vector is not None:
+            _dtype(name, vector, FLOATS)
+            _shape(name, vector, (size,), meaning)
+    _check_maps(x, residual, down, up)
+    if bias is not None:
+        _dtype("bias", bias, FLOATS)
+        if bias.dim() == 1:
+            _shape("bias", bias, (hidden,), "the hidden size")
+        else:
+            _shape("bias", bias, (up.shape[0], hidden), "one bias per map")
+    if row_map is not None:
+        _dtype("row_map", row_map, (torch.int32,))
+        _shape("row_map", row_map, (rows,), "the number of rows of x")
+    for name, tensor in _named(residual, weight, norm_bias, down, up, bias, row_alpha, row_beta, row_map):
+        if tensor is not None and tensor.device != x.device:
+            raise ValueError(f"{name} is on device {tensor.device}; expected {x.device}, the device of x")
+
+
+def _check_maps(x: Tensor, residual: Tensor | None, down: Tensor | None, up: Tensor) -> None:
+    double = torch.float64 in (x.dtype, x.dtype if residual is None else residual.dtype)
+    allowed = (torch.float64,) if double else LOW_FLOATS
+    hidden = x.shape[-1]
+    _dtype("up", up, allowed)
+    if down is None:
+        _map_shape("up", up, hidden, hidden)
+        return
+    _dtype("down", down, allowed)
+    if up.dim() not in (3, 4):
+        raise ValueError(f"up has shape {tuple(up.shape)}; expected [G, d, rank] or packed [G, P, rank, {PANEL}]")
+    rank = up.shape[2]
+    _map_shape("up", up, hidden, rank)
+    _map_shape("down", down, rank, hidden)
+    if down.shape[0] != up.shape[0]:
+        raise ValueError(f"down holds {down.shape[0]} maps; expected {up.shape[0]}, as many as up")
+
+
+def _map_shape(name: str, weight: Tensor, columns: int, depth: int) -> None:
+    panels = -(-columns // PANEL)
+    linear = weight.dim() == 3 and tuple(weight.shape[1:]) == (columns, depth)
+    packed = weight.dim() == 4 and tuple(weight.shape[1:]) == (panels, depth, PANEL)
+    if not (linear or packed) or weight.shape[0] < 1 or depth < 1:
+        raise ValueError(
+            f"{name} has shape {tuple(weight.shape)}; expected [G, {columns}, {depth}] "
+            f"or packed [G, {panels}, {depth}, {PANEL}] with G >= 1"
+        )
+
+
+def _dtype(name: str, tensor: Tensor, allowed: tuple[torch.dtype, ...]) -> None:
+    if tensor.dtype not in allowed:
+        names = ", ".join(dict.fromkeys(str(dtype).removeprefix("torch.") for dtype in allowed))
+        raise TypeError(f"{name} has dtype {str(tensor.dtype).removeprefix('torch.')}; allowed: {names}")
+
+
+def _shape(name: str, tensor: Tensor, expected: tuple[int, ...], meaning: str) -> None:
+    if tuple(tensor.shape) != expected:
+        raise ValueError(f"{name} has shape {tuple(tensor.shape)}; expected {expected}, {meaning}")
+
+
+def _named(*tensors: Tensor | None) -> zip[tuple[str, Tensor | None]]:
+    names = ("residual", "weight", "norm_bias", "down", "up", "bias", "row_alpha", "row_beta", "row_map")
+    return zip(names, tensors, strict=True)
+
+
+def check_row_map(row_map: Tensor | None, num_maps: int) -> None:
+    """Refuse indices past the last map; reads the values, so it is not for traced code."""
+    if row_map is not None and row_map.numel() and int(row_map.max()) >= num_maps:
+        raise ValueError(f"row_map holds {int(row_map.max())}; allowed: below {num_maps}, the number of maps")
