@@ -1,0 +1,120 @@
+"""The file of an alignment: named tensors and one JSON document in a safetensors container.
+
+safetensors holds no code, so a hostile file can at worst be refused; every reason for a refusal is named here.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from incline_fast._files import replacing
+from incline_fast.maps import MAP_DTYPES
+
+__all__ = ["FORMAT_VERSION", "AlignmentError", "read", "write"]
+
+FORMAT = "incline_fast.alignment"
+FORMAT_VERSION = 1
+MAX_HEADER_BYTES = 16 * 2**20
+"""A header holds names, shapes and the metadata of some hundred layers at most; a larger one is no alignment's."""
+
+_FOREIGN = {
+    b"PK": "a zip archive, as torch.save writes",
+    b"\x80": "a pickle",
+    b"GGUF": "a GGUF file",
+    b"{": "JSON text",
+}
+
+
+class AlignmentError(ValueError):
+    """An alignment, or a file that claims to hold one, cannot be used; the message says why."""
+
+
+def write(path: Path, tensors: Mapping[str, Tensor], document: Mapping[str, Any]) -> None:
+    """Write atomically: the file under ``path`` is the old one until the new one is whole and on the disk.
+
+    Raises:
+        OSError: the folder is missing or the disk refuses; the old file is intact.
+    """
+    header = {
+        "format": FORMAT,
+        "format_version": str(FORMAT_VERSION),
+        "alignment": json.dumps(document, ensure_ascii=False, allow_nan=False),
+    }
+    with replacing(path) as temporary:
+        save_file({name: t.detach().cpu().contiguous() for name, t in tensors.items()}, temporary, metadata=header)
+
+
+def read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Tensors and document of a file that :func:`write` made.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        AlignmentError: the file is not a whole, finite alignment of a known version.
+    """
+    _check_container(path)
+    try:
+        with safe_open(path, framework="pt", device="cpu") as file:
+            document = _document(path, file.metadata() or {})
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
+    except (SafetensorError, AttributeError, UnicodeDecodeError) as error:
+        # AttributeError: the container names a dtype that this torch does not have.
+        raise AlignmentError(f"{path} is not a whole safetensors file: {error}") from error
+    for name, tensor in tensors.items():
+        _check_tensor(path, name, tensor)
+    return tensors, document
+
+
+def _check_container(path: Path) -> None:
+    """Refuse what is not a safetensors file before any library parses it."""
+    if not path.exists():
+        raise FileNotFoundError(f"there is no alignment {path}")
+    if not path.is_file():
+        raise AlignmentError(f"{path} is a folder or a device, not a file; an alignment is one .safetensors file")
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        start = file.read(8)
+    for magic, kind in _FOREIGN.items():
+        if start.startswith(magic):
+            raise AlignmentError(f"{path} is {kind}; alignments are safetensors files, and nothing else is ever loaded")
+    if len(start) < 8:
+        raise AlignmentError(f"{path} has {size} bytes; it is empty or truncated")
+    length = int.from_bytes(start, "little")
+    if length > MAX_HEADER_BYTES:
+        raise AlignmentError(f"{path} announces a header of {length} bytes; allowed are {MAX_HEADER_BYTES}")
+    if length > size - 8:
+        raise AlignmentError(f"{path} is truncated: a header of {length} bytes does not fit a file of {size} bytes")
+
+
+def _document(path: Path, header: Mapping[str, str]) -> dict[str, Any]:
+    if header.get("format") != FORMAT:
+        raise AlignmentError(f"{path} is a safetensors file, but not an alignment: its header names no '{FORMAT}'")
+    stored = header.get("format_version", "")
+    if not (stored.isascii() and stored.isdecimal()):
+        raise AlignmentError(f"{path} has format_version {stored!r}; expected a whole number")
+    if int(stored) != FORMAT_VERSION:
+        raise AlignmentError(
+            f"{path} has format_version {stored}, this library reads {FORMAT_VERSION}; "
+            "it was written by another version of incline_fast"
+        )
+    try:
+        document = json.loads(header.get("alignment", ""))
+    except (ValueError, RecursionError) as error:
+        raise AlignmentError(f"{path}: the header's 'alignment' is not valid JSON: {error}") from error
+    if not isinstance(document, dict):
+        raise AlignmentError(f"{path}: the header's 'alignment' is a {type(document).__name__}; expected an object")
+    return document
+
+
+def _check_tensor(path: Path, name: str, tensor: Tensor) -> None:
+    if tensor.dtype not in MAP_DTYPES:
+        allowed = ", ".join(map(str, MAP_DTYPES))
+        raise AlignmentError(f"{path}: tensor {name} has dtype {tensor.dtype}; allowed: {allowed}")
+    if not bool(tensor.isfinite().all()):
+        raise AlignmentError(f"{path}: tensor {name} holds NaN or infinite values")

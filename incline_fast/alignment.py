@@ -1,0 +1,246 @@
+"""Alignment: the learned maps of one language pair with all that is needed to apply them, in one file."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from os import PathLike
+from pathlib import Path
+from typing import Any, get_args
+
+import torch
+from torch import Tensor, nn
+
+from incline_fast import _artifact
+from incline_fast._artifact import AlignmentError
+from incline_fast._metadata import AlignmentMetadata, Form, metadata_from_json, metadata_to_json
+from incline_fast.identity import identify
+from incline_fast.maps import AffineMap
+
+__all__ = ["Alignment", "AlignmentError", "AlignmentMetadata", "Form"]
+
+
+class Alignment:
+    """Maps ``h -> W_l h + b_l`` per site l, the form in which they are applied, and where they come from. Immutable.
+
+    Site l = 0 is the output of the embedding, l = 1..L the output of block l. The intervention at a site is
+    ``h + alpha (W h + b)`` (form ``"add"``) or ``(1 - alpha) h + alpha (W h + b)`` (form ``"interpolate"``).
+
+    Attributes:
+        maps: site -> AffineMap of one map; hidden size equal for all.
+        bias: site -> ``[d]``; sites without a bias are absent.
+        form: ``"add"`` or ``"interpolate"``.
+        metadata: see :class:`AlignmentMetadata`.
+    """
+
+    def __init__(
+        self, maps: Mapping[int, AffineMap], bias: Mapping[int, Tensor], form: Form, metadata: AlignmentMetadata
+    ) -> None:
+        _check_parts(maps, bias, form, metadata)
+        self.maps = {layer: maps[layer] for layer in sorted(maps)}
+        self.bias = {layer: bias[layer] for layer in sorted(bias)}
+        self.form: Form = form
+        self.metadata = replace(metadata, hidden_size=self.hidden_size)
+
+    @classmethod
+    def from_maps(
+        cls,
+        maps: Mapping[int, AffineMap | Tensor],
+        *,
+        bias: Mapping[int, Tensor] | None = None,
+        form: Form = "add",
+        metadata: AlignmentMetadata | None = None,
+    ) -> Alignment:
+        """Build an alignment from maps learned elsewhere.
+
+        Args:
+            maps: site -> AffineMap, or a matrix W ``[d, d]`` that acts as ``W @ h``.
+            bias: site -> ``[d]``, added to the map's output.
+            form: ``"add"`` or ``"interpolate"``.
+            metadata: what is known of their origin.
+
+        Raises:
+            AlignmentError: no maps, a site that is not a whole number >= 0, unequal sizes, non-finite values, a bias
+                without a map, an unknown form.
+        """
+        made = {layer: AffineMap.dense(m) if isinstance(m, Tensor) else m for layer, m in maps.items()}
+        return cls(made, bias or {}, form, metadata or AlignmentMetadata())
+
+    @property
+    def layers(self) -> list[int]:
+        """The sites that have a map, ascending."""
+        return list(self.maps)
+
+    @property
+    def hidden_size(self) -> int:
+        """Width d of the residual stream that the maps act on."""
+        return next(iter(self.maps.values())).hidden_size
+
+    def to(self, dtype: torch.dtype | None = None, device: torch.device | str | None = None) -> Alignment:
+        """The same alignment with its maps in another dtype or on another device.
+
+        The biases keep their dtype: ``b = mean(Y) - W mean(X)`` cancels most of ``W h``, so rounding it would cost
+        accuracy and save only d numbers.
+
+        Raises:
+            AlignmentError: a weight is too large for ``dtype`` (float16 overflows above 65504).
+        """
+        maps = {layer: m.to(dtype, device) for layer, m in self.maps.items()}
+        bias = {layer: b.to(device=device) for layer, b in self.bias.items()}
+        return Alignment(maps, bias, self.form, self.metadata)
+
+    def with_metadata(self, **changes: Any) -> Alignment:
+        """The same maps with some fields of the metadata replaced, for example ``recommended_alpha=0.2``."""
+        return Alignment(self.maps, self.bias, self.form, replace(self.metadata, **changes))
+
+    def save(self, path: str | PathLike[str]) -> None:
+        """Write one safetensors file, atomically: a failed write leaves an older file under ``path`` intact."""
+        tensors: dict[str, Tensor] = {}
+        for layer, m in self.maps.items():
+            tensors[f"layer.{layer}.up"] = m.up[0]
+            if m.down is not None:
+                tensors[f"layer.{layer}.down"] = m.down[0]
+        for layer, b in self.bias.items():
+            tensors[f"layer.{layer}.bias"] = b
+        document = {
+            "form": self.form,
+            "layers": {str(layer): [k for k in _PARTS if f"layer.{layer}.{k}" in tensors] for layer in self.maps},
+            "metadata": metadata_to_json(self.metadata),
+        }
+        _artifact.write(Path(path), tensors, document)
+
+    @classmethod
+    def load(cls, path: str | PathLike[str], model: nn.Module | None = None) -> Alignment:
+        """Read an alignment and, where a model is given, check that it was made for this model (:meth:`check`).
+
+        Raises:
+            FileNotFoundError: there is no such file.
+            AlignmentError: the file is truncated, corrupt, from a later version, holds unexpected tensors, dtypes,
+                shapes or non-finite values, or does not fit the model.
+        """
+        path = Path(path)
+        tensors, document = _artifact.read(path)
+        parts = _parts(path, tensors, document)
+        try:
+            maps = {
+                layer: AffineMap(_stacked(tensors, layer, "down"), tensors[f"layer.{layer}.up"].unsqueeze(0))
+                for layer in parts
+            }
+            bias = {layer: tensors[f"layer.{layer}.bias"] for layer, kinds in parts.items() if "bias" in kinds}
+            metadata = metadata_from_json(document.get("metadata"))
+            alignment = cls(maps, bias, document.get("form", "missing"), metadata)
+        except (TypeError, ValueError) as error:
+            raise AlignmentError(f"{path}: {error}") from error
+        if model is not None:
+            alignment.check(model)
+        return alignment
+
+    def check(self, model: nn.Module) -> None:
+        """Refuse a model that these maps were not learned from. What the metadata does not name is not compared.
+
+        Raises:
+            AlignmentError: hidden size, number of layers, name or config differ; the message gives both values.
+            UnsupportedModelError: the architecture is not known.
+        """
+        actual = identify(model)
+        if self.layers[-1] > actual.num_layers:
+            raise AlignmentError(
+                f"the alignment has a map for site {self.layers[-1]}; this model has sites 0..{actual.num_layers}"
+            )
+        known = self.metadata
+        compared = {
+            "hidden_size": (self.hidden_size, actual.hidden_size),
+            "num_layers": (known.num_layers, actual.num_layers),
+            "model_id": (_base_name(known.model_id), _base_name(actual.model_id)),
+            "config_hash": (known.config_hash, actual.config_hash),
+        }
+        for name, (ours, theirs) in compared.items():
+            if ours and theirs and ours != theirs:
+                raise AlignmentError(
+                    f"the alignment was made for another model: {name} is {ours!r} there and {theirs!r} here. "
+                    "If the weights are the same, say so with alignment.with_metadata(...)"
+                )
+
+    def describe(self) -> dict[str, Any]:
+        """Everything worth knowing as plain values: form, layers, sizes, dtypes and the metadata."""
+        weights = sum(m.up.numel() + (0 if m.down is None else m.down.numel()) for m in self.maps.values())
+        return {
+            "form": self.form,
+            "layers": self.layers,
+            "ranks": {layer: m.rank for layer, m in self.maps.items()},
+            "dtypes": sorted({str(m.dtype).removeprefix("torch.") for m in self.maps.values()}),
+            "weights": weights,
+            "biases": len(self.bias),
+            "metadata": metadata_to_json(self.metadata),
+        }
+
+    def __repr__(self) -> str:
+        about = self.metadata
+        pair = f"{about.source_language or '?'} -> {about.target_language or '?'}"
+        ranks = {m.rank for m in self.maps.values()}
+        kind = "dense" if ranks == {None} else "rank " + "/".join("full" if r is None else str(r) for r in ranks)
+        return (
+            f"Alignment({pair}, {len(self.maps)} layers {self.layers[0]}..{self.layers[-1]}, {kind}, "
+            f"hidden_size={self.hidden_size}, form={self.form!r}, estimator={about.estimator!r}, "
+            f"model={about.model_id or 'unknown'!r}, n={about.n})"
+        )
+
+
+_PARTS = ("up", "down", "bias")
+
+
+def _parts(path: Path, tensors: Mapping[str, Tensor], document: Mapping[str, Any]) -> dict[int, list[str]]:
+    """Site -> parts as the header lists them, after comparing the list with the tensors that are there."""
+    listed = document.get("layers")
+    if not isinstance(listed, dict):
+        raise AlignmentError(f"{path}: the header lists no layers")
+    parts: dict[int, list[str]] = {}
+    for key, kinds in listed.items():
+        known = isinstance(kinds, list) and "up" in kinds and all(kind in _PARTS for kind in kinds)
+        if not (known and key.isascii() and key.isdecimal() and len(key) < 8):
+            raise AlignmentError(f"{path}: the header lists layer {key!r} with {kinds!r}; expected parts of {_PARTS}")
+        parts[int(key)] = kinds
+    expected = {f"layer.{layer}.{kind}" for layer, kinds in parts.items() for kind in kinds}
+    missing, extra = sorted(expected - set(tensors)), sorted(set(tensors) - expected)
+    if missing or extra:
+        raise AlignmentError(f"{path}: missing tensors {missing}, unexpected tensors {extra}")
+    return parts
+
+
+def _stacked(tensors: Mapping[str, Tensor], layer: int, kind: str) -> Tensor | None:
+    tensor = tensors.get(f"layer.{layer}.{kind}")
+    return None if tensor is None else tensor.unsqueeze(0)
+
+
+def _base_name(model_id: str) -> str:
+    """A hub model and its local copy share the last component: ``google/gemma-3-270m`` and ``./gemma-3-270m``."""
+    return model_id.rstrip("/").rsplit("/", 1)[-1]
+
+
+def _check_parts(
+    maps: Mapping[int, AffineMap], bias: Mapping[int, Tensor], form: str, metadata: AlignmentMetadata
+) -> None:
+    if form not in get_args(Form):
+        raise AlignmentError(f"form is {form!r}; allowed: {', '.join(get_args(Form))}")
+    if not maps:
+        raise AlignmentError("maps is empty; an alignment needs a map for at least one site")
+    for layer, m in maps.items():
+        if isinstance(layer, bool) or not isinstance(layer, int) or layer < 0:
+            raise AlignmentError(f"maps has the site {layer!r}; sites are whole numbers from 0 (embedding) to L")
+        if m.num_maps != 1:
+            raise AlignmentError(f"maps[{layer}] is a stack of {m.num_maps} maps; an alignment holds one per site")
+    sizes = {layer: m.hidden_size for layer, m in maps.items()}
+    if len(set(sizes.values())) > 1:
+        raise AlignmentError(f"maps differ in hidden size: {sizes}")
+    size = next(iter(sizes.values()))
+    if metadata.hidden_size not in (None, size):
+        raise AlignmentError(f"metadata.hidden_size is {metadata.hidden_size}; the maps have {size}")
+    for layer, b in bias.items():
+        if layer not in maps:
+            raise AlignmentError(f"bias is given for site {layer}, which has no map")
+        if tuple(b.shape) != (size,) or not b.is_floating_point():
+            raise AlignmentError(f"bias[{layer}] is {b.dtype} {tuple(b.shape)}; expected floats [{size}]")
+    for layer, m in maps.items():
+        values = (m.up, m.down, bias.get(layer))
+        if not all(bool(v.isfinite().all()) for v in values if v is not None):
+            raise AlignmentError(f"the map or bias of site {layer} holds NaN or infinite values")

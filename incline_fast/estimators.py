@@ -1,0 +1,274 @@
+"""Estimators: from paired states X (source) and Y (target), both ``[n, d]``, to a map ``h -> W h + b``.
+
+All work in fp64 and store fp32. Rows are sentences, so W acts as ``X @ W.T``. The ridge parameter is relative,
+
+    lam_abs = lam * trace(G) / d,      G = X^T X   (of the centred, scaled X where the estimator centres and scales)
+
+that is, in units of G's mean eigenvalue: one value of ``lam`` means the same shrinkage whatever n, d and the scale of
+the states. With n < d the dual form is solved and its two factors are kept: ``down [n, d]``, ``up [d, n]``.
+
+The recipe of INCLINE (Wang et al., ACL 2025, arXiv 2410.12462, section 3.1) is ``min_norm``; ``mean_difference`` is the
+vector of contrastive activation addition (Rimsky et al., ACL 2024, arXiv 2312.06681).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from incline_fast._metadata import Form
+from incline_fast._solve import SolvePath, solve
+from incline_fast.maps import AffineMap
+
+__all__ = ["ESTIMATORS", "Estimator", "Fitted", "affine_ridge", "get_estimator", "shuffled"]
+
+# A dimension whose spread is below this fraction of its mean is a constant in bf16 (8 bits), and in fp32 scaling it up
+# would amplify rounding: its standard deviation is taken to be this fraction.
+_MIN_SPREAD = 2.0**-12
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """A fitted map.
+
+    Attributes:
+        map: fp32 AffineMap of one map.
+        bias: fp32 ``[d]`` or None.
+        lam: relative ridge parameter that was used.
+        form_used: ``"dual"``, ``"primal"`` (Cholesky), ``"svd"`` (Cholesky was not safe, see ``notes``), ``"rotation"``
+            (Procrustes) or ``"mean"`` (nothing to solve).
+        is_shift: the prediction is ``h + W h + b`` (mean difference), not ``W h + b``.
+        notes: what there is to report: a breakdown of the Cholesky factorisation, constant dimensions.
+    """
+
+    map: AffineMap
+    bias: Tensor | None
+    lam: float
+    form_used: SolvePath | Literal["rotation", "mean"]
+    is_shift: bool = False
+    notes: tuple[str, ...] = ()
+
+    def predict(self, X: Tensor) -> Tensor:
+        """Predicted target states ``[n, d]`` in fp32 for source states ``[n, d]``."""
+        X = X.to(self.map.dtype)
+        predicted = self.map.apply(X)
+        if self.bias is not None:
+            predicted = predicted + self.bias
+        return predicted + X if self.is_shift else predicted
+
+
+@dataclass(frozen=True)
+class Estimator:
+    """A named way to fit a map. Call it: ``estimator(X, Y, lam)``.
+
+    Attributes:
+        name: key of the registry; recorded in the alignment.
+        solve: fp64 ``X [n, d]``, ``Y [n, d]`` and the relative lam to a :class:`Fitted`; gets checked arguments.
+        default_lam: relative lam where none is given.
+        uses_lam: whether a lam other than 0 means anything.
+        own_form: the only form in which the result makes sense, None if both do.
+    """
+
+    name: str
+    solve: Callable[[Tensor, Tensor, float], Fitted]
+    default_lam: float = 0.0
+    uses_lam: bool = False
+    own_form: Form | None = None
+
+    def __call__(self, X: Tensor, Y: Tensor, lam: float | None = None) -> Fitted:
+        """Fit.
+
+        Args:
+            X: ``[n, d]`` source states, any float dtype.
+            Y: ``[n, d]`` target states; row i belongs to row i of X.
+            lam: relative ridge parameter >= 0; None for the estimator's default.
+
+        Raises:
+            TypeError: X or Y is not a floating-point tensor.
+            ValueError: shapes or devices do not agree, there are no rows, a row is not finite, lam is negative, not
+                finite or not used by this estimator, or the result does not fit fp32.
+        """
+        lam = self.default_lam if lam is None else lam
+        if not (math.isfinite(lam) and lam >= 0):
+            raise ValueError(f"lam is {lam}; expected a finite number >= 0")
+        if lam > 0 and not self.uses_lam:
+            raise ValueError(f"lam is {lam}, but {self.name} has no ridge parameter; leave it out or give 0")
+        _check_states(X, Y)
+        return self.solve(X.double(), Y.double(), lam)
+
+
+def min_norm(X: Tensor, Y: Tensor, lam: float = 0.0) -> Fitted:
+    """``W^T = pinv(X) Y``: least squares of minimum norm, equal to ``numpy.linalg.lstsq(X, Y, rcond=None)`` in fp64."""
+    return ridge(X, Y, lam)
+
+
+def ridge(X: Tensor, Y: Tensor, lam: float) -> Fitted:
+    """``W^T = (X^T X + lam_abs I)^-1 X^T Y``, no bias, ``lam_abs = lam * trace(X^T X) / d``."""
+    solution = solve(X, Y, _absolute(lam, X))
+    return Fitted(_store(solution.up, solution.down), None, lam, solution.path, notes=solution.notes)
+
+
+def affine_ridge(X: Tensor, Y: Tensor, lam: float, *, standardize: bool = True) -> Fitted:
+    """Ridge with a bias on centred states; the bias is not penalised.
+
+        Z = (X - mean(X)) / s,   A = argmin ||Z A^T - (Y - mean(Y))||^2 + lam_abs ||A||^2
+        W = A diag(1 / s),       b = mean(Y) - W mean(X),      lam_abs = lam trace(Z^T Z) / d
+
+    Args:
+        X: fp64 ``[n, d]``.
+        Y: fp64 ``[n, d]``.
+        lam: relative; with ``standardize`` and no constant dimension ``lam_abs = lam n``.
+        standardize: s is the standard deviation of each dimension (over n, not n - 1), but at least 2^-12 of the size
+            of its mean; 1 for a dimension that is constant. Otherwise s = 1.
+
+    The bias is computed from the rounded map, so that the rounding of ``W`` is multiplied by ``h - mean(X)`` and not by
+    h: in a dimension where ``|mean| >> std`` that keeps fp32 application exact.
+    """
+    mean_x, mean_y = X.mean(0), Y.mean(0)
+    centred = X - mean_x
+    scale, notes = _scale(centred, mean_x) if standardize else (torch.ones_like(mean_x), ())
+    Z = centred / scale
+    if not bool(Z.any()):
+        # No direction to regress on (one pair, or equal sentences): the best affine map is the mean.
+        notes = (*notes, "the source states do not vary; the map is zero and predicts the mean")
+        return Fitted(_zero_map(X), _to_fp32(mean_y), lam, "mean", notes=notes)
+    solution = solve(Z, Y - mean_y, _absolute(lam, Z))
+    inner = solution.up if solution.down is None else solution.down
+    inner = inner / scale
+    stored = _store(inner, None) if solution.down is None else _store(solution.up, inner)
+    bias = _to_fp32(mean_y - stored.to(torch.float64).apply(mean_x))
+    return Fitted(stored, bias, lam, solution.path, notes=(*notes, *solution.notes))
+
+
+def procrustes(X: Tensor, Y: Tensor, lam: float = 0.0) -> Fitted:
+    """The orthogonal W with the smallest ``||(X - mean(X)) W^T - (Y - mean(Y))||``, ``b = mean(Y) - W mean(X)``.
+
+    With ``(X - mean)^T (Y - mean) = U S V^T`` it is ``W = V U^T`` (Schönemann 1966). Where the data span k < d
+    dimensions they leave W open on the rest; there it is the rotation nearest to the identity, so that what the data do
+    not determine is moved as little as can be.
+    """
+    mean_x, mean_y = X.mean(0), Y.mean(0)
+    U, S, Vh = torch.linalg.svd((X - mean_x).T @ (Y - mean_y))
+    known = S[0] * len(S) * torch.finfo(S.dtype).eps < S
+    W = Vh[known].T @ U[:, known].T
+    notes: tuple[str, ...] = ()
+    if not bool(known.all()):
+        free_x, free_y = U[:, ~known], Vh[~known]
+        left, _, right = torch.linalg.svd(free_y @ free_x)
+        W = W + free_y.T @ left @ right @ free_x.T
+        notes = (f"the data determine {int(known.sum())} of {len(S)} dimensions of the rotation",)
+    stored = _store(W, None)
+    bias = _to_fp32(mean_y - stored.to(torch.float64).apply(mean_x))
+    return Fitted(stored, bias, lam, "rotation", notes=notes)
+
+
+def mean_difference(X: Tensor, Y: Tensor, lam: float = 0.0) -> Fitted:
+    """``W = 0``, ``b = mean(Y) - mean(X)``: the vector of contrastive activation addition, for form ``"add"``."""
+    return Fitted(_zero_map(X), _to_fp32(Y.mean(0) - X.mean(0)), lam, "mean", is_shift=True)
+
+
+def constant_mean(X: Tensor, Y: Tensor, lam: float = 0.0) -> Fitted:
+    """``W = 0``, ``b = mean(Y)``: a control that knows nothing of the sentence, for form ``"interpolate"``."""
+    return Fitted(_zero_map(X), _to_fp32(Y.mean(0)), lam, "mean")
+
+
+ESTIMATORS: dict[str, Estimator] = {
+    estimator.name: estimator
+    for estimator in (
+        Estimator("min_norm", min_norm),
+        Estimator("ridge", ridge, default_lam=0.3, uses_lam=True),
+        Estimator("affine_ridge", affine_ridge, default_lam=0.3, uses_lam=True),
+        Estimator("procrustes", procrustes),
+        Estimator("mean_difference", mean_difference, own_form="add"),
+        Estimator("constant_mean", constant_mean, own_form="interpolate"),
+    )
+}
+
+
+def get_estimator(estimator: str | Estimator) -> Estimator:
+    """The estimator of a name, or the one that is given.
+
+    Raises:
+        ValueError: the name is unknown; the message lists the known ones.
+    """
+    if isinstance(estimator, Estimator):
+        return estimator
+    if estimator not in ESTIMATORS:
+        raise ValueError(f"estimator is {estimator!r}; allowed: {', '.join(ESTIMATORS)} or an Estimator")
+    return ESTIMATORS[estimator]
+
+
+def shuffled(estimator: str | Estimator, seed: int = 0) -> Estimator:
+    """The control that learns from wrong pairs: the same estimator after a seeded permutation of the rows of Y.
+
+    The permutation depends on the seed and n alone, so that every layer sees the same wrong pairs.
+    """
+    inner = get_estimator(estimator)
+
+    def solve_shuffled(X: Tensor, Y: Tensor, lam: float) -> Fitted:
+        if len(Y) < 2:
+            raise ValueError("there is one pair; shuffled pairs need at least two")
+        order = torch.randperm(len(Y), generator=torch.Generator().manual_seed(seed))
+        return inner.solve(X, Y[order.to(Y.device)], lam)
+
+    return replace(inner, name=f"shuffled({inner.name}, seed={seed})", solve=solve_shuffled)
+
+
+def _check_states(X: Tensor, Y: Tensor) -> None:
+    for name, states in (("X", X), ("Y", Y)):
+        if not isinstance(states, Tensor) or not states.is_floating_point():
+            kind = states.dtype if isinstance(states, Tensor) else type(states).__name__
+            raise TypeError(f"{name} is {kind}; expected a floating-point tensor [n, d]")
+        if states.dim() != 2 or 0 in states.shape:
+            raise ValueError(f"{name} has shape {tuple(states.shape)}; expected [n, d] with n >= 1 and d >= 1")
+    if X.shape != Y.shape or X.device != Y.device:
+        raise ValueError(f"X is {tuple(X.shape)} on {X.device}, Y is {tuple(Y.shape)} on {Y.device}; they must agree")
+    for name, states in (("X", X), ("Y", Y)):
+        bad = (~states.isfinite().all(1)).nonzero()
+        if len(bad):
+            raise ValueError(f"{name} has {len(bad)} rows with NaN or infinite values, the first is row {int(bad[0])}")
+
+
+def _absolute(lam: float, X: Tensor) -> float:
+    """``lam * trace(X^T X) / d``."""
+    return lam * float(X.square().sum()) / X.shape[1]
+
+
+def _scale(centred: Tensor, mean: Tensor) -> tuple[Tensor, tuple[str, ...]]:
+    """Standard deviation per dimension with its floor, and notes on the dimensions where the floor mattered."""
+    spread = centred.square().mean(0).sqrt()
+    floor = _MIN_SPREAD * mean.abs()
+    constant = spread <= torch.finfo(spread.dtype).eps * len(centred) * mean.abs()
+    narrow = (spread < floor) & ~constant
+    notes = []
+    if bool(constant.any()):
+        notes.append(f"{int(constant.sum())} dimensions of the source states are constant")
+    if bool(narrow.any()):
+        notes.append(
+            f"{int(narrow.sum())} dimensions vary by less than 2^-12 of their mean; their scale was raised to it"
+        )
+    return torch.where(constant, 1.0, torch.maximum(spread, floor)), tuple(notes)
+
+
+def _zero_map(X: Tensor) -> AffineMap:
+    d = X.shape[1]
+    return AffineMap.low_rank(
+        torch.zeros(1, d, dtype=torch.float32, device=X.device), torch.zeros(d, 1, dtype=torch.float32, device=X.device)
+    )
+
+
+def _store(up: Tensor, down: Tensor | None) -> AffineMap:
+    up = _to_fp32(up).contiguous()
+    return AffineMap.dense(up) if down is None else AffineMap.low_rank(_to_fp32(down).contiguous(), up)
+
+
+def _to_fp32(value: Tensor) -> Tensor:
+    single = value.float()
+    if not bool(single.isfinite().all()):
+        raise ValueError("the fitted map has values beyond the range of float32; scale the states or raise lam")
+    return single

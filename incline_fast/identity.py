@@ -1,0 +1,96 @@
+"""Which model is this: what an alignment or a folder of states remembers of the model that it came from."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from incline_fast.models import describe, text_config, unwrap
+
+__all__ = ["ModelIdentity", "config_hash", "identify", "weights_hash"]
+
+# Fields of a config that cannot change the residual stream of an evaluated model. Everything else enters the hash, so
+# that a field this list does not know makes the check stricter, not laxer. The vocabulary's size is here because
+# resizing the embedding for a padding token is common and moves no state; a quantised copy is the same model.
+_IRRELEVANT = re.compile(
+    r"^_|dropout|pdrop|^output_|^return_|_token_id$|^summary_|^(transformers_version|architectures|dtype|torch_dtype"
+    r"|use_cache|id2label|label2id|problem_type|initializer_range|tie_word_embeddings|final_logit_softcapping"
+    r"|chunk_size_feed_forward|quantization_config|vocab_size)$"
+)
+_SAMPLES_PER_TENSOR = 64
+
+
+@dataclass(frozen=True)
+class ModelIdentity:
+    """Name, structure and sizes of a model.
+
+    Attributes:
+        model_id: hub name, or the folder's name for a local model; empty for a model made from a bare config.
+        config_hash: see :func:`config_hash`.
+        num_layers: number L of blocks; sites run from 0 to L.
+        hidden_size: width d of the residual stream.
+    """
+
+    model_id: str
+    config_hash: str
+    num_layers: int
+    hidden_size: int
+
+
+def identify(model: nn.Module) -> ModelIdentity:
+    """The identity of a transformers decoder.
+
+    Raises:
+        UnsupportedModelError: the architecture is not known to :mod:`incline_fast.models`.
+    """
+    architecture = describe(model)
+    config = text_config(architecture.model)
+    return ModelIdentity(
+        model_id=_model_id(str(getattr(config, "_name_or_path", "") or "")),
+        config_hash=config_hash(config),
+        num_layers=architecture.num_layers,
+        hidden_size=architecture.hidden_size,
+    )
+
+
+def config_hash(config: Any) -> str:
+    """First 16 hex digits of the SHA-256 of the config fields that determine the residual stream.
+
+    Fields that are None are left out, so that an option added by a later transformers release changes no hash.
+    """
+    fields = {k: v for k, v in config.to_dict().items() if v is not None and not _IRRELEVANT.search(k)}
+    return hashlib.sha256(json.dumps(fields, sort_keys=True, default=str).encode()).hexdigest()[:16]
+
+
+def weights_hash(model: nn.Module) -> str:
+    """First 16 hex digits of a SHA-256 over names, dtypes, shapes and 64 evenly spaced values of every weight.
+
+    Cheap enough for every run (no weight is read whole) and different for a fine-tuned copy of the same architecture.
+    """
+    digest = hashlib.sha256()
+    for name, tensor in unwrap(model).state_dict().items():
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(_sample(tensor))
+    return digest.hexdigest()[:16]
+
+
+def _sample(tensor: Tensor) -> bytes:
+    # reshape, not flatten()[::step] of a copy: a strided view of a contiguous weight reads 64 values only.
+    flat = tensor.detach().reshape(-1)
+    picked = flat[:: max(1, flat.numel() // _SAMPLES_PER_TENSOR)][: 2 * _SAMPLES_PER_TENSOR].contiguous().cpu()
+    return picked.view(torch.uint8).numpy().tobytes() if picked.numel() else b""
+
+
+def _model_id(name: str) -> str:
+    """``org/name`` of a hub model, also from its path in the hub cache; the last component of another local path."""
+    cached = re.search(r"models--([^/]+)--([^/]+)/snapshots/", name)
+    if cached:
+        return f"{cached[1]}/{cached[2]}"
+    return Path(name).resolve().name if name and Path(name).exists() else name
