@@ -1,0 +1,319 @@
+"""Hidden states of a transformers decoder: the residual stream at every norm's input, one pooled row per sentence."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from functools import partial
+from os import PathLike
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+
+from incline_fast._shards import Shards, StatesError, text_hash
+from incline_fast.identity import identify, weights_hash
+from incline_fast.models import Architecture, describe, text_config
+
+__all__ = ["HiddenStates", "Pooling", "StatesError", "check_template", "collect"]
+
+HiddenStates = dict[int, Tensor]
+"""Site -> fp32 ``[n, d]`` on the CPU; row i belongs to sentence i."""
+
+Pooling = Literal["last", "mean"]
+
+PLACEHOLDER = "{sentence}"
+
+
+@dataclass(frozen=True)
+class _Text:
+    """One tokenised sentence: its place in the input, its ids, and which of them are real (neither BOS nor EOS)."""
+
+    index: int
+    ids: list[int]
+    real: list[bool]
+
+
+def collect(
+    model: nn.Module,
+    tokenizer: Any,
+    sentences: Sequence[str],
+    *,
+    template: str | None = None,
+    pooling: Pooling = "last",
+    layers: Sequence[int] | None = None,
+    batch_tokens: int = 4096,
+    progress: bool = True,
+    resume: str | PathLike[str] | None = None,
+) -> HiddenStates:
+    """Run the model's backbone over sentences and keep one pooled state per sentence and site.
+
+    Site 0 is the output of the embedding, site l = 1..L the output of block l. The states are taken where the next norm
+    reads them, so the last one is the residual stream itself and not, as in ``output_hidden_states``, already
+    normalised. Nothing of size ``[batch, tokens, d]`` is kept and the LM head is not computed.
+
+    Sentences are tokenised with the special tokens that the tokenizer adds by default. Real tokens are those that it
+    did not add, less a BOS at the beginning of the text itself: the state of BOS is a constant of huge norm in many
+    models. Batches are padded on the right whatever ``tokenizer.padding_side`` says; a causal model's real states do
+    not depend on the side, and no pad token is needed.
+
+    Args:
+        model: a causal LM of transformers, or its backbone. It is evaluated (no dropout) and left as it was.
+        tokenizer: its tokenizer; never changed.
+        sentences: n texts.
+        template: text with exactly one ``{sentence}``, for example ``"{sentence}\\nThe topic of this text is"``; None
+            for the bare sentence.
+        pooling: ``"last"``, the state of the last real token, or ``"mean"``, the fp32 mean over the real tokens.
+        layers: sites to keep, all by default.
+        batch_tokens: bound on sentences times tokens of a batch, padding included. A longer sentence is its own batch.
+        progress: show a progress bar.
+        resume: a folder where every finished batch is kept. A call with the same model, sentences, template, pooling
+            and layers goes on after the batches that are there; a call with others is refused.
+
+    Returns:
+        ``{site: fp32 [n, d]}`` on the CPU, in the order of ``sentences``.
+
+    Raises:
+        TypeError: sentences is a string or holds something that is not one.
+        ValueError: an argument is out of range.
+        StatesError: a sentence is empty or has no real token or too many; a state is not finite; ``resume`` names a
+            folder with states of something else, or a damaged one.
+        UnsupportedModelError: the architecture is not known.
+    """
+    if pooling not in get_args(Pooling):
+        raise ValueError(f"pooling is {pooling!r}; allowed: {', '.join(get_args(Pooling))}")
+    if batch_tokens < 1:
+        raise ValueError(f"batch_tokens is {batch_tokens}; expected at least 1")
+    architecture = describe(model)
+    sites = _check_layers(layers, architecture.num_layers)
+    texts = _tokenize(tokenizer, _render(sentences, template), architecture)
+    _check_ids(texts, model, architecture)
+
+    states = {site: torch.empty(len(texts), architecture.hidden_size) for site in sites}
+    shards = None
+    done: set[int] = set()
+    if resume is not None:
+        manifest = _manifest(model, sentences, texts, template, pooling, sites)
+        shards = Shards(Path(resume), manifest)
+        done = shards.restore(states)
+
+    waiting = [text for text in texts if text.index not in done]
+    with (
+        tqdm(total=len(texts), initial=len(done), desc="hidden states", unit="sentence", disable=not progress) as bar,
+        _Recorder(architecture, sites, pooling) as recorder,
+    ):
+        for batch in _batches(waiting, batch_tokens):
+            indices = torch.tensor([text.index for text in batch])
+            pooled = recorder.run(batch)
+            _check_finite(pooled, batch, model)
+            for site in sites:
+                states[site][indices] = pooled[site]
+            if shards is not None:
+                shards.write(indices, pooled)
+            bar.update(len(batch))
+    return states
+
+
+def check_template(template: str | None) -> None:
+    """Refuse a template that does not have exactly one ``{sentence}``.
+
+    Raises:
+        ValueError: it has none or several.
+    """
+    if template is not None and template.count(PLACEHOLDER) != 1:
+        raise ValueError(
+            f"template {template!r} has {template.count(PLACEHOLDER)} times {PLACEHOLDER}; expected exactly one"
+        )
+
+
+class _Recorder:
+    """Runs batches through the backbone and pools each site's state the moment it is there."""
+
+    def __init__(self, architecture: Architecture, sites: Sequence[int], pooling: Pooling) -> None:
+        self._architecture = architecture
+        self._sites = sites
+        self._pooling = pooling
+        self._stack = ExitStack()
+        self._weights = torch.empty(0)
+        self._pooled: HiddenStates = {}
+
+    def __enter__(self) -> _Recorder:
+        with ExitStack() as stack:
+            stack.enter_context(_evaluated(self._architecture.model))
+            for site in self._sites:
+                handle = self._architecture.sites[site].observe(partial(self._keep, site))
+                stack.callback(handle.remove)
+            self._stack = stack.pop_all()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._stack.close()
+
+    def run(self, batch: Sequence[_Text]) -> HiddenStates:
+        """Pooled states ``{site: fp32 [len(batch), d]}`` on the CPU."""
+        width = max(len(text.ids) for text in batch)
+        ids = torch.zeros(len(batch), width, dtype=torch.long)
+        mask = torch.zeros(len(batch), width, dtype=torch.long)
+        real = torch.zeros(len(batch), width, dtype=torch.bool)
+        for row, text in enumerate(batch):
+            ids[row, : len(text.ids)] = torch.tensor(text.ids)
+            mask[row, : len(text.ids)] = 1
+            real[row, : len(text.ids)] = torch.tensor(text.real)
+        self._weights = pooling_weights(real, self._pooling)
+        self._pooled = {}
+        device = _input_embedding(self._architecture.model).device
+        with torch.no_grad():
+            self._architecture.backbone(input_ids=ids.to(device), attention_mask=mask.to(device), use_cache=False)
+        return self._pooled
+
+    def _keep(self, site: int, h: Tensor) -> None:
+        self._pooled[site] = pool(h, self._weights.to(h.device)).cpu()
+
+
+def pooling_weights(real: Tensor, pooling: Pooling) -> Tensor:
+    """fp32 ``[B, T]`` weights, one row per sentence: a one at the last real token, or equal weights that sum to 1."""
+    if pooling == "mean":
+        return real.float() / real.sum(1, keepdim=True)
+    positions = torch.arange(real.shape[1]).expand_as(real)
+    last = torch.where(real, positions, -1).amax(1, keepdim=True)
+    return (positions == last).float()
+
+
+def pool(h: Tensor, weights: Tensor) -> Tensor:
+    """fp32 ``[B, d]``: weighted sum over the tokens of ``h [B, T, d]``; tokens of weight 0 are not read.
+
+    Not read, because a padded position may hold NaN, and 0 NaN is NaN.
+    """
+    rows = []
+    for state, weight in zip(h, weights, strict=True):
+        taken = weight.nonzero().squeeze(1)
+        rows.append(weight[taken] @ state[taken].float())
+    return torch.stack(rows)
+
+
+@contextmanager
+def _evaluated(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode inside, every module's own mode afterwards."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
+
+
+def _input_embedding(model: nn.Module) -> Tensor:
+    weight: Tensor = model.get_input_embeddings().weight  # type: ignore[operator]
+    return weight
+
+
+def _check_layers(layers: Sequence[int] | None, num_layers: int) -> list[int]:
+    if layers is None:
+        return list(range(num_layers + 1))
+    sites = sorted(set(layers))
+    if not sites or sites[0] < 0 or sites[-1] > num_layers:
+        raise ValueError(f"layers is {list(layers)}; allowed: sites 0 (embedding) to {num_layers}, at least one")
+    return sites
+
+
+def _render(sentences: Sequence[str], template: str | None) -> list[str]:
+    check_template(template)
+    if isinstance(sentences, str):
+        raise TypeError("sentences is a str; expected a sequence of them, such as [sentence]")
+    if len(sentences) == 0:
+        raise ValueError("sentences is empty; expected at least one")
+    for index, sentence in enumerate(sentences):
+        if not isinstance(sentence, str):
+            raise TypeError(f"sentence {index} is {sentence!r}, a {type(sentence).__name__}; expected a str")
+        if not sentence.strip():
+            raise StatesError(f"sentence {index} is empty")
+        try:
+            sentence.encode()
+        except UnicodeEncodeError as error:
+            raise StatesError(f"sentence {index} is not valid Unicode: {error}") from error
+    if template is None:
+        return list(sentences)
+    # Not str.format: other braces of a template, such as those of JSON, are text.
+    return [template.replace(PLACEHOLDER, sentence) for sentence in sentences]
+
+
+def _tokenize(tokenizer: Any, texts: list[str], architecture: Architecture) -> list[_Text]:
+    encoded = tokenizer(
+        texts, padding=False, truncation=False, return_attention_mask=False, return_special_tokens_mask=True
+    )
+    bos = {*architecture.bos_token_ids, tokenizer.bos_token_id}
+    tokenized = []
+    for index, (ids, added) in enumerate(zip(encoded["input_ids"], encoded["special_tokens_mask"], strict=True)):
+        real = [not flag for flag in added]
+        # A BOS that the text itself begins with was not added by the tokenizer, but is one.
+        for position, token in enumerate(ids):
+            if token not in bos:
+                break
+            real[position] = False
+        if not any(real):
+            raise StatesError(f"sentence {index} has no real token: {texts[index]!r} becomes the ids {ids}")
+        tokenized.append(_Text(index, ids, real))
+    return tokenized
+
+
+def _check_ids(texts: list[_Text], model: nn.Module, architecture: Architecture) -> None:
+    """Refuse here what would be an index error deep inside the model."""
+    rows = len(_input_embedding(architecture.model))
+    limit = getattr(text_config(architecture.model), "max_position_embeddings", None)
+    for text in texts:
+        if max(text.ids) >= rows:
+            raise StatesError(
+                f"sentence {text.index} has the token id {max(text.ids)}, the model has {rows} embeddings; "
+                "the tokenizer is not this model's"
+            )
+        if limit is not None and len(text.ids) > limit:
+            raise StatesError(f"sentence {text.index} has {len(text.ids)} tokens; {type(model).__name__} takes {limit}")
+
+
+def _batches(texts: list[_Text], batch_tokens: int) -> Iterator[list[_Text]]:
+    """Sentences of like length together, the longest first, so that too large a batch fails at once."""
+    batch: list[_Text] = []
+    for text in sorted(texts, key=lambda text: (-len(text.ids), text.index)):
+        if batch and (len(batch) + 1) * len(batch[0].ids) > batch_tokens:
+            yield batch
+            batch = []
+        batch.append(text)
+    if batch:
+        yield batch
+
+
+def _check_finite(pooled: HiddenStates, batch: Sequence[_Text], model: nn.Module) -> None:
+    for site, rows in pooled.items():
+        bad = (~rows.isfinite().all(1)).nonzero()
+        if len(bad):
+            hint = ""
+            if next(model.parameters()).dtype == torch.float16:
+                hint = "; the model runs in float16, which ends at 65504: load it in bfloat16 or float32"
+            raise StatesError(f"the state of sentence {batch[int(bad[0])].index} at site {site} is not finite{hint}")
+
+
+def _manifest(
+    model: nn.Module,
+    sentences: Sequence[str],
+    texts: Sequence[_Text],
+    template: str | None,
+    pooling: Pooling,
+    sites: list[int],
+) -> dict[str, Any]:
+    """All that the states depend on; any difference makes kept states useless."""
+    identity = identify(model)
+    return {
+        "model": identity.model_id,
+        "config_hash": identity.config_hash,
+        "weights_hash": weights_hash(model),
+        "sentences": len(sentences),
+        "sentences_hash": text_hash(sentences),
+        "tokens_hash": text_hash(str(text.ids) for text in texts),
+        "template": template,
+        "pooling": pooling,
+        "layers": sites,
+    }
