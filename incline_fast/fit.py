@@ -1,0 +1,278 @@
+"""Fit: from a model and parallel sentences to an alignment, by one of three presets."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from os import PathLike
+from pathlib import Path
+from typing import Any, get_args
+
+import torch
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+
+from incline_fast._metadata import AlignmentMetadata, Form
+from incline_fast.alignment import Alignment
+from incline_fast.estimators import Estimator, Fitted, get_estimator
+from incline_fast.identity import identify
+from incline_fast.models import describe
+from incline_fast.states import Pooling, collect
+
+__all__ = ["DEFAULT_TEMPLATE", "PRESETS", "Preset", "fit", "fit_states"]
+
+DEFAULT_TEMPLATE = "{sentence}\nThe topic of this text is"
+
+
+@dataclass(frozen=True)
+class Preset:
+    """One row of the table: what is fitted, and how it is meant to be applied."""
+
+    template: str | None
+    pooling: Pooling
+    estimator: str
+    lam: float
+    form: Form
+
+
+PRESETS: dict[str, Preset] = {
+    # States of a prompt, not of a bare sentence: a map edits the last token of prompts.
+    "robust": Preset(DEFAULT_TEMPLATE, "last", "affine_ridge", 0.3, "interpolate"),
+    # Wang et al., ACL 2025, arXiv 2410.12462, section 3.
+    "paper": Preset(None, "last", "min_norm", 0.0, "add"),
+    # The authors' published code, to be applied with mode="clean".
+    "official": Preset(None, "mean", "min_norm", 0.0, "add"),
+}
+
+
+def fit(
+    model: nn.Module,
+    tokenizer: Any,
+    source: Any,
+    target: Sequence[str] | None = None,
+    *,
+    preset: str = "robust",
+    template: str | None = None,
+    pooling: Pooling | None = None,
+    estimator: str | Estimator | None = None,
+    lam: float | Mapping[int, float] | None = None,
+    form: Form | None = None,
+    layers: Sequence[int] | None = None,
+    holdout: float = 0,
+    seed: int = 0,
+    source_language: str | None = None,
+    target_language: str | None = None,
+    batch_tokens: int = 4096,
+    progress: bool = True,
+    resume: str | PathLike[str] | None = None,
+) -> Alignment:
+    """Learn one map per layer that takes the states of source sentences to those of their translations.
+
+    ======== ======================================== ======= ================================ ===========
+    preset   template                                 pooling estimator                        form
+    ======== ======================================== ======= ================================ ===========
+    robust   ``{sentence}\\\\nThe topic of this text is`` last    affine_ridge, lam 0.3            interpolate
+    paper    bare sentence                            last    min_norm                         add
+    official bare sentence                            mean    min_norm                         add (apply ``clean``)
+    ======== ======================================== ======= ================================ ===========
+
+    Args:
+        model: a causal LM of transformers.
+        tokenizer: its tokenizer.
+        source: n sentences, or parallel text with attributes ``source`` and ``target`` (then leave out ``target``).
+        target: their n translations.
+        preset: a row of the table; each argument below that is not None overrides its part.
+        template: the prompt that the maps will meet, with ``{sentence}`` in it; ``"{sentence}"`` for bare sentences.
+        pooling: ``"last"`` or ``"mean"``.
+        estimator: a name of :data:`~incline_fast.estimators.ESTIMATORS` or an Estimator. One without a ridge parameter,
+            or another than the preset's, comes with its own default lam.
+        lam: relative ridge parameter, one for all sites or ``{site: lam}``.
+        form: ``"add"`` or ``"interpolate"``.
+        layers: sites to fit; by default 1..L, the outputs of all blocks.
+        holdout: pairs that are not fitted but measured: a share below 1, or a whole number of pairs.
+        seed: chooses the held-out pairs.
+        source_language: recorded; by default that of the parallel text.
+        target_language: recorded; by default that of the parallel text.
+        batch_tokens: see :func:`incline_fast.states.collect`.
+        progress: show progress bars.
+        resume: folder that keeps the states, so that an interrupted run continues; see ``collect``.
+
+    Returns:
+        The alignment. With a hold-out its maps are those of the fitted pairs alone, and ``metadata.fit_error`` has,
+        per site, ``||prediction - h_t|| / ||h_t - m||`` (Frobenius norms over the held-out pairs, m the mean of the
+        fitted target states): 0 is a perfect map, 1 is as good as always predicting the mean.
+
+    Raises:
+        ValueError: an unknown preset, estimator or form, unequal numbers of sentences, another bad argument.
+        StatesError: a sentence or the folder ``resume`` cannot be used.
+        UnsupportedModelError: the architecture is not known.
+    """
+    if preset not in PRESETS:
+        raise ValueError(f"preset is {preset!r}; allowed: {', '.join(PRESETS)}")
+    chosen = PRESETS[preset]
+    solver = get_estimator(chosen.estimator if estimator is None else estimator)
+    if lam is None and solver.name == chosen.estimator:
+        lam = chosen.lam
+    if target is None:
+        source_language = source_language or getattr(source, "source_language", None)
+        target_language = target_language or getattr(source, "target_language", None)
+        source, target = _both_sides(source)
+    if len(source) != len(target):
+        raise ValueError(
+            f"source has {len(source)} sentences, target {len(target)}; sentence i must belong to sentence i"
+        )
+
+    identity = identify(model)
+    metadata = AlignmentMetadata(
+        model_id=identity.model_id,
+        config_hash=identity.config_hash,
+        num_layers=identity.num_layers,
+        hidden_size=identity.hidden_size,
+        source_language=source_language,
+        target_language=target_language,
+        template=chosen.template if template is None else template,
+        pooling=chosen.pooling if pooling is None else pooling,
+        preset=preset,
+    )
+    # Cheap checks before the long run over the model.
+    _check_form(solver, form)
+    _split(len(source), holdout, seed)
+    sites = list(range(1, describe(model).num_layers + 1)) if layers is None else layers
+    states = [
+        collect(
+            model,
+            tokenizer,
+            texts,
+            template=metadata.template,
+            pooling=chosen.pooling if pooling is None else pooling,
+            layers=sites,
+            batch_tokens=batch_tokens,
+            progress=progress,
+            resume=None if resume is None else Path(resume) / side,
+        )
+        for side, texts in (("source", source), ("target", target))
+    ]
+    return fit_states(
+        *states,
+        estimator=solver,
+        lam=lam,
+        form=form or solver.own_form or chosen.form,
+        holdout=holdout,
+        seed=seed,
+        metadata=metadata,
+        progress=progress,
+    )
+
+
+def fit_states(
+    X: Mapping[int, Tensor],
+    Y: Mapping[int, Tensor],
+    *,
+    estimator: str | Estimator = "affine_ridge",
+    lam: float | Mapping[int, float] | None = None,
+    form: Form | None = None,
+    holdout: float = 0,
+    seed: int = 0,
+    metadata: AlignmentMetadata | None = None,
+    progress: bool = True,
+) -> Alignment:
+    """Fit from states that :func:`incline_fast.states.collect` has returned: many fits from one run over the model.
+
+    Args:
+        X: ``{site: [n, d]}`` source states.
+        Y: ``{site: [n, d]}`` target states of the same sites; row i belongs to row i of X.
+        estimator: name or Estimator.
+        lam: relative ridge parameter, one for all sites or ``{site: lam}``; None for the estimator's default.
+        form: by default ``"add"`` for a mean difference, else ``"interpolate"``.
+        holdout: see :func:`fit`.
+        seed: chooses the held-out pairs.
+        metadata: recorded, completed with what the fit knows: estimator, lam, n, solver, notes, fit_error.
+        progress: show a progress bar.
+
+    Returns:
+        The alignment; see :func:`fit`.
+
+    Raises:
+        ValueError: the sites or numbers of rows differ, or an estimator refuses its input; the message names the site.
+    """
+    solver = get_estimator(estimator)
+    _check_form(solver, form)
+    if not X or sorted(X) != sorted(Y):
+        raise ValueError(f"X has the sites {sorted(X)}, Y {sorted(Y)}; expected the same, at least one")
+    lams = dict(lam) if isinstance(lam, Mapping) else dict.fromkeys(X, lam)
+    if sorted(lams) != sorted(X):
+        raise ValueError(f"lam has the sites {sorted(lams)}, the states {sorted(X)}; expected the same")
+    counts = {len(states) for states in (*X.values(), *Y.values())}
+    if len(counts) != 1:
+        raise ValueError(f"the states have {sorted(counts)} rows; every site of X and Y must have as many")
+    fitted_rows, held_out = _split(counts.pop(), holdout, seed)
+
+    fits: dict[int, Fitted] = {}
+    errors: dict[int, float] = {}
+    for site in tqdm(sorted(X), desc=f"fit {solver.name}", unit="layer", disable=not progress):
+        try:
+            fits[site] = solver(X[site][fitted_rows], Y[site][fitted_rows], lams[site])
+            if len(held_out):
+                predicted = fits[site].predict(X[site][held_out])
+                errors[site] = relative_error(predicted, Y[site][held_out], Y[site][fitted_rows])
+        except (TypeError, ValueError) as error:
+            raise type(error)(f"site {site}: {error}") from error
+    completed = replace(
+        metadata or AlignmentMetadata(),
+        estimator=solver.name,
+        n=len(fitted_rows),
+        lam={site: fitted.lam for site, fitted in fits.items()},
+        solver={site: fitted.form_used for site, fitted in fits.items()},
+        notes={site: list(fitted.notes) for site, fitted in fits.items() if fitted.notes},
+        fit_error=errors,
+    )
+    return Alignment(
+        {site: fitted.map for site, fitted in fits.items()},
+        {site: fitted.bias for site, fitted in fits.items() if fitted.bias is not None},
+        form or solver.own_form or "interpolate",
+        completed,
+    )
+
+
+def relative_error(predicted: Tensor, target: Tensor, fitted_target: Tensor) -> float:
+    """``||predicted - target|| / ||target - mean(fitted_target)||``, Frobenius norms in fp64.
+
+    1 is the error of a constant prediction, the mean of the target states that were fitted.
+
+    Raises:
+        ValueError: the held-out target states all equal that mean, so that there is nothing to predict.
+    """
+    spread = float((target.double() - fitted_target.double().mean(0)).norm())
+    if spread == 0:
+        raise ValueError(
+            "the held-out target states equal the mean of the fitted ones; the relative error is undefined"
+        )
+    return float((predicted.double() - target.double()).norm()) / spread
+
+
+def _both_sides(text: Any) -> tuple[Sequence[str], Sequence[str]]:
+    if not (hasattr(text, "source") and hasattr(text, "target")):
+        raise TypeError(
+            f"target is missing and source is a {type(text).__name__}; "
+            "expected two lists of sentences, or parallel text with attributes source and target"
+        )
+    return text.source, text.target
+
+
+def _check_form(estimator: Estimator, form: str | None) -> None:
+    if form is not None and form not in get_args(Form):
+        raise ValueError(f"form is {form!r}; allowed: {', '.join(get_args(Form))}")
+    if form is not None and estimator.own_form not in (None, form):
+        raise ValueError(f"form is {form!r}; {estimator.name} makes sense as {estimator.own_form!r} only")
+
+
+def _split(n: int, holdout: float, seed: int) -> tuple[Tensor, Tensor]:
+    """Indices of fitted and of held-out rows, both ascending."""
+    count = round(n * holdout) if 0 < holdout < 1 else int(holdout)
+    if holdout < 0 or (holdout >= 1 and count != holdout) or count >= n or (holdout > 0 and count == 0):
+        raise ValueError(
+            f"holdout is {holdout} of {n} pairs; expected 0, a share below 1 or a whole number of pairs, "
+            "which leaves at least one pair on each side"
+        )
+    order = torch.randperm(n, generator=torch.Generator().manual_seed(seed))
+    return order[count:].sort().values, order[:count].sort().values
