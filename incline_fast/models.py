@@ -119,10 +119,15 @@ class Site:
     hidden_size: int
 
     @property
+    def device(self) -> torch.device:
+        """Where the state is when it passes this site."""
+        return next(self.owner.parameters()).device
+
+    @property
     def weight(self) -> Tensor:
         """The norm's weight ``[d]``; ones for a norm without one."""
         weight = getattr(self.module, "weight", None)
-        return torch.ones(self.hidden_size) if weight is None else weight
+        return torch.ones(self.hidden_size, device=self.device) if weight is None else weight
 
     @property
     def bias(self) -> Tensor | None:
@@ -168,13 +173,13 @@ class Architecture:
 def unwrap(module: nn.Module) -> nn.Module:
     """The module inside the wrapper that ``torch.compile(module)`` returns; other modules as they are."""
     while isinstance(module, torch._dynamo.eval_frame.OptimizedModule):
-        module = cast(nn.Module, module._orig_mod)
+        module = module._orig_mod
     return module
 
 
 def text_config(model: nn.Module) -> Any:
     """The configuration of the model's text decoder."""
-    config = model.config
+    config: Any = model.config
     return config.get_text_config() if hasattr(config, "get_text_config") else config
 
 
@@ -199,8 +204,7 @@ def describe(model: nn.Module) -> Architecture:
     model = unwrap(model)
     model_type, row = _row(model)
     config = text_config(model)
-    base = unwrap(getattr(model, "base_model", model))
-    backbone = base
+    backbone = unwrap(cast(nn.Module, getattr(model, "base_model", model)))
     for name in filter(None, row.backbone.split(".")):
         # A model may also be handed over as its own backbone (OPTDecoder, a Gemma 3 language model).
         backbone = unwrap(getattr(backbone, name, backbone))
@@ -235,9 +239,9 @@ def _row(model: nn.Module) -> tuple[str, Row]:
     if model_type not in ARCHITECTURES:
         raise UnsupportedModelError(
             f"{type(model).__name__} has model_type {model_type!r}, which is not in the table of architectures. "
-            "Missing: the block list, the norm that reads each block's input, and the final norm. To add it, write one row of "
-            "ARCHITECTURES in incline_fast/models.py and one configuration in tests/tiny_models.py, which runs the "
-            f"comparison with output hooks. Known: {', '.join(sorted(ARCHITECTURES))}"
+            "Missing: the block list, the norm that reads each block's input, and the final norm. To add it, write one "
+            "row of ARCHITECTURES in incline_fast/models.py and one configuration in tests/tiny_models.py, which runs "
+            f"the comparison with output hooks. Known: {', '.join(sorted(ARCHITECTURES))}"
         )
     return model_type, ARCHITECTURES[model_type]
 
