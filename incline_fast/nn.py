@@ -22,6 +22,10 @@ __all__ = ["AffineLayerNorm", "AffineRMSNorm"]
 class _AffineNorm(torch.nn.Module):
     """What both layers share: the norm's weight, the map, and how strongly it is applied."""
 
+    weight: Tensor
+    bias: Tensor | None
+    norm_bias: Tensor | None
+
     def __init__(
         self,
         weight: Tensor,
@@ -53,7 +57,7 @@ class _AffineNorm(torch.nn.Module):
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         """Move or convert the map together with the layer's tensors (``.to``, ``.half``, ``.cuda``)."""
-        super()._apply(fn, recurse)
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         self.map = AffineMap(None if self.map.down is None else fn(self.map.down), fn(self.map.up))
         return self
 

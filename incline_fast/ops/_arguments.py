@@ -9,7 +9,7 @@ from torch import Tensor
 
 from incline_fast.maps import PANEL
 
-__all__ = ["PerRow", "check", "num_rows", "per_row"]
+__all__ = ["PerRow", "check", "check_in_place", "check_row_map", "num_rows", "per_row"]
 
 PerRow = float | Tensor
 
@@ -42,8 +42,7 @@ def check(
     """Refuse what the op does not define; ``down`` and ``up`` are ``[G, N, K]`` or packed ``[G, P, K, 16]``.
 
     Raises:
-        TypeError: a dtype that is not supported.
-        ValueError: a shape that does not fit, or tensors on different devices.
+        ValueError: a dtype that is not supported, a shape that does not fit, or tensors on different devices.
     """
     _dtype("x", x, FLOATS)
     if x.dim() < 1 or x.shape[-1] < 1:
@@ -108,7 +107,7 @@ def _map_shape(name: str, weight: Tensor, columns: int, depth: int) -> None:
 def _dtype(name: str, tensor: Tensor, allowed: tuple[torch.dtype, ...]) -> None:
     if tensor.dtype not in allowed:
         names = ", ".join(dict.fromkeys(str(dtype).removeprefix("torch.") for dtype in allowed))
-        raise TypeError(f"{name} has dtype {str(tensor.dtype).removeprefix('torch.')}; allowed: {names}")
+        raise ValueError(f"{name} has dtype {str(tensor.dtype).removeprefix('torch.')}; allowed: {names}")
 
 
 def _shape(name: str, tensor: Tensor, expected: tuple[int, ...], meaning: str) -> None:
@@ -125,3 +124,9 @@ def check_row_map(row_map: Tensor | None, num_maps: int) -> None:
     """Refuse indices past the last map; reads the values, so it is not for traced code."""
     if row_map is not None and row_map.numel() and int(row_map.max()) >= num_maps:
         raise ValueError(f"row_map holds {int(row_map.max())}; allowed: below {num_maps}, the number of maps")
+
+
+def check_in_place(x: Tensor, residual: Tensor | None) -> None:
+    """Refuse one tensor in both roles: the two outputs would overwrite each other."""
+    if residual is x:
+        raise ValueError("x and residual are the same tensor; they receive two outputs and must be different")

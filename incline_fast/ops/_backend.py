@@ -10,8 +10,11 @@ from pathlib import Path
 from typing import Literal
 
 import torch
+from torch import Tensor
 
-__all__ = ["BACKENDS", "EXTENSION", "Backend", "choose", "explain"]
+from incline_fast.maps import AffineMap
+
+__all__ = ["BACKENDS", "EXTENSION", "Backend", "choose", "differentiates", "explain", "mark_written"]
 
 Backend = Literal["auto", "cpu", "reference"]
 BACKENDS: tuple[Backend, ...] = ("auto", "cpu", "reference")
@@ -21,7 +24,7 @@ def _load_extension() -> Path | None:
     path = Path(__file__).resolve().parent.parent / "_C.abi3.so"
     if not path.exists():
         return None
-    torch.ops.load_library(path)
+    torch.ops.load_library(path)  # type: ignore[no-untyped-call]
     return path
 
 
@@ -54,6 +57,24 @@ def choose(device: torch.device, backend: str) -> bool:
     if device.type != "cpu":
         raise ValueError(f'x is on device "{device}"; backend="cpu" serves CPU tensors only')
     return True
+
+
+def differentiates(*arguments: Tensor | AffineMap | float | None) -> bool:
+    """Whether autograd would record a call with these arguments."""
+    if not torch.is_grad_enabled():
+        return False
+    for argument in arguments:
+        tensors = (argument.down, argument.up) if isinstance(argument, AffineMap) else (argument,)
+        if any(isinstance(tensor, Tensor) and tensor.requires_grad for tensor in tensors):
+            return True
+    return False
+
+
+def mark_written(x: Tensor, residual: Tensor | None) -> None:
+    """Tell autograd that the op wrote to these tensors, so that a graph which saved them reports it."""
+    torch.autograd.graph.increment_version(x)
+    if residual is not None:
+        torch.autograd.graph.increment_version(residual)
 
 
 def explain(backend: str = "auto", *, device: torch.device | str = "cpu") -> str:

@@ -1,18 +1,27 @@
 """Affine residual intervention followed by LayerNorm, in one call.
 
-r  = x (+ residual)
-r' = beta_i r_i + alpha_i (M_{g(i)} r_i + b_{g(i)})        rows with g(i) < 0 keep r' = r
-y  = (r' - mean(r')) / sqrt(var(r') + eps) * (weight + weight_offset) + norm_bias        var biased, two passes
+    r  = x (+ residual)
+    r' = beta_i r_i + alpha_i (M_{g(i)} r_i + b_{g(i)})        rows with g(i) < 0 keep r' = r
+    y  = (r' - mean(r')) / sqrt(var(r') + eps) * (weight + weight_offset) + norm_bias
+
+The variance is the mean of squared deviations, taken in a second pass.
+
+Sums run in fp32 (fp64 when x or the residual is fp64); r' is rounded once, to the dtype of the residual stream, and the
+norm reads the rounded value. The bits of a row depend neither on the other rows nor on the number of threads.
 """
 
 from __future__ import annotations
 
+from typing import Any
+
+import torch
 from torch import Tensor
 
 from incline_fast import reference
 from incline_fast.maps import AffineMap
-from incline_fast.ops._arguments import PerRow, check, check_row_map, per_row
-from incline_fast.ops._backend import choose
+from incline_fast.ops import _autograd
+from incline_fast.ops._arguments import PerRow, check, check_in_place, check_row_map, per_row
+from incline_fast.ops._backend import EXTENSION, choose, differentiates, mark_written
 
 __all__ = ["affine_layer_norm", "affine_layer_norm_"]
 
@@ -32,10 +41,49 @@ def affine_layer_norm(
     weight_offset: float = 0.0,
     backend: str = "auto",
 ) -> tuple[Tensor, Tensor]:
-    """Functional form; differentiable in every floating-point tensor."""
+    """Functional form: nothing is written to; differentiable in every floating-point tensor.
+
+    Args:
+        x: ``[..., d]``, fp32, bf16, fp16 or fp64, any strides; with ``residual`` it is added to the residual stream.
+        weight: ``[d]`` norm weight, any float dtype.
+        norm_bias: ``[d]`` or None, any float dtype.
+        map: the linear part; fp32, bf16 or fp16 whatever x is, but fp64 exactly when x or residual is.
+        residual: ``[..., d]``, in x's dtype, fp32 or fp64; None where x itself is the residual stream.
+        bias: ``[d]`` or ``[G, d]`` added to the map's output, any float dtype.
+        alpha, beta: numbers, or float tensors ``[num_tokens]``.
+        row_map: int32 ``[num_tokens]``, each row's map in the stack; negative: only normalised. None: map 0 for all.
+        eps: added to the variance.
+        weight_offset: added to ``weight`` (1.0 for Gemma).
+        backend: "auto" (the compiled op where it is installed), "cpu" or "reference"; see :func:`explain`.
+
+    Returns:
+        ``(y, r')``, shaped like x: y in x's dtype, r' in the residual's (x's without a residual).
+
+    Raises:
+        ValueError: an argument's dtype, shape, device or value is not allowed; the message names it.
+    """
+    alpha_scale, row_alpha = per_row(alpha)
+    beta_scale, row_beta = per_row(beta)
     if choose(x.device, backend):
-        raise NotImplementedError
-    check(x, residual, weight, norm_bias, map.down, map.up, bias, per_row(alpha)[1], per_row(beta)[1], row_map)
+        down, up = map.packed()
+        result: tuple[Tensor, Tensor] = torch.ops.incline_fast.affine_layer_norm.default(
+            x,
+            residual,
+            weight,
+            norm_bias,
+            down,
+            up,
+            bias,
+            row_alpha,
+            row_beta,
+            row_map,
+            alpha_scale,
+            beta_scale,
+            eps,
+            weight_offset,
+        )
+        return result
+    check(x, residual, weight, norm_bias, map.down, map.up, bias, row_alpha, row_beta, row_map)
     check_row_map(row_map, map.num_maps)
     return reference.affine_layer_norm(
         x,
@@ -68,13 +116,44 @@ def affine_layer_norm_(
     weight_offset: float = 0.0,
     backend: str = "auto",
 ) -> Tensor:
-    """In-place form: x <- r' and a new y is returned; with residual, residual <- r', x <- y, and x is returned."""
+    """In-place form; arguments, numbers and errors as in :func:`affine_layer_norm`.
+
+    Without ``residual``: x <- r', and a new y is returned. With it: residual <- r', x <- y, and x is returned (the
+    convention of a fused add-and-norm). Where a gradient is asked for, the functional form runs on copies, because
+    autograd keeps its inputs.
+    """
+    stream = x if residual is None else residual
+    if choose(x.device, backend) and not differentiates(x, residual, weight, norm_bias, map, bias, alpha, beta):
+        y = torch.empty_like(x) if residual is None else x
+        alpha_scale, row_alpha = per_row(alpha)
+        beta_scale, row_beta = per_row(beta)
+        down, up = map.packed()
+        torch.ops.incline_fast.affine_layer_norm_.default(
+            y,
+            stream,
+            residual is not None,
+            weight,
+            norm_bias,
+            down,
+            up,
+            bias,
+            row_alpha,
+            row_beta,
+            row_map,
+            alpha_scale,
+            beta_scale,
+            eps,
+            weight_offset,
+        )
+        mark_written(x, residual)
+        return y
+    check_in_place(x, residual)
     y, edited = affine_layer_norm(
-        x,
+        x.clone(),
         weight,
         norm_bias,
         map,
-        residual=residual,
+        residual=None if residual is None else residual.clone(),
         bias=bias,
         alpha=alpha,
         beta=beta,
@@ -83,8 +162,45 @@ def affine_layer_norm_(
         weight_offset=weight_offset,
         backend=backend,
     )
-    if residual is None:
-        x.copy_(edited)
-        return y
-    residual.copy_(edited)
-    return x.copy_(y)
+    stream.copy_(edited)
+    return y if residual is None else x.copy_(y)
+
+
+def _fake(
+    x: Tensor,
+    residual: Tensor | None,
+    weight: Tensor,
+    norm_bias: Tensor | None,
+    down: Tensor | None,
+    up: Tensor,
+    bias: Tensor | None,
+    row_alpha: Tensor | None,
+    row_beta: Tensor | None,
+    row_map: Tensor | None,
+    alpha: float,
+    beta: float,
+    eps: float,
+    weight_offset: float,
+) -> tuple[Tensor, Tensor]:
+    check(x, residual, weight, norm_bias, down, up, bias, row_alpha, row_beta, row_map)
+    return x.new_empty(x.shape), (x if residual is None else residual).new_empty(x.shape)
+
+
+def _fake_in_place(y: Tensor, stream: Tensor, add_y: bool, *rest: Any) -> None:
+    _fake(y, stream, *rest)
+
+
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    *tensors, alpha, beta, eps, weight_offset = inputs
+    constants = _autograd.Constants(alpha, beta, eps, weight_offset, centre=True)
+    _autograd.save(ctx, _autograd.Inputs(*tensors), constants, output[1])
+
+
+def _backward(ctx: Any, grad_y: Tensor, grad_edited: Tensor) -> tuple[Tensor | None, ...]:
+    return *_autograd.backward(ctx, grad_y, grad_edited), None, None, None, None, None
+
+
+if EXTENSION is not None:
+    torch.library.register_fake("incline_fast::affine_layer_norm", _fake)
+    torch.library.register_fake("incline_fast::affine_layer_norm_", _fake_in_place)
+    torch.library.register_autograd("incline_fast::affine_layer_norm", _backward, setup_context=_setup_context)

@@ -1,0 +1,220 @@
+#include "affine_norm_op.h"
+
+#include <torch/csrc/stable/ops.h>
+
+#include <cstddef>
+
+#include "affine_norm.h"
+#include "check.h"
+#include "cpu/dispatch.h"
+
+namespace incline_fast {
+namespace {
+
+constexpr std::int64_t kPanel = 16;
+
+// Arguments that all four forms share.
+struct Arguments {
+  Norm norm;
+  const Tensor& weight;
+  const MaybeTensor& norm_bias;
+  const MaybeTensor& down;
+  const Tensor& up;
+  const MaybeTensor& bias;
+  const MaybeTensor& row_alpha;
+  const MaybeTensor& row_beta;
+  const MaybeTensor& row_map;
+  double alpha;
+  double beta;
+  double eps;
+  double weight_offset;
+};
+
+void* address(const Tensor& tensor, bool output) {
+  // The launcher's descriptions are shared by inputs and outputs; it writes to outputs alone.
+  return output ? tensor.mutable_data_ptr() : const_cast<void*>(tensor.const_data_ptr());
+}
+
+Rows rows(const Tensor& tensor, bool output = false) {
+  return {address(tensor, output), dtype_of(tensor), tensor.dim(), tensor.sizes().data(), tensor.strides().data()};
+}
+
+Rows vector(const char* name, const MaybeTensor& tensor, std::int64_t size, const char* meaning) {
+  if (!tensor.has_value()) return {};
+  check_cpu(name, *tensor);
+  check_float(name, *tensor);
+  check_shape(name, *tensor, {size}, meaning);
+  return rows(*tensor);
+}
+
+Maps maps(const char* name, const Tensor& tensor, std::int64_t columns, std::int64_t depth, bool is_double) {
+  check_cpu(name, tensor);
+  if (is_double) {
+    check_dtype(name, tensor, {ScalarType::Double});
+  } else {
+    check_dtype(name, tensor, {ScalarType::Float, ScalarType::BFloat16, ScalarType::Half});
+  }
+  const std::int64_t panels = (columns + kPanel - 1) / kPanel;
+  const auto s = tensor.sizes(), t = tensor.strides();
+  const bool linear = s.size() == 3 && s[1] == columns && s[2] == depth;
+  const bool packed = s.size() == 4 && s[1] == panels && s[2] == depth && s[3] == kPanel;
+  if (!(linear || packed) || s[0] < 1 || depth < 1) {
+    fail(name, " has shape ", show(shape(tensor)), "; expected [G, ", columns, ", ", depth, "] or packed [G, ", panels,
+         ", ", depth, ", ", kPanel, "] with G >= 1");
+  }
+  if (packed && !tensor.is_contiguous()) fail(name, " is packed but not contiguous; pass ", name, ".contiguous()");
+  return {address(tensor, false), dtype_of(tensor), packed, columns, depth, t[0], packed ? 0 : t[1], packed ? 0 : t[2]};
+}
+
+void describe_maps(const Arguments& args, bool is_double, AffineNorm& op) {
+  const std::int64_t hidden = op.hidden_size;
+  if (!args.down.has_value()) {
+    op.up = maps("up", args.up, hidden, hidden, is_double);
+    op.num_maps = args.up.size(0);
+    return;
+  }
+  if (args.up.dim() != 3 && args.up.dim() != 4) {
+    fail("up has shape ", show(shape(args.up)), "; expected [G, d, rank] or packed [G, P, rank, ", kPanel, "]");
+  }
+  const std::int64_t rank = args.up.size(2);
+  op.up = maps("up", args.up, hidden, rank, is_double);
+  op.down = maps("down", *args.down, rank, hidden, is_double);
+  op.num_maps = args.up.size(0);
+  if (args.down->size(0) != op.num_maps) {
+    fail("down holds ", args.down->size(0), " maps; expected ", op.num_maps, ", as many as up");
+  }
+}
+
+void describe_bias(const Arguments& args, AffineNorm& op) {
+  if (!args.bias.has_value()) return;
+  check_cpu("bias", *args.bias);
+  check_float("bias", *args.bias);
+  if (args.bias->dim() == 1) {
+    check_shape("bias", *args.bias, {op.hidden_size}, "the hidden size");
+  } else {
+    check_shape("bias", *args.bias, {op.num_maps, op.hidden_size}, "one bias per map");
+  }
+  op.bias = rows(*args.bias);
+}
+
+void describe_row_map(const Arguments& args, AffineNorm& op) {
+  if (!args.row_map.has_value()) return;
+  check_cpu("row_map", *args.row_map);
+  check_dtype("row_map", *args.row_map, {ScalarType::Int});
+  check_shape("row_map", *args.row_map, {op.num_rows}, "the number of rows of x");
+  op.row_map = static_cast<const std::int32_t*>(args.row_map->const_data_ptr());
+  op.row_map_stride = args.row_map->stride(0);
+  for (std::int64_t i = 0; i < op.num_rows; ++i) {
+    const std::int32_t map = op.row_map[i * op.row_map_stride];
+    if (map >= op.num_maps) fail("row_map holds ", map, "; allowed: below ", op.num_maps, ", the number of maps");
+  }
+}
+
+void check_stream(const Tensor& x, const MaybeTensor& residual) {
+  check_float("x", x);
+  if (x.dim() < 1 || x.size(x.dim() - 1) < 1) {
+    fail("x has shape ", show(shape(x)), "; expected [..., d] with d >= 1");
+  }
+  if (!residual.has_value()) return;
+  check_cpu("residual", *residual);
+  check_dtype("residual", *residual, {x.scalar_type(), ScalarType::Float, ScalarType::Double});
+  check_shape("residual", *residual, shape(x), "the shape of x");
+}
+
+Threads torch_threads() {
+  return {torch::stable::get_num_threads(),
+          [](std::int64_t begin, std::int64_t end, std::int64_t grain, void (*body)(std::int64_t, std::int64_t, void*),
+             void* context) { STABLE_TORCH_ERROR_CODE_CHECK(torch_parallel_for(begin, end, grain, body, context)); }};
+}
+
+// `y` and `edited` are the outputs; they may share memory with x or residual, but not with each other.
+void run(const Tensor& x, const MaybeTensor& residual, const Tensor& y, const Tensor& edited, const Arguments& args) {
+  AffineNorm op;
+  op.norm = args.norm;
+  op.hidden_size = x.size(x.dim() - 1);
+  op.num_rows = x.numel() / op.hidden_size;
+  op.weight = vector("weight", args.weight, op.hidden_size, "the hidden size");
+  op.norm_bias = vector("norm_bias", args.norm_bias, op.hidden_size, "the hidden size");
+  op.row_alpha = vector("row_alpha", args.row_alpha, op.num_rows, "the number of rows of x");
+  op.row_beta = vector("row_beta", args.row_beta, op.num_rows, "the number of rows of x");
+  const ScalarType stream = residual.has_value() ? residual->scalar_type() : x.scalar_type();
+  describe_maps(args, x.scalar_type() == ScalarType::Double || stream == ScalarType::Double, op);
+  describe_bias(args, op);
+  describe_row_map(args, op);
+  if (op.num_rows == 0) return;
+  op.x = rows(x);
+  if (residual.has_value()) op.residual = rows(*residual);
+  op.y = rows(y, true);
+  op.edited = rows(edited, true);
+  op.alpha = args.alpha;
+  op.beta = args.beta;
+  op.eps = args.eps;
+  op.weight_offset = args.weight_offset;
+  cpu::affine_norm(op, torch_threads());
+}
+
+std::tuple<Tensor, Tensor> functional(const Tensor& x, const MaybeTensor& residual, const Arguments& args) {
+  check_stream(x, residual);
+  Tensor y = torch::stable::new_empty(x, x.sizes());
+  Tensor edited = torch::stable::new_empty(residual.has_value() ? *residual : x, x.sizes());
+  run(x, residual, y, edited, args);
+  return {y, edited};
+}
+
+void in_place(const Tensor& y, const Tensor& stream, bool add_y, const Arguments& args) {
+  check_stream(y, stream);
+  check_writable("y", y);
+  check_writable("stream", stream);
+  if (y.numel() > 0 && y.const_data_ptr() == stream.const_data_ptr()) {
+    fail("y and stream share memory; they receive two outputs and must be different");
+  }
+  if (add_y) {
+    run(y, stream, y, stream, args);
+  } else {
+    run(stream, std::nullopt, y, stream, args);
+  }
+}
+
+}  // namespace
+
+std::tuple<Tensor, Tensor> affine_rms_norm(const Tensor& x, const MaybeTensor& residual, const Tensor& weight,
+                                           const MaybeTensor& down, const Tensor& up, const MaybeTensor& bias,
+                                           const MaybeTensor& row_alpha, const MaybeTensor& row_beta,
+                                           const MaybeTensor& row_map, double alpha, double beta, double eps,
+                                           double weight_offset) {
+  return functional(x, residual,
+                    {Norm::kRms, weight, std::nullopt, down, up, bias, row_alpha, row_beta, row_map, alpha, beta, eps,
+                     weight_offset});
+}
+
+std::tuple<Tensor, Tensor> affine_layer_norm(const Tensor& x, const MaybeTensor& residual, const Tensor& weight,
+                                             const MaybeTensor& norm_bias, const MaybeTensor& down, const Tensor& up,
+                                             const MaybeTensor& bias, const MaybeTensor& row_alpha,
+                                             const MaybeTensor& row_beta, const MaybeTensor& row_map, double alpha,
+                                             double beta, double eps, double weight_offset) {
+  return functional(
+      x, residual,
+      {Norm::kLayer, weight, norm_bias, down, up, bias, row_alpha, row_beta, row_map, alpha, beta, eps, weight_offset});
+}
+
+void affine_rms_norm_(Tensor y, Tensor stream, bool add_y, const Tensor& weight, const MaybeTensor& down,
+                      const Tensor& up, const MaybeTensor& bias, const MaybeTensor& row_alpha,
+                      const MaybeTensor& row_beta, const MaybeTensor& row_map, double alpha, double beta, double eps,
+                      double weight_offset) {
+  in_place(y, stream, add_y,
+           {Norm::kRms, weight, std::nullopt, down, up, bias, row_alpha, row_beta, row_map, alpha, beta, eps,
+            weight_offset});
+}
+
+void affine_layer_norm_(Tensor y, Tensor stream, bool add_y, const Tensor& weight, const MaybeTensor& norm_bias,
+                        const MaybeTensor& down, const Tensor& up, const MaybeTensor& bias,
+                        const MaybeTensor& row_alpha, const MaybeTensor& row_beta, const MaybeTensor& row_map,
+                        double alpha, double beta, double eps, double weight_offset) {
+  in_place(
+      y, stream, add_y,
+      {Norm::kLayer, weight, norm_bias, down, up, bias, row_alpha, row_beta, row_map, alpha, beta, eps, weight_offset});
+}
+
+std::string cpu_isa() { return cpu::isa_name(); }
+
+}  // namespace incline_fast

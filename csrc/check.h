@@ -1,0 +1,108 @@
+// Argument checks whose messages name the argument, what it was, and what is allowed; worded as in
+// incline_fast/ops/_arguments.py.
+#pragma once
+
+#include <torch/csrc/stable/tensor.h>
+
+#include <algorithm>
+#include <cstdint>
+#include <initializer_list>
+#include <sstream>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+#include "affine_norm.h"
+
+namespace incline_fast {
+
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+
+template <class... Parts>
+[[noreturn]] void fail(const Parts&... parts) {
+  std::ostringstream message;
+  (message << ... << parts);
+  throw std::invalid_argument(message.str());
+}
+
+inline std::string show(const std::vector<std::int64_t>& sizes) {
+  std::string text = "(";
+  for (std::size_t i = 0; i < sizes.size(); ++i) text += (i == 0 ? "" : ", ") + std::to_string(sizes[i]);
+  return text + (sizes.size() == 1 ? ",)" : ")");
+}
+
+inline std::vector<std::int64_t> shape(const Tensor& tensor) {
+  const auto sizes = tensor.sizes();
+  return {sizes.begin(), sizes.end()};
+}
+
+inline const char* name_of(ScalarType type) {
+  switch (type) {
+    case ScalarType::Float:
+      return "float32";
+    case ScalarType::Double:
+      return "float64";
+    case ScalarType::BFloat16:
+      return "bfloat16";
+    case ScalarType::Half:
+      return "float16";
+    case ScalarType::Int:
+      return "int32";
+    case ScalarType::Long:
+      return "int64";
+    default:
+      return torch::headeronly::toString(type);
+  }
+}
+
+inline void check_dtype(const char* name, const Tensor& tensor, std::initializer_list<ScalarType> allowed) {
+  const ScalarType type = tensor.scalar_type();
+  if (std::find(allowed.begin(), allowed.end(), type) != allowed.end()) return;
+  std::string names;
+  for (const ScalarType& t : allowed) {
+    if (std::find(allowed.begin(), &t, t) == &t) names += (names.empty() ? "" : ", ") + std::string(name_of(t));
+  }
+  fail(name, " has dtype ", name_of(type), "; allowed: ", names);
+}
+
+inline void check_float(const char* name, const Tensor& tensor) {
+  check_dtype(name, tensor, {ScalarType::Float, ScalarType::BFloat16, ScalarType::Half, ScalarType::Double});
+}
+
+inline void check_shape(const char* name, const Tensor& tensor, const std::vector<std::int64_t>& expected,
+                        const char* meaning) {
+  const auto sizes = tensor.sizes();
+  if (!std::equal(sizes.begin(), sizes.end(), expected.begin(), expected.end())) {
+    fail(name, " has shape ", show(shape(tensor)), "; expected ", show(expected), ", ", meaning);
+  }
+}
+
+inline void check_cpu(const char* name, const Tensor& tensor) {
+  if (!tensor.is_cpu()) fail(name, " is not on the CPU; expected device cpu, the device of x");
+}
+
+// An output that maps several elements to one address (an expanded tensor) cannot be written.
+inline void check_writable(const char* name, const Tensor& tensor) {
+  const auto sizes = tensor.sizes(), strides = tensor.strides();
+  for (std::size_t i = 0; i < sizes.size(); ++i) {
+    if (sizes[i] > 1 && strides[i] == 0) {
+      fail(name, " has stride 0 in dimension ", i, " of size ", sizes[i], "; an output must not overlap itself");
+    }
+  }
+}
+
+inline DType dtype_of(const Tensor& tensor) {
+  switch (tensor.scalar_type()) {
+    case ScalarType::Double:
+      return DType::kFloat64;
+    case ScalarType::BFloat16:
+      return DType::kBFloat16;
+    case ScalarType::Half:
+      return DType::kFloat16;
+    default:  // check_float has refused everything else
+      return DType::kFloat32;
+  }
+}
+
+}  // namespace incline_fast

@@ -1,0 +1,14 @@
+// The kernel's entry points, one per instruction set; each is compiled in its own translation unit.
+#pragma once
+
+#include "../affine_norm.h"
+
+namespace incline_fast::cpu {
+
+void affine_norm_scalar(const AffineNorm& op, const Threads& threads);
+#if defined(__x86_64__)
+void affine_norm_avx2(const AffineNorm& op, const Threads& threads);
+void affine_norm_avx512(const AffineNorm& op, const Threads& threads);
+#endif
+
+}  // namespace incline_fast::cpu

@@ -1,0 +1,28 @@
+#if defined(__x86_64__)
+// Headers of the language and the compiler come before the target pragma: what they define inline may be shared with
+// other translation units, so it must stay within the baseline instruction set.
+#include <immintrin.h>
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <memory>
+#include <new>
+#include <numeric>
+#include <vector>
+
+#include "isa.h"
+
+#pragma GCC target("avx2,fma,f16c")
+#include "affine_norm_kernel.h"
+#include "vec_avx2.h"
+
+namespace incline_fast::cpu {
+
+void affine_norm_avx2(const AffineNorm& op, const Threads& threads) {
+  run_affine_norm<Avx2Float, Avx2Double>(op, threads);
+}
+
+}  // namespace incline_fast::cpu
+#endif

@@ -1,0 +1,70 @@
+// Elementwise combination and norms of one row in scratch; rows are padded with zeros to a multiple of 16.
+#pragma once
+
+#include <cmath>
+#include <cstdint>
+
+namespace incline_fast::cpu {
+namespace {
+
+// to[i] = beta r[i] + alpha (z[i] + bias[i]) over a padded row; bias may be null.
+template <class V>
+void combine(typename V::Scalar* z, const typename V::Scalar* r, const typename V::Scalar* bias,
+             typename V::Scalar alpha, typename V::Scalar beta, std::int64_t padded) {
+  const auto a = V::broadcast(alpha), b = V::broadcast(beta);
+  for (std::int64_t i = 0; i < padded; i += V::kLanes) {
+    auto image = V::load(z + i);
+    if (bias != nullptr) image = V::add(image, V::load(bias + i));
+    V::store(z + i, V::fma(a, image, V::mul(b, V::load(r + i))));
+  }
+}
+
+// Sum of term(value) over a row, in one fixed order.
+template <class V, class VectorTerm, class ScalarTerm>
+typename V::Scalar reduce(const typename V::Scalar* row, std::int64_t size, VectorTerm vector_term,
+                          ScalarTerm scalar_term) {
+  typename V::Register sums[4] = {V::zero(), V::zero(), V::zero(), V::zero()};
+  std::int64_t i = 0;
+  for (; i + 4 * V::kLanes <= size; i += 4 * V::kLanes) {
+#pragma GCC unroll 4
+    for (int j = 0; j < 4; ++j) sums[j] = V::add(sums[j], vector_term(V::load(row + i + j * V::kLanes)));
+  }
+  typename V::Scalar total = V::sum(V::add(V::add(sums[0], sums[1]), V::add(sums[2], sums[3])));
+  for (; i < size; ++i) total += scalar_term(row[i]);
+  return total;
+}
+
+template <class V>
+typename V::Scalar mean(const typename V::Scalar* row, std::int64_t size) {
+  const auto sum = reduce<V>(row, size, [](auto v) { return v; }, [](auto v) { return v; });
+  return sum / static_cast<typename V::Scalar>(size);
+}
+
+// Mean of (row - centre)^2: the second pass of the variance, or the mean square with centre = 0.
+template <class V>
+typename V::Scalar mean_square(const typename V::Scalar* row, std::int64_t size, typename V::Scalar centre) {
+  const auto c = V::broadcast(centre);
+  const auto sum = reduce<V>(
+      row, size,
+      [=](auto v) {
+        const auto deviation = V::sub(v, c);
+        return V::mul(deviation, deviation);
+      },
+      [=](auto v) { return (v - centre) * (v - centre); });
+  return sum / static_cast<typename V::Scalar>(size);
+}
+
+// to = (row - centre) rstd weight (+ norm_bias) over a padded row; norm_bias may be null.
+template <class V>
+void scale(typename V::Scalar* to, const typename V::Scalar* row, typename V::Scalar centre, typename V::Scalar rstd,
+           const typename V::Scalar* weight, const typename V::Scalar* norm_bias, std::int64_t padded) {
+  const auto c = V::broadcast(centre), s = V::broadcast(rstd);
+  for (std::int64_t i = 0; i < padded; i += V::kLanes) {
+    const auto normed = V::mul(V::sub(V::load(row + i), c), s);
+    const auto scaled = V::mul(normed, V::load(weight + i));
+    V::store(to + i, norm_bias == nullptr ? scaled : V::add(scaled, V::load(norm_bias + i)));
+  }
+}
+
+}  // namespace
+}  // namespace incline_fast::cpu

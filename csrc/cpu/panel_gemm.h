@@ -1,0 +1,178 @@
+// z = x W^T for one map. W lies in panels of 16 output columns, k-major, so the inner loop broadcasts an activation and
+// multiplies it with contiguous weights: no horizontal sums, unit stride.
+//
+// Every output column is summed over k in one fixed order: sequentially inside a chunk of kChunk, then chunk by chunk.
+// Tile shape, threads and batch only choose which columns and rows are computed together, so they never change a bit.
+// (Chunks also keep fp32 error from growing with the whole length, and keep a panel's chunk in the L1 cache.)
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+
+#include "../affine_norm.h"
+#include "rows.h"
+
+namespace incline_fast::cpu {
+namespace {
+
+constexpr int kPanel = 16;
+constexpr std::int64_t kChunk = 512;
+constexpr int kMaxStreams = 4;
+constexpr int kMaxTokens = 8;
+
+constexpr std::int64_t ceil_div(std::int64_t a, std::int64_t b) { return (a + b - 1) / b; }
+
+template <class V>
+constexpr int kVectors = kPanel / V::kLanes;  // registers per panel row
+
+// Tokens of the largest tile.
+template <class V>
+constexpr int kTileTokens = std::clamp(V::kAccumulators / kVectors<V>, 1, V::kAccumulators > 16 ? kMaxTokens : 6);
+
+// Panels computed side by side: with few tokens, several far-apart streams of weights hide the memory's latency.
+template <class V, int kTokens>
+constexpr int kStreams = std::clamp(V::kAccumulators / (kVectors<V> * kTokens), 1, kMaxStreams);
+
+// A matrix in scratch.
+template <class T>
+struct Scratch {
+  T* data = nullptr;
+  std::int64_t stride = 0;
+  T* row(std::int64_t i) const { return data + i * stride; }
+};
+
+// One chunk of one map's panels: where its weights are, or how to bring them into panel layout.
+template <class W>
+class PanelReader {
+ public:
+  PanelReader(const Maps& maps, std::int64_t map)
+      : maps_(maps), data_(static_cast<const W*>(maps.data) + map * maps.map_stride) {}
+
+  // Rows k_begin.. of a panel as [depth, 16]; `buffer` is used where the map is not packed.
+  const W* chunk(std::int64_t panel, std::int64_t k_begin, std::int64_t depth, W* buffer) const {
+    if (maps_.packed) return data_ + (panel * maps_.depth + k_begin) * kPanel;
+    const std::int64_t columns = std::min<std::int64_t>(kPanel, maps_.columns - panel * kPanel);
+    for (int j = 0; j < kPanel; ++j) {
+      const W* from = data_ + (panel * kPanel + j) * maps_.column_stride + k_begin * maps_.depth_stride;
+      for (std::int64_t k = 0; k < depth; ++k)
+        buffer[k * kPanel + j] = j < columns ? from[k * maps_.depth_stride] : W{};
+    }
+    return buffer;
+  }
+
+ private:
+  const Maps& maps_;
+  const W* data_;
+};
+
+// z[m, columns of stream s] (+)= sum over k < depth of x[m, k] w[s][k, :], for kTokens rows and kStreams panels.
+template <class V, class W, int kStreamCount, int kTokens>
+void tile(const W* const (&weights)[kStreamCount], const typename V::Scalar* x, std::int64_t x_stride,
+          std::int64_t depth, typename V::Scalar* const (&z)[kStreamCount], std::int64_t z_stride, bool accumulate) {
+  using Register = typename V::Register;
+  constexpr int kVec = kVectors<V>;
+  Register sums[kStreamCount][kTokens][kVec];
+#pragma GCC unroll 32
+  for (int i = 0; i < kStreamCount * kTokens * kVec; ++i)
+    sums[i / (kTokens * kVec)][i / kVec % kTokens][i % kVec] = V::zero();
+  for (std::int64_t k = 0; k < depth; ++k) {
+#pragma GCC unroll 8
+    for (int s = 0; s < kStreamCount; ++s) {
+      Register w[kVec];
+#pragma GCC unroll 4
+      for (int v = 0; v < kVec; ++v) w[v] = V::load(weights[s] + k * kPanel + v * V::kLanes);
+#pragma GCC unroll 8
+      for (int m = 0; m < kTokens; ++m) {
+        const Register activation = V::broadcast(x[m * x_stride + k]);
+#pragma GCC unroll 4
+        for (int v = 0; v < kVec; ++v) sums[s][m][v] = V::fma(activation, w[v], sums[s][m][v]);
+      }
+    }
+  }
+#pragma GCC unroll 32
+  for (int i = 0; i < kStreamCount * kTokens * kVec; ++i) {
+    const int s = i / (kTokens * kVec), m = i / kVec % kTokens, v = i % kVec;
+    typename V::Scalar* to = z[s] + m * z_stride + v * V::kLanes;
+    V::store(to, accumulate ? V::add(V::load(to), sums[s][m][v]) : sums[s][m][v]);
+  }
+}
+
+// One product, split into independent tasks: panels, and groups of rows when there are many rows.
+template <class V, class W>
+class PanelGemm {
+ public:
+  using T = typename V::Scalar;
+
+  PanelGemm(const Maps& maps, std::int64_t map, Scratch<const T> x, Scratch<T> z, std::int64_t num_rows)
+      : reader_(maps, map),
+        depth_(maps.depth),
+        panels_(ceil_div(maps.columns, kPanel)),
+        x_(x),
+        z_(z),
+        rows_(num_rows) {}
+
+  void run(const Threads& threads) const {
+    const std::int64_t blocks = ceil_div(rows_, kTileTokens<V>);
+    const std::int64_t parts = panels_ < 4 * threads.count ? std::min(blocks, threads.count) : 1;
+    const std::int64_t part_rows = ceil_div(rows_, parts);
+    // Memory bound with few rows, compute bound with many: an estimate of a panel's time in multiply-adds at full
+    // speed.
+    const std::int64_t work = depth_ * kPanel * (1 + part_rows / 8);
+    spread(threads, parts * panels_, work, [&](std::int64_t begin, std::int64_t end) {
+      while (begin < end) {
+        const std::int64_t part = begin / panels_, first = begin % panels_;
+        const std::int64_t last = std::min(panels_, first + end - begin);
+        const std::int64_t row = part * part_rows;
+        if (row < rows_) by_tokens<kTileTokens<V>>(first, last, row, std::min(part_rows, rows_ - row));
+        begin += last - first;
+      }
+    });
+  }
+
+ private:
+  // Splits rows evenly into tiles of at most kTileTokens and picks the kernel for the larger of the two sizes.
+  template <int kTokens>
+  void by_tokens(std::int64_t first, std::int64_t last, std::int64_t row, std::int64_t count) const {
+    const std::int64_t largest = ceil_div(count, ceil_div(count, kTileTokens<V>));
+    if constexpr (kTokens > 1) {
+      if (largest < kTokens) return by_tokens<kTokens - 1>(first, last, row, count);
+    }
+    constexpr int kParallel = kStreams<V, kTokens>;
+    const std::int64_t run = (last - first) / kParallel;
+    for (std::int64_t i = 0; i < run; ++i) panel_group<kParallel, kTokens>(first + i, run, row, count);
+    for (std::int64_t p = first + run * kParallel; p < last; ++p) panel_group<1, kTokens>(p, 0, row, count);
+  }
+
+  // Panels first, first + spacing, ...: all rows, chunk by chunk, so that a chunk is read from memory once.
+  template <int kStreamCount, int kTokens>
+  void panel_group(std::int64_t first, std::int64_t spacing, std::int64_t row, std::int64_t count) const {
+    alignas(64) W buffers[kStreamCount][kChunk * kPanel];
+    const std::int64_t blocks = ceil_div(count, kTokens);
+    for (std::int64_t k = 0; k < depth_; k += kChunk) {
+      const std::int64_t depth = std::min(kChunk, depth_ - k);
+      const W* weights[kStreamCount];
+      for (int s = 0; s < kStreamCount; ++s) weights[s] = reader_.chunk(first + s * spacing, k, depth, buffers[s]);
+      for (std::int64_t b = 0; b < blocks; ++b) {
+        const std::int64_t begin = row + b * count / blocks, size = row + (b + 1) * count / blocks - begin;
+        T* z[kStreamCount];
+        for (int s = 0; s < kStreamCount; ++s) z[s] = z_.row(begin) + (first + s * spacing) * kPanel;
+        const T* x = x_.row(begin) + k;
+        if (size == kTokens) {
+          tile<V, W, kStreamCount, kTokens>(weights, x, x_.stride, depth, z, z_.stride, k > 0);
+        } else if constexpr (kTokens > 1) {
+          tile<V, W, kStreamCount, kTokens - 1>(weights, x, x_.stride, depth, z, z_.stride, k > 0);
+        }
+      }
+    }
+  }
+
+  PanelReader<W> reader_;
+  std::int64_t depth_;
+  std::int64_t panels_;
+  Scratch<const T> x_;
+  Scratch<T> z_;
+  std::int64_t rows_;
+};
+
+}  // namespace
+}  // namespace incline_fast::cpu

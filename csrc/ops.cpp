@@ -1,0 +1,35 @@
+// Schemas and registration, nothing else.
+#include <torch/csrc/stable/library.h>
+
+#include "affine_norm_op.h"
+
+STABLE_TORCH_LIBRARY(incline_fast, m) {
+  m.def(
+      "affine_rms_norm(Tensor x, Tensor? residual, Tensor weight, Tensor? down, Tensor up, Tensor? bias, "
+      "Tensor? row_alpha, Tensor? row_beta, Tensor? row_map, float alpha, float beta, float eps, "
+      "float weight_offset) -> (Tensor, Tensor)");
+  m.def(
+      "affine_layer_norm(Tensor x, Tensor? residual, Tensor weight, Tensor? norm_bias, Tensor? down, Tensor up, "
+      "Tensor? bias, Tensor? row_alpha, Tensor? row_beta, Tensor? row_map, float alpha, float beta, float eps, "
+      "float weight_offset) -> (Tensor, Tensor)");
+  m.def(
+      "affine_rms_norm_(Tensor(a!) y, Tensor(b!) stream, bool add_y, Tensor weight, Tensor? down, Tensor up, "
+      "Tensor? bias, Tensor? row_alpha, Tensor? row_beta, Tensor? row_map, float alpha, float beta, float eps, "
+      "float weight_offset) -> ()");
+  m.def(
+      "affine_layer_norm_(Tensor(a!) y, Tensor(b!) stream, bool add_y, Tensor weight, Tensor? norm_bias, "
+      "Tensor? down, Tensor up, Tensor? bias, Tensor? row_alpha, Tensor? row_beta, Tensor? row_map, float alpha, "
+      "float beta, float eps, float weight_offset) -> ()");
+  m.def("cpu_isa() -> str");
+}
+
+STABLE_TORCH_LIBRARY_IMPL(incline_fast, CPU, m) {
+  m.impl("affine_rms_norm", TORCH_BOX(&incline_fast::affine_rms_norm));
+  m.impl("affine_layer_norm", TORCH_BOX(&incline_fast::affine_layer_norm));
+  m.impl("affine_rms_norm_", TORCH_BOX(&incline_fast::affine_rms_norm_));
+  m.impl("affine_layer_norm_", TORCH_BOX(&incline_fast::affine_layer_norm_));
+}
+
+STABLE_TORCH_LIBRARY_IMPL(incline_fast, CompositeExplicitAutograd, m) {
+  m.impl("cpu_isa", TORCH_BOX(&incline_fast::cpu_isa));
+}

@@ -1,0 +1,43 @@
+"""Builds incline_fast/_C.abi3.so, one library for every torch from TORCH_TARGET on; metadata is in pyproject.toml.
+
+INCLINE_FAST_BUILD=0 installs pure Python instead; the ops then run their plain PyTorch reference.
+"""
+
+import os
+from pathlib import Path
+
+from setuptools import setup
+
+TORCH_TARGET = "0x020b000000000000"  # 2.11, the oldest torch whose stable ABI has all that csrc/ calls
+
+
+def extension_arguments() -> dict:
+    choice = os.environ.get("INCLINE_FAST_BUILD", "1")
+    if choice not in ("0", "1"):
+        raise SystemExit(f'INCLINE_FAST_BUILD is "{choice}"; allowed: 1 (build the extension), 0 (pure Python)')
+    if choice == "0":
+        return {}
+    from torch.utils.cpp_extension import BuildExtension, CppExtension, include_paths
+
+    extension = CppExtension(
+        "incline_fast._C",
+        sources=sorted(str(path) for path in Path("csrc").rglob("*.cpp")),
+        depends=sorted(str(path) for path in Path("csrc").rglob("*.h")),
+        extra_compile_args={
+            # No contraction into FMA behind our back: where sums are rounded is part of the kernels' definition.
+            "cxx": ["-O3", "-g0", "-std=c++20", "-ffp-contract=off", "-fvisibility=hidden"]
+            + ["-Wall", "-Wextra", "-Werror"]
+            # Warnings are errors in our files; torch's headers are not ours.
+            + [f"-isystem{path}" for path in include_paths()],
+        },
+        define_macros=[("TORCH_TARGET_VERSION", TORCH_TARGET)],
+        py_limited_api=True,
+    )
+    return {
+        "ext_modules": [extension],
+        "cmdclass": {"build_ext": BuildExtension},
+        "options": {"bdist_wheel": {"py_limited_api": "cp311"}},
+    }
+
+
+setup(**extension_arguments())
