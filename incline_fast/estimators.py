@@ -124,20 +124,19 @@ def affine_ridge(X: Tensor, Y: Tensor, lam: float, *, standardize: bool = True) 
         Y: fp64 ``[n, d]``.
         lam: relative; with ``standardize`` and no constant dimension ``lam_abs = lam n``.
         standardize: s is the standard deviation of each dimension (over n, not n - 1), but at least 2^-12 of the size
-            of its mean; 1 for a dimension that is constant. Otherwise s = 1.
+            of its mean. Otherwise s = 1. A constant dimension gets the weight 0 either way.
 
     The bias is computed from the rounded map, so that the rounding of ``W`` is multiplied by ``h - mean(X)`` and not by
     h: in a dimension where ``|mean| >> std`` that keeps fp32 application exact.
     """
-    mean_x, mean_y = X.mean(0), Y.mean(0)
-    centred = X - mean_x
-    scale, notes = _scale(centred, mean_x) if standardize else (torch.ones_like(mean_x), ())
-    Z = centred / scale
+    (mean_x, centred_x), (mean_y, centred_y) = _centre(X), _centre(Y)
+    scale, notes = _scale(centred_x, mean_x) if standardize else (torch.ones_like(mean_x), ())
+    Z = centred_x / scale
     if not bool(Z.any()):
         # No direction to regress on (one pair, or equal sentences): the best affine map is the mean.
         notes = (*notes, "the source states do not vary; the map is zero and predicts the mean")
         return Fitted(_zero_map(X), _to_fp32(mean_y), lam, "mean", notes=notes)
-    solution = solve(Z, Y - mean_y, _absolute(lam, Z))
+    solution = solve(Z, centred_y, _absolute(lam, Z))
     inner = solution.up if solution.down is None else solution.down
     inner = inner / scale
     stored = _store(inner, None) if solution.down is None else _store(solution.up, inner)
@@ -152,8 +151,8 @@ def procrustes(X: Tensor, Y: Tensor, lam: float = 0.0) -> Fitted:
     dimensions they leave W open on the rest; there it is the rotation nearest to the identity, so that what the data do
     not determine is moved as little as can be.
     """
-    mean_x, mean_y = X.mean(0), Y.mean(0)
-    U, S, Vh = torch.linalg.svd((X - mean_x).T @ (Y - mean_y))
+    (mean_x, centred_x), (mean_y, centred_y) = _centre(X), _centre(Y)
+    U, S, Vh = torch.linalg.svd(centred_x.T @ centred_y)
     known = S[0] * len(S) * torch.finfo(S.dtype).eps < S
     W = Vh[known].T @ U[:, known].T
     notes: tuple[str, ...] = ()
@@ -239,19 +238,32 @@ def _absolute(lam: float, X: Tensor) -> float:
     return lam * float(X.square().sum()) / X.shape[1]
 
 
+def _centre(states: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean ``[d]`` and centred states, exactly zero in constant dimensions.
+
+    There the rounding of the mean would be left, and an estimator that scales would fit it.
+    """
+    mean = states.mean(0)
+    centred = states - mean
+    constant = _spread(centred) <= torch.finfo(states.dtype).eps * len(states) * mean.abs()
+    return mean, torch.where(constant, 0.0, centred)
+
+
+def _spread(centred: Tensor) -> Tensor:
+    return centred.square().mean(0).sqrt()
+
+
 def _scale(centred: Tensor, mean: Tensor) -> tuple[Tensor, tuple[str, ...]]:
     """Standard deviation per dimension with its floor, and notes on the dimensions where the floor mattered."""
-    spread = centred.square().mean(0).sqrt()
+    spread = _spread(centred)
     floor = _MIN_SPREAD * mean.abs()
-    constant = spread <= torch.finfo(spread.dtype).eps * len(centred) * mean.abs()
+    constant = spread == 0
     narrow = (spread < floor) & ~constant
     notes = []
     if bool(constant.any()):
         notes.append(f"{int(constant.sum())} dimensions of the source states are constant")
     if bool(narrow.any()):
-        notes.append(
-            f"{int(narrow.sum())} dimensions vary by less than 2^-12 of their mean; their scale was raised to it"
-        )
+        notes.append(f"{int(narrow.sum())} dimensions vary by less than 2^-12 of their mean, which was used instead")
     return torch.where(constant, 1.0, torch.maximum(spread, floor)), tuple(notes)
 
 

@@ -98,9 +98,9 @@ def fit(
         resume: folder that keeps the states, so that an interrupted run continues; see ``collect``.
 
     Returns:
-        The alignment. With a hold-out its maps are those of the fitted pairs alone, and ``metadata.fit_error`` has,
-        per site, ``||prediction - h_t|| / ||h_t - m||`` (Frobenius norms over the held-out pairs, m the mean of the
-        fitted target states): 0 is a perfect map, 1 is as good as always predicting the mean.
+        The alignment. With a hold-out its maps are those of the fitted pairs alone, and ``metadata.fit_error`` has, per
+        site where the target states vary, ``||prediction - h_t|| / ||h_t - m||`` (Frobenius norms over the held-out
+        pairs, m the mean of the fitted target states): 0 is a perfect map, 1 no better than predicting the mean.
 
     Raises:
         ValueError: an unknown preset, estimator or form, unequal numbers of sentences, another bad argument.
@@ -211,12 +211,16 @@ def fit_states(
     errors: dict[int, float] = {}
     for site in tqdm(sorted(X), desc=f"fit {solver.name}", unit="layer", disable=not progress):
         try:
-            fits[site] = solver(X[site][fitted_rows], Y[site][fitted_rows], lams[site])
-            if len(held_out):
-                predicted = fits[site].predict(X[site][held_out])
-                errors[site] = relative_error(predicted, Y[site][held_out], Y[site][fitted_rows])
+            fitted = solver(X[site][fitted_rows], Y[site][fitted_rows], lams[site])
         except (TypeError, ValueError) as error:
             raise type(error)(f"site {site}: {error}") from error
+        if len(held_out):
+            measured = relative_error(fitted.predict(X[site][held_out]), Y[site][held_out], Y[site][fitted_rows])
+            if measured is None:
+                fitted = replace(fitted, notes=(*fitted.notes, "the held-out target states do not vary: no fit error"))
+            else:
+                errors[site] = measured
+        fits[site] = fitted
     completed = replace(
         metadata or AlignmentMetadata(),
         estimator=solver.name,
@@ -234,19 +238,15 @@ def fit_states(
     )
 
 
-def relative_error(predicted: Tensor, target: Tensor, fitted_target: Tensor) -> float:
+def relative_error(predicted: Tensor, target: Tensor, fitted_target: Tensor) -> float | None:
     """``||predicted - target|| / ||target - mean(fitted_target)||``, Frobenius norms in fp64.
 
-    1 is the error of a constant prediction, the mean of the target states that were fitted.
-
-    Raises:
-        ValueError: the held-out target states all equal that mean, so that there is nothing to predict.
+    1 is the error of a constant prediction, the mean of the target states that were fitted. None where the target
+    states equal that mean up to fp32 rounding, as embeddings of a template's last token do: nothing is to be predicted.
     """
     spread = float((target.double() - fitted_target.double().mean(0)).norm())
-    if spread == 0:
-        raise ValueError(
-            "the held-out target states equal the mean of the fitted ones; the relative error is undefined"
-        )
+    if spread <= torch.finfo(torch.float32).eps * float(target.double().norm()):
+        return None
     return float((predicted.double() - target.double()).norm()) / spread
 
 
