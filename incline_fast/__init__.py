@@ -1,0 +1,33 @@
+"""Fast inference-time cross-lingual intervention (INCLINE, Wang et al., ACL 2025, arXiv 2410.12462).
+
+alignment = incline_fast.fit(model, tokenizer, source, target)
+with incline_fast.intervene(model, alignment, alpha=0.2):
+    model.generate(**inputs)
+"""
+
+from incline_fast import ops
+from incline_fast.alignment import Alignment, AlignmentError, AlignmentMetadata
+from incline_fast.fit import fit, fit_states
+from incline_fast.intervene import Intervention, InterventionError, NonFiniteStateError, intervene
+from incline_fast.maps import AffineMap
+from incline_fast.models import UnsupportedModelError
+from incline_fast.nn import AffineLayerNorm, AffineRMSNorm
+from incline_fast.ops import explain
+
+__all__ = [
+    "AffineLayerNorm",
+    "AffineMap",
+    "AffineRMSNorm",
+    "Alignment",
+    "AlignmentError",
+    "AlignmentMetadata",
+    "Intervention",
+    "InterventionError",
+    "NonFiniteStateError",
+    "UnsupportedModelError",
+    "explain",
+    "fit",
+    "fit_states",
+    "intervene",
+    "ops",
+]

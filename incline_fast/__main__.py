@@ -1,0 +1,5 @@
+"""``python -m incline_fast`` is the command ``incline-fast``."""
+
+from incline_fast.cli import main
+
+main()
