@@ -137,7 +137,7 @@ class _Recorder:
         self._sites = sites
         self._pooling = pooling
         self._stack = ExitStack()
-        self._weights = torch.empty(0)
+        self._real = torch.empty(0)
         self._pooled: HiddenStates = {}
 
     def __enter__(self) -> _Recorder:
@@ -162,7 +162,7 @@ class _Recorder:
             ids[row, : len(text.ids)] = torch.tensor(text.ids)
             mask[row, : len(text.ids)] = 1
             real[row, : len(text.ids)] = torch.tensor(text.real)
-        self._weights = pooling_weights(real, self._pooling)
+        self._real = real
         self._pooled = {}
         device = _input_embedding(self._architecture.model).device
         with torch.no_grad():
@@ -170,28 +170,20 @@ class _Recorder:
         return self._pooled
 
     def _keep(self, site: int, h: Tensor) -> None:
-        self._pooled[site] = pool(h, self._weights.to(h.device)).cpu()
+        self._pooled[site] = pool(h, self._real.to(h.device), self._pooling).cpu()
 
 
-def pooling_weights(real: Tensor, pooling: Pooling) -> Tensor:
-    """fp32 ``[B, T]`` weights, one row per sentence: a one at the last real token, or equal weights that sum to 1."""
-    if pooling == "mean":
-        return real.float() / real.sum(1, keepdim=True)
-    positions = torch.arange(real.shape[1]).expand_as(real)
-    last = torch.where(real, positions, -1).amax(1, keepdim=True)
-    return (positions == last).float()
+def pool(h: Tensor, real: Tensor, pooling: Pooling) -> Tensor:
+    """fp32 ``[B, d]`` from ``h [B, T, d]`` and ``real`` bool ``[B, T]``, at least one real token per row.
 
-
-def pool(h: Tensor, weights: Tensor) -> Tensor:
-    """fp32 ``[B, d]``: weighted sum over the tokens of ``h [B, T, d]``; tokens of weight 0 are not read.
-
-    Not read, because a padded position may hold NaN, and 0 NaN is NaN.
+    Tokens that are not real are never read, not even with weight 0: 0 NaN is NaN.
     """
-    rows = []
-    for state, weight in zip(h, weights, strict=True):
-        taken = weight.nonzero().squeeze(1)
-        rows.append(weight[taken] @ state[taken].float())
-    return torch.stack(rows)
+    if pooling == "mean":
+        kept = h.float().masked_fill(~real.unsqueeze(-1), 0.0)
+        return kept.sum(1) / real.sum(1, keepdim=True)
+    positions = torch.arange(real.shape[1], device=h.device)
+    last = torch.where(real, positions, -1).amax(1)
+    return h[torch.arange(len(h), device=h.device), last].float()
 
 
 @contextmanager
