@@ -99,8 +99,7 @@ class Calls:
         self._clone_embeddings = clone_embeddings
         self._after = after
         self._bos = architecture.bos_token_ids
-        config = text_config(architecture.model)
-        self._windowed = getattr(config, "sliding_window", None) is not None
+        self._window: int | None = getattr(text_config(architecture.model), "sliding_window", None)
         self._generating = False
         self._generated_prompt: int | None = None
         self._declared = False
@@ -156,7 +155,7 @@ class Calls:
     def _arm(self, arguments: dict[str, Any]) -> dict[str, Any]:
         """Set up ``control`` for one forward pass; returns the arguments to run it with."""
         control = self._control
-        call = read_call(arguments, windowed=self._windowed)
+        call = read_call(arguments, window=self._window)
         alpha = self._expanded_alpha(call.batch)
         rows = select(
             call,

@@ -124,11 +124,11 @@ class _CleanRun:
         """The output of the edited pass over the whole prompt."""
         rows = self._control.rows
         mask = self._arguments.get("attention_mask")
-        splits = rows is not None and rows.in_last_column(self._length) and (mask is None or _is_2d(mask))
-        if splits and self._length > 1:
+        may_split = self._length > 1 and (mask is None or (isinstance(mask, Tensor) and mask.dim() == 2))
+        if may_split and rows is not None and rows.in_last_column(self._length):
             self._control.rows = None
             prefix = self._pass(_part(self._arguments, self._length, slice(0, -1)))
-            self._control.rows = rows
+            self._control.rows = rows.as_only_column()
             output = _joined(prefix, self._twice(_part(self._arguments, self._length, slice(-1, None))))
         else:
             output = self._twice(self._arguments)
@@ -146,10 +146,6 @@ class _CleanRun:
 
     def _pass(self, arguments: dict[str, Any]) -> Any:
         return self._forward(**arguments, return_dict=True)
-
-
-def _is_2d(mask: Any) -> bool:
-    return isinstance(mask, Tensor) and mask.dim() == 2
 
 
 def _part(arguments: Mapping[str, Any], length: int, columns: slice) -> dict[str, Any]:

@@ -36,6 +36,10 @@ class Rows:
         else:
             states[self.batch, self.time] = values.to(states.dtype)
 
+    def as_only_column(self) -> Rows:
+        """These rows of states that were cut down to their last column."""
+        return self if self.time is None else Rows(self.batch, torch.zeros_like(self.time))
+
     def of_batch(self, per_row: Tensor) -> Tensor:
         """The entries ``[N]`` of a tensor ``[B]`` that belong to these rows."""
         return per_row if self.batch is None else per_row[self.batch]
@@ -52,63 +56,69 @@ class Call:
     Attributes:
         batch, length: B and T.
         past: tokens in the cache before this pass.
-        real: ``[B, T]``, False for padding; None: no padding.
+        mask: the attention mask: None, ``[B, past + T]``, 4-D, or one 4-D mask per attention type.
         input_ids: ``[B, T]``, None for a pass over embeddings.
+        window: size of the model's sliding window, None if all layers attend to everything.
     """
 
     batch: int
     length: int
     past: int
-    real: Tensor | None
+    mask: Any
     input_ids: Tensor | None
+    window: int | None
+
+    def real(self) -> Tensor | None:
+        """``[B, T]``, False for padding (and for what :meth:`hides_tokens`); None: no padding.
+
+        Raises:
+            ValueError: a mask that does not fit the inputs.
+        """
+        mask = self._prepared()[0]
+        if mask is None:
+            return None
+        if mask.dim() == 4:
+            # The last query sees every real token, be it padding itself. Static caches are wider than their contents;
+            # a full window has slid, so that the new tokens are at its end.
+            start = min(self.past, mask.shape[-1] - self.length)
+            seen = mask[:, 0, -1, start : start + self.length]
+            real = (seen if seen.dtype == torch.bool else seen == 0).expand(self.batch, self.length)
+        elif mask.dim() == 2 and mask.shape[0] == self.batch and mask.shape[1] >= self.length:
+            real = mask[:, mask.shape[1] - self.length :] != 0
+        else:
+            expected = [self.batch, self.past + self.length]
+            raise ValueError(f"attention_mask has shape {tuple(mask.shape)}; expected {expected} for this forward pass")
+        return None if bool(real.all()) else real
+
+    def hides_tokens(self) -> bool:
+        """Whether the mask at hand is a sliding window's, in which early tokens look like padding."""
+        mask, sliding = self._prepared()
+        return mask is not None and mask.dim() == 4 and sliding and self.length > (self.window or self.length)
+
+    def _prepared(self) -> tuple[Tensor | None, bool]:
+        """The mask to read, and whether it may be one of a sliding window."""
+        if isinstance(self.mask, Mapping):
+            full = "full_attention" in self.mask
+            return self.mask["full_attention"] if full else next(iter(self.mask.values())), not full
+        return self.mask, self.window is not None
 
 
-def read_call(arguments: Mapping[str, Any], *, windowed: bool) -> Call:
+def read_call(arguments: Mapping[str, Any], *, window: int | None = None) -> Call:
     """Describe a forward pass from the arguments of a causal LM or its backbone.
 
-    Args:
-        windowed: some layer attends to a sliding window only; a prepared 4-D mask may then hide real tokens.
-
     Raises:
-        ValueError: neither ids nor embeddings, packed sequences, or a mask that does not fit the inputs.
+        ValueError: neither ids nor embeddings, or packed sequences.
     """
     ids, embeds = arguments.get("input_ids"), arguments.get("inputs_embeds")
     source = ids if ids is not None else embeds
     if source is None:
         raise ValueError("input_ids and inputs_embeds are both None; one of them is needed to know what to edit")
-    for name in ("cu_seq_lens_q", "block_table", "cu_seqlens"):
+    for name in ("cu_seq_lens_q", "block_table"):
         if arguments.get(name) is not None:
             raise ValueError(f"{name} is given: packed sequences have no row per prompt and cannot be edited")
-    batch, length = int(source.shape[0]), int(source.shape[1])
     cache = arguments.get("past_key_values")
     past = 0 if cache is None else int(cache.get_seq_length())
-    real = _real_tokens(arguments.get("attention_mask"), batch, length, past, windowed)
-    return Call(batch, length, past, real, ids)
-
-
-def _real_tokens(mask: Any, batch: int, length: int, past: int, windowed: bool) -> Tensor | None:
-    if isinstance(mask, Mapping):  # one prepared mask per attention type
-        mask, windowed = mask.get("full_attention", next(iter(mask.values()))), "full_attention" not in mask
-    if mask is None:
-        return None
-    if mask.dim() == 4:
-        # The last token attends to every real token before it. A static cache is wider than what it holds.
-        seen = mask[:, 0, -1, past : past + length]
-        real = (seen if seen.dtype == torch.bool else seen == 0).expand(batch, length)
-        if windowed and not bool(real.all()):
-            # What lies before the window is real, but looks like padding; only its end is known to be right.
-            first = real.long().argmax(dim=1, keepdim=True)
-            real = real | (torch.arange(length, device=real.device) < first)
-        return _or_none(real)
-    if mask.dim() != 2 or mask.shape[0] != batch or mask.shape[1] < length:
-        raise ValueError(
-            f"attention_mask has shape {tuple(mask.shape)}; expected [{batch}, {past + length}] for this forward pass"
-        )
-    return _or_none(mask[:, mask.shape[1] - length :] != 0)
-
-
-def _or_none(real: Tensor) -> Tensor | None:
-    return None if bool(real.all()) else real
+    return Call(int(source.shape[0]), int(source.shape[1]), past, arguments.get("attention_mask"), ids, window)
 
 
 def select(
@@ -132,10 +142,16 @@ def select(
     """
     if positions == "last" and prompt_length == 0:
         return None
-    simple = call.real is None and active is None and call.length == 1
-    if simple and (prompt_length == 0 or not _may_hold_bos(call, bos_token_ids)):
-        return Rows()
-    chosen = _grid(call, positions, prompt_length) & ~_bos(call, bos_token_ids, prompt_length)
+    if positions == "all" and call.hides_tokens():
+        raise ValueError(
+            "positions='all' with a prepared sliding-window mask: it does not tell padding from tokens before the "
+            "window. Use a dynamic cache"
+        )
+    given = call.real()
+    real = _everything(call) if given is None else given
+    chosen = _asked_for(positions, real, prompt_length)
+    if prompt_length and call.past == 0 and call.input_ids is not None and bos_token_ids:
+        chosen = chosen & ~_bos(call.input_ids, real, bos_token_ids)
     if active is not None:
         chosen = chosen & active.to(chosen.device)[:, None]
     if not bool(chosen.any()):
@@ -146,36 +162,27 @@ def select(
     return Rows(batch, time)
 
 
-def _may_hold_bos(call: Call, bos_token_ids: tuple[int, ...]) -> bool:
-    return bool(bos_token_ids) and call.past == 0 and call.input_ids is not None
+def _everything(call: Call) -> Tensor:
+    device = None if call.input_ids is None else call.input_ids.device
+    return torch.ones(call.batch, call.length, dtype=torch.bool, device=device)
 
 
-def _device(call: Call) -> torch.device | None:
-    known = call.real if call.real is not None else call.input_ids
-    return None if known is None else known.device
-
-
-def _grid(call: Call, positions: Positions, prompt_length: int) -> Tensor:
+def _asked_for(positions: Positions, real: Tensor, prompt_length: int) -> Tensor:
     """``[B, T]`` bool, before BOS and alpha are looked at."""
-    shape = (call.batch, call.length)
-    real = torch.ones(shape, dtype=torch.bool, device=_device(call)) if call.real is None else call.real
     if positions == "all":
         return real
-    column = torch.arange(call.length, device=real.device)
+    column = torch.arange(real.shape[1], device=real.device)
     # Column numbers from 1, so that a row of padding alone has its last token at 0, which no column matches.
     last = ((column + 1) * (real & (column < prompt_length))).amax(dim=1, keepdim=True)
     chosen = column + 1 == last
     return chosen if positions == "last" else chosen | (real & (column >= prompt_length))
 
 
-def _bos(call: Call, bos_token_ids: tuple[int, ...], prompt_length: int) -> Tensor:
-    """``[B, T]`` bool: the first real token of a text that starts in this pass, where it is BOS."""
-    chosen = torch.zeros(call.batch, call.length, dtype=torch.bool, device=_device(call))
-    if prompt_length == 0 or call.input_ids is None or not _may_hold_bos(call, bos_token_ids):
-        return chosen
-    real = torch.ones_like(chosen) if call.real is None else call.real
-    rows = torch.arange(call.batch, device=chosen.device)
+def _bos(input_ids: Tensor, real: Tensor, bos_token_ids: tuple[int, ...]) -> Tensor:
+    """``[B, T]`` bool: each row's first real token, where it is BOS."""
+    chosen = torch.zeros_like(real)
+    rows = torch.arange(real.shape[0], device=real.device)
     first = real.long().argmax(dim=1)
-    is_bos = torch.isin(call.input_ids[rows, first], torch.tensor(bos_token_ids, device=chosen.device))
-    chosen[rows, first] = is_bos
+    bos = torch.tensor(bos_token_ids, device=real.device)
+    chosen[rows, first] = torch.isin(input_ids[rows, first].to(real.device), bos)
     return chosen

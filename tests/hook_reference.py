@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -26,7 +26,10 @@ class HookedEdit:
     alpha: Any
     bias: dict[int, Tensor] = field(default_factory=dict)
     interpolate: bool = False
-    where: list[tuple[int, int]] = field(default_factory=list)
+    where: list[tuple[int, int]] | Callable[[Tensor], list[tuple[int, int]]] = field(default_factory=list)
+    """Rows and tokens of the pass under way, or how to find them from its states."""
+    seen: dict[int, Tensor] = field(default_factory=dict)
+    """Site -> states of the last pass after the edit."""
     recorded: dict[int, Tensor] | None = None
     """Site -> states ``[B, T, d]`` of an unedited run, from which edited values are computed (clean mode)."""
 
@@ -37,7 +40,7 @@ class HookedEdit:
 
     def edited(self, site: int, states: Tensor) -> Tensor:
         new = states.clone()
-        for row, token in self.where:
+        for row, token in self.where(states) if callable(self.where) else self.where:
             alpha = self.strength(site, row)
             if alpha == 0:
                 continue
@@ -47,6 +50,7 @@ class HookedEdit:
                 image = image + self.bias[site].double()
             beta = 1 - alpha if self.interpolate else 1
             new[row, token] = (beta * h + alpha * image).to(states.dtype)
+        self.seen[site] = new
         return new
 
     @contextmanager
@@ -102,6 +106,12 @@ def last_tokens(mask: Tensor) -> list[tuple[int, int]]:
     return [(row, int(mask[row].nonzero().max())) for row in range(mask.shape[0]) if mask[row].any()]
 
 
+def last_column_of_prompts(states: Tensor) -> list[tuple[int, int]]:
+    """For left-padded prompts of more than one token: passes of one token are decode steps."""
+    batch, length = states.shape[:2]
+    return [(row, length - 1) for row in range(batch)] if length > 1 else []
+
+
 def position_ids(model: PreTrainedModel, mask: Tensor, columns: slice = slice(None)) -> dict[str, Tensor]:
     """What generate passes: positions counted over real tokens, for models that take positions."""
     if model.config.model_type == "bloom":
@@ -115,7 +125,7 @@ def greedy(
 ) -> tuple[Tensor, Tensor, Cache]:
     """Greedy decoding with a cache: tokens ``[B, steps]``, prompt logits, and the cache after the last step."""
     ids, mask = inputs["input_ids"], inputs["attention_mask"]
-    batch, length = ids.shape
+    batch = ids.shape[0]
     everything = [(row, token) for row, token in mask.nonzero().tolist()]
     edit.where = everything if positions == "all" else last_tokens(mask)
     clean = edit.recorded is not None
