@@ -29,7 +29,7 @@ PLACEHOLDER = "{sentence}"
 
 
 @dataclass(frozen=True)
-class _Text:
+class Text:
     """One tokenised sentence: its place in the input, its ids, and which of them are real (neither BOS nor EOS)."""
 
     index: int
@@ -89,7 +89,7 @@ def collect(
         raise ValueError(f"batch_tokens is {batch_tokens}; expected at least 1")
     architecture = describe(model)
     sites = _check_layers(layers, architecture.num_layers)
-    texts = _tokenize(tokenizer, _render(sentences, template), architecture)
+    texts = tokenize(tokenizer, render(sentences, template), architecture)
     _check_ids(texts, model, architecture)
 
     states = {site: torch.empty(len(texts), architecture.hidden_size) for site in sites}
@@ -152,7 +152,7 @@ class _Recorder:
     def __exit__(self, *exception: object) -> None:
         self._stack.close()
 
-    def run(self, batch: Sequence[_Text]) -> HiddenStates:
+    def run(self, batch: Sequence[Text]) -> HiddenStates:
         """Pooled states ``{site: fp32 [len(batch), d]}`` on the CPU."""
         width = max(len(text.ids) for text in batch)
         ids = torch.zeros(len(batch), width, dtype=torch.long)
@@ -212,7 +212,8 @@ def _check_layers(layers: Sequence[int] | None, num_layers: int) -> list[int]:
     return sites
 
 
-def _render(sentences: Sequence[str], template: str | None) -> list[str]:
+def render(sentences: Sequence[str], template: str | None) -> list[str]:
+    """The prompts: every sentence in the template; see :func:`collect` for what is refused."""
     check_template(template)
     if isinstance(sentences, str):
         raise TypeError("sentences is a str; expected a sequence of them, such as [sentence]")
@@ -233,7 +234,8 @@ def _render(sentences: Sequence[str], template: str | None) -> list[str]:
     return [template.replace(PLACEHOLDER, sentence) for sentence in sentences]
 
 
-def _tokenize(tokenizer: Any, texts: list[str], architecture: Architecture) -> list[_Text]:
+def tokenize(tokenizer: Any, texts: list[str], architecture: Architecture) -> list[Text]:
+    """Ids of every text with the special tokens that the tokenizer adds, and which of them are real."""
     encoded = tokenizer(
         texts, padding=False, truncation=False, return_attention_mask=False, return_special_tokens_mask=True
     )
@@ -248,11 +250,11 @@ def _tokenize(tokenizer: Any, texts: list[str], architecture: Architecture) -> l
             real[position] = False
         if not any(real):
             raise StatesError(f"sentence {index} has no real token: {texts[index]!r} becomes the ids {ids}")
-        tokenized.append(_Text(index, ids, real))
+        tokenized.append(Text(index, ids, real))
     return tokenized
 
 
-def _check_ids(texts: list[_Text], model: nn.Module, architecture: Architecture) -> None:
+def _check_ids(texts: list[Text], model: nn.Module, architecture: Architecture) -> None:
     """Refuse here what would be an index error deep inside the model."""
     rows = len(_input_embedding(architecture.model))
     limit = getattr(text_config(architecture.model), "max_position_embeddings", None)
@@ -266,9 +268,9 @@ def _check_ids(texts: list[_Text], model: nn.Module, architecture: Architecture)
             raise StatesError(f"sentence {text.index} has {len(text.ids)} tokens; {type(model).__name__} takes {limit}")
 
 
-def _batches(texts: list[_Text], batch_tokens: int) -> Iterator[list[_Text]]:
+def _batches(texts: list[Text], batch_tokens: int) -> Iterator[list[Text]]:
     """Sentences of like length together, the longest first, so that too large a batch fails at once."""
-    batch: list[_Text] = []
+    batch: list[Text] = []
     for text in sorted(texts, key=lambda text: (-len(text.ids), text.index)):
         if batch and (len(batch) + 1) * len(batch[0].ids) > batch_tokens:
             yield batch
@@ -278,7 +280,7 @@ def _batches(texts: list[_Text], batch_tokens: int) -> Iterator[list[_Text]]:
         yield batch
 
 
-def _check_finite(pooled: HiddenStates, batch: Sequence[_Text], model: nn.Module) -> None:
+def _check_finite(pooled: HiddenStates, batch: Sequence[Text], model: nn.Module) -> None:
     for site, rows in pooled.items():
         bad = (~rows.isfinite().all(1)).nonzero()
         if len(bad):
@@ -291,7 +293,7 @@ def _check_finite(pooled: HiddenStates, batch: Sequence[_Text], model: nn.Module
 def _manifest(
     model: nn.Module,
     sentences: Sequence[str],
-    texts: Sequence[_Text],
+    texts: Sequence[Text],
     template: str | None,
     pooling: Pooling,
     sites: list[int],
