@@ -122,10 +122,7 @@ class Alignment:
         tensors, document = _artifact.read(path)
         parts = _parts(path, tensors, document)
         try:
-            maps = {
-                layer: AffineMap(_stacked(tensors, layer, "down"), tensors[f"layer.{layer}.up"].unsqueeze(0))
-                for layer in parts
-            }
+            maps = {layer: _map(tensors, f"layer.{layer}", "down" in kinds) for layer, kinds in parts.items()}
             bias = {layer: tensors[f"layer.{layer}.bias"] for layer, kinds in parts.items() if "bias" in kinds}
             metadata = metadata_from_json(document.get("metadata"))
             alignment = cls(maps, bias, document.get("form", "missing"), metadata)
@@ -207,9 +204,13 @@ def _parts(path: Path, tensors: Mapping[str, Tensor], document: Mapping[str, Any
     return parts
 
 
-def _stacked(tensors: Mapping[str, Tensor], layer: int, kind: str) -> Tensor | None:
-    tensor = tensors.get(f"layer.{layer}.{kind}")
-    return None if tensor is None else tensor.unsqueeze(0)
+def _map(tensors: Mapping[str, Tensor], layer: str, low_rank: bool) -> AffineMap:
+    """The map of one layer; stored matrices have no stack dimension."""
+    for name in [f"{layer}.up", f"{layer}.down"][: 1 + low_rank]:
+        if tensors[name].dim() != 2:
+            raise ValueError(f"tensor {name} has shape {tuple(tensors[name].shape)}; expected a matrix")
+    up = tensors[f"{layer}.up"]
+    return AffineMap.low_rank(tensors[f"{layer}.down"], up) if low_rank else AffineMap.dense(up)
 
 
 def _base_name(model_id: str) -> str:

@@ -1,4 +1,4 @@
-"""Hidden states against the model's own report, one sentence at a time, and every way in which collecting goes wrong."""
+"""Hidden states against the model's own report, one sentence at a time, and what can go wrong in collecting."""
 
 from __future__ import annotations
 
