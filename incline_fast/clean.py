@@ -38,23 +38,27 @@ _WRITING = (StaticLayer, StaticSlidingWindowLayer)
 _PER_TOKEN = {"input_ids": 1, "inputs_embeds": 1, "position_ids": -1, "token_type_ids": -1}
 
 
-class CacheSnapshot:
-    """What a key/value cache holds, to be put back after a trial run.
+def check_restorable(cache: Cache) -> None:
+    """Refuse caches whose contents cannot be put back exactly.
 
     Raises:
-        ValueError: a kind of cache whose contents cannot be put back exactly.
+        ValueError: the cache is neither a DynamicCache nor a StaticCache, or is offloaded.
     """
+    layers = getattr(cache, "layers", None)
+    strange = {type(layer).__name__ for layer in layers or () if type(layer) not in _REPLACING + _WRITING}
+    if layers is None or strange or cache.offloading:
+        raise ValueError(
+            f"past_key_values is of type {type(cache).__name__} ({', '.join(sorted(strange)) or 'no plain layers'}); "
+            "mode='clean' needs a DynamicCache or a StaticCache that is not offloaded"
+        )
+
+
+class CacheSnapshot:
+    """What a key/value cache holds, to be put back after a trial run; see :func:`check_restorable`."""
 
     def __init__(self, cache: Cache) -> None:
-        layers = getattr(cache, "layers", None)
-        strange = {type(layer).__name__ for layer in layers or () if type(layer) not in _REPLACING + _WRITING}
-        if layers is None or strange or cache.offloading:
-            raise ValueError(
-                f"past_key_values is a {type(cache).__name__} ({', '.join(sorted(strange)) or 'no plain layers'}); "
-                "mode='clean' needs a DynamicCache or a StaticCache that is not offloaded"
-            )
         self._cache = cache
-        self._layers = [_saved(layer) for layer in layers]
+        self._layers = [_saved(layer) for layer in cache.layers]
 
     def restore(self) -> None:
         """Put the contents back; layers that were not there yet are removed."""
@@ -116,6 +120,7 @@ class _CleanRun:
         self._keep_cache = bool(config.use_cache if given is None else given)
         cache = arguments.get("past_key_values")
         self._cache: Cache = DynamicCache(config=config) if cache is None else cache
+        check_restorable(self._cache)
         self._arguments = {**arguments, "past_key_values": self._cache, "use_cache": True}
         tokens = arguments.get("input_ids")
         self._length = int((arguments["inputs_embeds"] if tokens is None else tokens).shape[1])

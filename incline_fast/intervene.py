@@ -245,8 +245,9 @@ class Intervention:
         for installed in self._installed:
             index, edit = installed.site.index, installed.edit
             peak, growth = edit.take_measures()
-            self.max_abs[index] = max(self.max_abs.get(index, 0.0), float(peak.nan_to_num(nan=math.inf).max()))
-            self.growth[index] = max(self.growth.get(index, 0.0), float(growth.nan_to_num(nan=math.inf).max()))
+            for measured, worst in ((peak, self.max_abs), (growth, self.growth)):
+                value = float(measured.max())  # NaN if one is
+                worst[index] = max(worst.get(index, 0.0), math.inf if math.isnan(value) else value)
             bad = (~peak.isfinite()).nonzero()
             if bad.numel():
                 n = int(bad[0])

@@ -135,12 +135,9 @@ def test_rows_with_alpha_zero_leave_their_bits_alone():
         assert (logits[1] - plain[1]).abs().max() > 1e-2
 
 
-@pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("positions", ["last", "generated"])
+@pytest.mark.parametrize(("positions", "mode"), [("last", "online"), ("generated", "online"), ("last", "clean")])
 @pytest.mark.parametrize("settings", [{"num_beams": 3}, {"num_beams": 3, "num_return_sequences": 2}])
 def test_beam_search(settings, positions, mode):
-    if mode == "clean" and positions != "last":
-        pytest.skip("clean mode edits the last prompt token only")
     model, inputs = tiny("llama"), prompts((6, 6))
 
     def where(states):
@@ -180,11 +177,13 @@ def test_sampling_with_a_seed():
     assert torch.equal(tokens, expected)
 
 
-@pytest.mark.parametrize("positions", ["last", "generated", "all"])
+@pytest.mark.parametrize(
+    ("positions", "mode"), [("last", "online"), ("generated", "online"), ("all", "online"), ("last", "clean")]
+)
 @pytest.mark.parametrize("name", SOME)
-def test_generation_without_a_cache(name, positions):
+def test_generation_without_a_cache(name, positions, mode):
     model, inputs = tiny(name), prompts((6, 3))
-    with intervene(model, ALIGNMENT, alpha=0.3, positions=positions):
+    with intervene(model, ALIGNMENT, alpha=0.3, positions=positions, mode=mode):
         expected, _ = generate(model, inputs)
         tokens, _ = generate(model, inputs, use_cache=False)
     assert torch.equal(tokens, expected)
