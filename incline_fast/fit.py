@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from os import PathLike
 from pathlib import Path
@@ -16,8 +17,7 @@ from incline_fast._metadata import AlignmentMetadata, Form
 from incline_fast.alignment import Alignment
 from incline_fast.estimators import Estimator, Fitted, get_estimator
 from incline_fast.identity import identify
-from incline_fast.models import describe
-from incline_fast.states import Pooling, collect
+from incline_fast.states import Pooling, StatesError, collect, render
 
 __all__ = ["DEFAULT_TEMPLATE", "PRESETS", "Preset", "fit", "fit_states"]
 
@@ -134,24 +134,29 @@ def fit(
         pooling=chosen.pooling if pooling is None else pooling,
         preset=preset,
     )
-    # Cheap checks before the long run over the model.
+    # What is wrong with the second side must not come out after the long run over the first.
     _check_form(solver, form)
     _split(len(source), holdout, seed)
-    sites = list(range(1, describe(model).num_layers + 1)) if layers is None else layers
-    states = [
-        collect(
-            model,
-            tokenizer,
-            texts,
-            template=metadata.template,
-            pooling=chosen.pooling if pooling is None else pooling,
-            layers=sites,
-            batch_tokens=batch_tokens,
-            progress=progress,
-            resume=None if resume is None else Path(resume) / side,
-        )
-        for side, texts in (("source", source), ("target", target))
-    ]
+    sides = {"source": source, "target": target}
+    for side, texts in sides.items():
+        with _naming(side):
+            render(texts, metadata.template)
+    states = []
+    for side, texts in sides.items():
+        with _naming(side):
+            states.append(
+                collect(
+                    model,
+                    tokenizer,
+                    texts,
+                    template=metadata.template,
+                    pooling=chosen.pooling if pooling is None else pooling,
+                    layers=range(1, identity.num_layers + 1) if layers is None else layers,
+                    batch_tokens=batch_tokens,
+                    progress=progress,
+                    resume=None if resume is None else Path(resume) / side,
+                )
+            )
     return fit_states(
         *states,
         estimator=solver,
@@ -210,10 +215,8 @@ def fit_states(
     fits: dict[int, Fitted] = {}
     errors: dict[int, float] = {}
     for site in tqdm(sorted(X), desc=f"fit {solver.name}", unit="layer", disable=not progress):
-        try:
+        with _naming(f"site {site}"):
             fitted = solver(X[site][fitted_rows], Y[site][fitted_rows], lams[site])
-        except (TypeError, ValueError) as error:
-            raise type(error)(f"site {site}: {error}") from error
         if len(held_out):
             measured = relative_error(fitted.predict(X[site][held_out]), Y[site][held_out], Y[site][fitted_rows])
             if measured is None:
@@ -248,6 +251,17 @@ def relative_error(predicted: Tensor, target: Tensor, fitted_target: Tensor) -> 
     if spread <= torch.finfo(torch.float32).eps * float(target.double().norm()):
         return None
     return float((predicted.double() - target.double()).norm()) / spread
+
+
+@contextmanager
+def _naming(what: str) -> Iterator[None]:
+    """Put before the message of a refusal which of several like inputs it is about."""
+    try:
+        yield
+    except (TypeError, ValueError) as error:
+        if type(error) not in (TypeError, ValueError, StatesError):
+            raise
+        raise type(error)(f"{what}: {error}") from error
 
 
 def _both_sides(text: Any) -> tuple[Sequence[str], Sequence[str]]:

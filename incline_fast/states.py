@@ -18,7 +18,7 @@ from incline_fast._shards import Shards, StatesError, text_hash
 from incline_fast.identity import identify, weights_hash
 from incline_fast.models import Architecture, describe, text_config
 
-__all__ = ["HiddenStates", "Pooling", "StatesError", "check_template", "collect"]
+__all__ = ["HiddenStates", "Pooling", "StatesError", "Text", "check_template", "collect", "evaluated", "render", "tokenize"]
 
 HiddenStates = dict[int, Tensor]
 """Site -> fp32 ``[n, d]`` on the CPU; row i belongs to sentence i."""
@@ -142,7 +142,7 @@ class _Recorder:
 
     def __enter__(self) -> _Recorder:
         with ExitStack() as stack:
-            stack.enter_context(_evaluated(self._architecture.model))
+            stack.enter_context(evaluated(self._architecture.model))
             for site in self._sites:
                 handle = self._architecture.sites[site].observe(partial(self._keep, site))
                 stack.callback(handle.remove)
@@ -187,7 +187,7 @@ def pool(h: Tensor, real: Tensor, pooling: Pooling) -> Tensor:
 
 
 @contextmanager
-def _evaluated(model: nn.Module) -> Iterator[None]:
+def evaluated(model: nn.Module) -> Iterator[None]:
     """Evaluation mode inside, every module's own mode afterwards."""
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
@@ -228,6 +228,7 @@ def render(sentences: Sequence[str], template: str | None) -> list[str]:
             sentence.encode()
         except UnicodeEncodeError as error:
             raise StatesError(f"sentence {index} is not valid Unicode: {error}") from error
+
     if template is None:
         return list(sentences)
     # Not str.format: other braces of a template, such as those of JSON, are text.
