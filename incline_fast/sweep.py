@@ -1,0 +1,258 @@
+"""Choose alpha: KL divergence to the target prompt's next-token distribution over a grid of strengths.
+
+For parallel prompts s (source language) and t (target language), over the full vocabulary, in fp32:
+
+    KL(alpha) = sum_v p(v | t) (log p(v | t) - log p_alpha(v | s))
+
+with ``p_alpha`` the model under ``intervene(..., alpha=alpha, positions="last")``. Everything before the last prompt
+token is untouched by such an edit, so the prefix of a prompt runs once; its cache is repeated, and one decode-shaped
+step over the last token, with one alpha per row, gives all strengths. Several alignments share the prefixes.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+
+from incline_fast.alignment import Alignment
+from incline_fast.intervene import Intervention, intervene
+from incline_fast.models import describe
+from incline_fast.states import evaluated, render, tokenize
+from incline_fast.sweep_result import SweepResult
+
+__all__ = ["DEFAULT_ALPHAS", "SweepResult", "compare", "sweep"]
+
+DEFAULT_ALPHAS = tuple(step / 20 for step in range(21))
+
+# The target distributions of this many pairs are in memory at once: 256 rows of 262144 tokens are 268 MB.
+_PAIRS_AT_ONCE = 256
+
+
+def sweep(
+    model: nn.Module,
+    tokenizer: Any,
+    alignment: Alignment,
+    source: Sequence[str],
+    target: Sequence[str],
+    *,
+    alphas: Sequence[float] = DEFAULT_ALPHAS,
+    template: str | None = None,
+    layers: Sequence[int] | None = None,
+    batch_rows: int = 128,
+    progress: bool = True,
+) -> SweepResult:
+    """Measure ``KL(target prompt || source prompt)`` of the next token for every alpha of a grid.
+
+    Args:
+        model: a causal LM of transformers.
+        tokenizer: its tokenizer.
+        alignment: the maps.
+        source: n sentences. Development pairs, if alpha is chosen from the result; held-out pairs to report it.
+        target: their n translations.
+        alphas: the grid; 0 is added if it is not there, for everything is said relative to it.
+        template: prompt around each sentence, by default the one that the alignment was fitted with;
+            ``"{sentence}"`` for bare sentences.
+        layers: sites to edit; None: all that the alignment has.
+        batch_rows: bound on prompts times alphas of one step (one prompt with all its alphas is the least).
+        progress: show a progress bar.
+
+    Returns:
+        Every prompt's divergence at every alpha; ``best_alpha``, intervals, and which alphas blew up.
+
+    Raises:
+        ValueError: unequal numbers of sentences, no sentence, a bad grid, a model without an LM head.
+        AlignmentError: the alignment was made for another model.
+    """
+    results = compare(
+        model,
+        tokenizer,
+        {"alignment": alignment},
+        source,
+        target,
+        alphas=alphas,
+        template=alignment.metadata.template if template is None else template,
+        layers=layers,
+        batch_rows=batch_rows,
+        progress=progress,
+    )
+    return results["alignment"]
+
+
+def compare(
+    model: nn.Module,
+    tokenizer: Any,
+    alignments: Mapping[str, Alignment],
+    source: Sequence[str],
+    target: Sequence[str],
+    *,
+    alphas: Sequence[float] = DEFAULT_ALPHAS,
+    template: str | None = None,
+    layers: Sequence[int] | None = None,
+    batch_rows: int = 128,
+    progress: bool = True,
+) -> dict[str, SweepResult]:
+    """:func:`sweep` for several alignments on the same prompts, with the prefixes and the targets computed once.
+
+    Args:
+        model: see :func:`sweep`, like all arguments that are not named here.
+        tokenizer: -
+        alignments: name -> alignment: estimators, values of lambda, controls.
+        source: -
+        target: -
+        alphas: -
+        template: prompt around each sentence; None for bare sentences. The same for all, whatever each was fitted with.
+        layers: -
+        batch_rows: -
+        progress: -
+
+    Returns:
+        name -> result.
+    """
+    if len(source) != len(target):
+        raise ValueError(f"source has {len(source)} sentences, target {len(target)}; sentence i must match sentence i")
+    if not alignments:
+        raise ValueError("alignments is empty; expected at least one")
+    if batch_rows < 1:
+        raise ValueError(f"batch_rows is {batch_rows}; expected at least 1")
+    grid = _grid(alphas)
+    for alignment in alignments.values():
+        alignment.check(model)
+    prompts = _Prompts(model, tokenizer)
+    source_ids, target_ids = (prompts.ids(texts, template) for texts in (source, target))
+
+    base = _Measures(1, len(source_ids))
+    edited = {name: _Measures(len(grid), len(source_ids)) for name in alignments}
+    bar = tqdm(total=len(source_ids) * len(alignments), desc="sweep", unit="prompt", disable=not progress)
+    with bar, evaluated(model), torch.inference_mode():
+        for start in range(0, len(source_ids), _PAIRS_AT_ONCE):
+            pairs = range(start, min(start + _PAIRS_AT_ONCE, len(source_ids)))
+            wanted = dict(prompts.distributions(target_ids, pairs, batch_rows))
+            for batch in _equal_length(source_ids, pairs, max(1, batch_rows // len(grid))):
+                prefix = prompts.prefix([source_ids[i] for i in batch])
+                base.keep(batch, prompts.step(prefix, 1), wanted)
+                for name, alignment in alignments.items():
+                    strengths = torch.tensor(grid).repeat(len(batch))
+                    with intervene(model, alignment, alpha=strengths, layers=layers) as run:
+                        edited[name].keep(batch, prompts.step(prefix, len(grid), run), wanted)
+                    bar.update(len(batch))
+    return {name: _result(grid, base, measures) for name, measures in edited.items()}
+
+
+class _Prefix:
+    """Prompts of one length: the cache after all tokens but the last, and the last tokens ``[B, 1]``."""
+
+    def __init__(self, cache: Any, last: Tensor) -> None:
+        self.cache = cache
+        self.last = last
+
+
+class _Prompts:
+    """Runs prompts through a model in batches of equal length.
+
+    No padding, so that positions, masks and sliding windows are those of a single prompt in every architecture.
+    """
+
+    def __init__(self, model: nn.Module, tokenizer: Any) -> None:
+        self._model = model
+        self._tokenizer = tokenizer
+        self._architecture = describe(model)
+        if self._architecture.model.get_output_embeddings() is None:  # type: ignore[operator]
+            raise ValueError(f"{type(model).__name__} has no LM head; a sweep compares next-token distributions")
+        self._device = self._architecture.sites[0].device
+        self._norms = torch.empty(0)
+
+    def ids(self, sentences: Sequence[str], template: str | None) -> list[list[int]]:
+        """Token ids of every prompt up to its last real token."""
+        texts = tokenize(self._tokenizer, render(sentences, template), self._architecture)
+        return [text.ids[: max(i for i, real in enumerate(text.real) if real) + 1] for text in texts]
+
+    def prefix(self, ids: Sequence[Sequence[int]]) -> _Prefix:
+        """Run all tokens but the last of prompts of one length."""
+        tokens = torch.tensor(ids, device=self._device)
+        cache = None
+        if tokens.shape[1] > 1:
+            cache = self._architecture.backbone(input_ids=tokens[:, :-1], use_cache=True).past_key_values
+        return _Prefix(cache, tokens[:, -1:])
+
+    def step(self, prefix: _Prefix, repeats: int, run: Intervention | None = None) -> tuple[Tensor, Tensor]:
+        """Logits ``[B * repeats, V]`` after the last token, and the norms ``[B * repeats]`` of its last state."""
+        cache = copy.deepcopy(prefix.cache)
+        if cache is not None and repeats > 1:
+            cache.batch_repeat_interleave(repeats)
+        if run is not None:
+            run.expect_prompt()
+        # Described anew: during an intervention another module stands where the last state is read.
+        handle = describe(self._model).sites[-1].observe(self._observe)
+        try:
+            tokens = prefix.last.repeat_interleave(repeats, 0)
+            logits: Tensor = self._model(input_ids=tokens, past_key_values=cache, use_cache=True).logits[:, -1]
+        finally:
+            handle.remove()
+        return logits, self._norms
+
+    def distributions(
+        self, ids: Sequence[Sequence[int]], pairs: Sequence[int], batch_rows: int
+    ) -> Iterator[tuple[int, Tensor]]:
+        """Index and log-probabilities ``[V]`` of the next token of each prompt."""
+        for batch in _equal_length(ids, pairs, batch_rows):
+            logits, _ = self.step(self.prefix([ids[i] for i in batch]), 1)
+            yield from zip(batch, logits.float().log_softmax(-1), strict=True)
+
+    def _observe(self, states: Tensor) -> None:
+        self._norms = torch.linalg.vector_norm(states[:, -1], dim=-1, dtype=torch.float32)
+
+
+class _Measures:
+    """What a sweep keeps per alpha and prompt."""
+
+    def __init__(self, alphas: int, prompts: int) -> None:
+        self.kl = torch.full((alphas, prompts), torch.nan)
+        self.norm = torch.full((alphas, prompts), torch.nan)
+
+    def keep(self, batch: Sequence[int], step: tuple[Tensor, Tensor], wanted: Mapping[int, Tensor]) -> None:
+        logits, norms = step
+        self.norm[:, batch] = norms.view(len(batch), -1).T.cpu()
+        for i, alphas_logits in zip(batch, logits.view(len(batch), len(self.kl), -1), strict=True):
+            self.kl[:, i] = divergence(wanted[i], alphas_logits).cpu()
+
+
+def divergence(target: Tensor, logits: Tensor) -> Tensor:
+    """KL in nats from log-probabilities ``[V]`` to the softmax of logits ``[A, V]``: ``[A]``, fp32.
+
+    Infinite where a logit is not finite: such a state has no distribution.
+    """
+    logits = logits.float()
+    kl = (target.exp() * (target - logits.log_softmax(-1))).sum(-1)
+    return torch.where(logits.isfinite().all(-1), kl, torch.inf)
+
+
+def _equal_length(ids: Sequence[Sequence[int]], indices: Sequence[int], limit: int) -> Iterator[list[int]]:
+    """Batches of at most ``limit`` indices of prompts with one length, the longest first."""
+    by_length: dict[int, list[int]] = {}
+    for i in indices:
+        by_length.setdefault(len(ids[i]), []).append(i)
+    for length in sorted(by_length, reverse=True):
+        same = by_length[length]
+        yield from (same[start : start + limit] for start in range(0, len(same), limit))
+
+
+def _grid(alphas: Sequence[float]) -> list[float]:
+    """The strengths other than 0, ascending; 0 is measured apart, once for all alignments."""
+    grid = sorted({float(alpha) for alpha in alphas} - {0.0})
+    if not grid or not all(abs(alpha) < float("inf") for alpha in grid):
+        raise ValueError(f"alphas is {list(alphas)}; expected finite numbers, one of them not 0")
+    return grid
+
+
+def _result(grid: list[float], base: _Measures, edited: _Measures) -> SweepResult:
+    order = sorted(range(len(grid) + 1), key=[0.0, *grid].__getitem__)
+    return SweepResult(
+        alphas=[[0.0, *grid][i] for i in order],
+        kl=torch.cat([base.kl, edited.kl])[order],
+        growth=torch.cat([base.norm, edited.norm])[order] / base.norm,
+    )
