@@ -17,7 +17,7 @@ from incline_fast._metadata import AlignmentMetadata, Form
 from incline_fast.alignment import Alignment
 from incline_fast.estimators import Estimator, Fitted, get_estimator
 from incline_fast.identity import identify
-from incline_fast.states import Pooling, StatesError, collect, render
+from incline_fast.states import BATCH_TOKENS, Pooling, StatesError, collect, render
 
 __all__ = ["DEFAULT_TEMPLATE", "PRESETS", "Preset", "fit", "fit_states"]
 
@@ -62,7 +62,7 @@ def fit(
     seed: int = 0,
     source_language: str | None = None,
     target_language: str | None = None,
-    batch_tokens: int = 4096,
+    batch_tokens: int = BATCH_TOKENS,
     progress: bool = True,
     resume: str | PathLike[str] | None = None,
 ) -> Alignment:
