@@ -1,0 +1,159 @@
+"""Every backend against the fp64 definition: sizes, dtypes, strengths, stacks of maps, both norms, both forms."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+import torch
+import torch.nn.functional as F
+from cases import BACKENDS, Case, make
+from tolerances import assert_close, assert_not_worse
+
+from incline_fast.maps import AffineMap
+
+HIDDEN = [1, 7, 8, 15, 16, 17, 111, 768, 769, 2048]
+ROWS = [0, 1, 2, 3, 7, 33]
+LOW = [torch.float32, torch.bfloat16, torch.float16]
+ALPHAS = [0.0, 1.0, -0.5]
+
+
+def check(case: Case, backend: str) -> None:
+    """Both forms agree with fp64 and, bit for bit, with each other.
+
+    y is judged from the r' that was returned: that is what the norm has to read, and a row whose r' nearly cancels
+    would otherwise be judged by the cancellation.
+    """
+    length = case.x.shape[-1]
+    y, edited = case(backend)
+    residual = case.options.get("residual")
+    assert y.dtype == case.x.dtype
+    assert edited.dtype == (case.x if residual is None else residual).dtype
+    assert_close(edited, case.expected()[1], length)
+    assert_close(y, case.normed(edited), length)
+    again = case.in_place(backend)
+    assert torch.equal(again[0], y)
+    assert torch.equal(again[1], edited)
+
+
+def spread_options(index: int, rows: int) -> dict:
+    """Walk through the combinations of the remaining options with the case's number, so that all of them meet."""
+    strength = index % 4
+    options: dict = {"alpha": ALPHAS[strength]} if strength < 3 else {"alpha": torch.linspace(-1, 1, rows)}
+    if index % 3 == 1:
+        options["beta"] = 0.25
+    if index % 3 == 2:
+        options["beta"] = torch.linspace(0.5, 1, rows)
+    if index % 5 < 2:
+        options["num_maps"] = 3
+        options["row_map"] = torch.arange(rows, dtype=torch.int32) % 4 - 1
+    options["bias"] = index % 7 < 5
+    options["residual_dtype"] = torch.float32 if index % 2 else None
+    options["weight_offset"] = float(index % 11 == 0)
+    return options
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("rank", [None, 1, 7, 64])
+@pytest.mark.parametrize("hidden", HIDDEN)
+def test_sizes(hidden: int, rank: int | None, backend: str) -> None:
+    if rank is not None and rank > hidden:
+        pytest.skip("a map of R^d has rank at most d")
+    for number, (rows, norm) in enumerate(itertools.product(ROWS, ("rms", "layer"))):
+        index = HIDDEN.index(hidden) * 7 + (rank or 0) + number
+        check(make(norm, hidden, (rows,), rank=rank, seed=index, **spread_options(index, rows)), backend)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("map_dtype", LOW)
+@pytest.mark.parametrize("dtype", LOW)
+def test_dtypes(dtype: torch.dtype, map_dtype: torch.dtype, backend: str) -> None:
+    for number, (rank, wide, vectors, norm) in enumerate(
+        itertools.product((None, 5), (None, dtype, torch.float32), LOW, ("rms", "layer"))
+    ):
+        kinds = {"dtype": dtype, "map_dtype": map_dtype, "residual_dtype": wide, "vector_dtype": vectors}
+        check(make(norm, 111, (3,), rank=rank, seed=number, alpha=0.75, **kinds), backend)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("norm", ["rms", "layer"])
+@pytest.mark.parametrize("rank", [None, 7])
+def test_double_sums_wherever_a_stream_is_double(rank: int | None, norm: str, backend: str) -> None:
+    for dtype, residual in [(torch.float64, None), (torch.float64, torch.float64), (torch.float64, torch.float32)] + [
+        (low, torch.float64) for low in LOW
+    ]:
+        kinds = {"dtype": dtype, "residual_dtype": residual, "map_dtype": torch.float64, "vector_dtype": torch.float64}
+        check(make(norm, 111, (7,), rank=rank, alpha=-0.5, **kinds), backend)
+
+
+def unfused(case: Case) -> tuple[torch.Tensor, torch.Tensor]:
+    """The same computation as separate torch calls, everything in x's dtype."""
+    x, map, options = case.x, case.map, case.options
+    r = x if options.get("residual") is None else x + options["residual"]
+    z = F.linear(r if map.down is None else F.linear(r, map.down[0]), map.up[0]) + options["bias"][0]
+    edited = r + options["alpha"] * z
+    if case.norm == "rms":
+        return F.rms_norm(edited, (x.shape[-1],), case.weight, 1e-6), edited
+    return F.layer_norm(edited, (x.shape[-1],), case.weight, case.norm_bias, 1e-5), edited
+
+
+@pytest.mark.parametrize("norm", ["rms", "layer"])
+@pytest.mark.parametrize("rank", [None, 64])
+@pytest.mark.parametrize("hidden", [111, 2048])
+@pytest.mark.parametrize("dtype", LOW)
+def test_no_more_than_twice_the_error_of_unfused_torch(
+    dtype: torch.dtype, hidden: int, rank: int | None, norm: str
+) -> None:
+    for residual in (None, dtype):
+        case = make(norm, hidden, (33,), rank=rank, dtype=dtype, residual_dtype=residual, alpha=0.5)
+        for actual, plain, wanted in zip(case(BACKENDS[-1]), unfused(case), case.expected(), strict=True):
+            assert_not_worse(actual, plain, wanted)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("dtype", LOW)
+def test_norm_reads_the_rounded_residual(dtype: torch.dtype, backend: str) -> None:
+    """y computed from the returned r' is y: the fused form sees what an unfused norm would see."""
+    case = make("rms", 111, (3,), dtype=dtype, residual_dtype=dtype, vector_dtype=torch.float32)
+    y, edited = case(backend)
+    plain = AffineMap.dense(torch.zeros(111, 111, dtype=dtype))
+    again = case.but(x=edited, map=plain, residual=None, bias=None)(backend)
+    assert torch.equal(again[1], edited)
+    assert torch.equal(again[0], y)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_every_number_is_rounded_as_torch_rounds(dtype: torch.dtype, backend: str) -> None:
+    """Each of the 65536 bit patterns plus a neighbour of it: subnormals, ties, overflow, signed zeros, inf and nan."""
+    g = torch.Generator().manual_seed(0)
+    bits = torch.arange(-(2**15), 2**15).reshape(64, 1024)
+    neighbours = (bits + torch.randint(-3000, 3000, bits.shape, generator=g)).clamp(-(2**15), 2**15 - 1)
+    a, b = bits.to(torch.int16).view(dtype), neighbours.to(torch.int16).view(dtype)
+    no_map = torch.full((64,), -1, dtype=torch.int32)
+    rounded = make("rms", 1024, (64,), dtype=dtype, row_map=no_map).but(x=a, residual=b)(backend)[1]
+    expected = (a.float() + b.float()).to(dtype)
+    finite = ~expected.isnan()
+    assert torch.equal(rounded.isnan(), expected.isnan())
+    assert torch.equal(rounded.view(torch.int16)[finite], expected.view(torch.int16)[finite])
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("norm", ["rms", "layer"])
+def test_rows_without_a_map_keep_their_bits(norm: str, backend: str) -> None:
+    row_map = torch.tensor([-1, 0, -1, 2, -7], dtype=torch.int32)
+    case = make(norm, 111, (5,), num_maps=3, dtype=torch.bfloat16, row_map=row_map, alpha=2.0, beta=0.5)
+    edited = case(backend)[1]
+    kept = row_map < 0
+    assert torch.equal(edited[kept], case.x[kept])
+    assert not torch.isclose(edited[~kept], case.x[~kept]).all(-1).any()
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_large_mean_does_not_cancel(backend: str) -> None:
+    """With mean 1e4 and deviation 1, E[x^2] - mean^2 in fp32 has no correct digit; two passes lose one last bit."""
+    case = make("layer", 768, (3,), alpha=0.0)
+    case = case.but(x=case.x + 1e4)
+    y, expected = case(backend)[0], case.expected()[0]
+    last_bit = 2.0**-10
+    assert (y - expected).abs().max() < last_bit * case.weight.abs().max()

@@ -1,0 +1,75 @@
+"""A row's bits depend on nothing but the row: not on its neighbours, their number, their maps, or the threads."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+from cases import make
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from incline_fast.ops._backend import EXTENSION
+
+pytestmark = pytest.mark.skipif(EXTENSION is None, reason="a property of the compiled op; plain PyTorch has its own")
+
+DTYPES = [torch.float32, torch.bfloat16, torch.float16, torch.float64]
+
+
+@pytest.fixture(autouse=True)
+def restore_threads() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    yield
+    torch.set_num_threads(threads)
+
+
+@st.composite
+def batches(draw: st.DrawFn):
+    """A batch, the rows of it that are also computed alone, and two thread counts."""
+    rows = draw(st.integers(1, 40))
+    hidden = draw(st.sampled_from([1, 15, 16, 33, 111, 600, 1100]))
+    rank = draw(st.sampled_from([None, 1, 20]))
+    dtype = draw(st.sampled_from(DTYPES))
+    case = make(
+        draw(st.sampled_from(["rms", "layer"])),
+        hidden,
+        (rows,),
+        rank=rank and min(rank, hidden),
+        num_maps=3,
+        dtype=dtype,
+        residual_dtype=draw(st.sampled_from([None, dtype])),
+        seed=draw(st.integers(0, 5)),
+        alpha=torch.linspace(-1, 1, rows),
+        row_map=torch.tensor(draw(st.lists(st.integers(-1, 2), min_size=rows, max_size=rows)), dtype=torch.int32),
+    )
+    subset = draw(st.lists(st.integers(0, rows - 1), min_size=1, max_size=rows, unique=True))
+    return case, torch.tensor(subset), draw(st.integers(1, 4)), draw(st.integers(1, 4))
+
+
+@settings(max_examples=200, deadline=None)
+@given(batches())
+def test_row_alone_in_a_batch_and_on_other_threads(batch) -> None:
+    case, subset, threads, other_threads = batch
+    torch.set_num_threads(threads)
+    together = case("cpu")
+    rows = {name: case.options[name][subset] for name in ("alpha", "row_map")}
+    if case.options.get("residual") is not None:
+        rows["residual"] = case.options["residual"][subset]
+    torch.set_num_threads(other_threads)
+    apart = case.but(x=case.x[subset], **rows)("cpu")
+    for whole, part in zip(together, apart, strict=True):
+        assert torch.equal(whole[subset], part)
+
+
+@pytest.mark.parametrize("rank", [None, 64])
+@pytest.mark.parametrize("rows", [1, 4, 64])
+def test_work_is_really_split_and_changes_nothing(rows: int, rank: int | None) -> None:
+    """Large enough for several threads in every phase."""
+    case = make("layer", 2048, (rows,), rank=rank, dtype=torch.bfloat16)
+    torch.set_num_threads(1)
+    serial = case("cpu")
+    for threads in (2, 3):
+        torch.set_num_threads(threads)
+        for actual, wanted in zip(case("cpu"), serial, strict=True):
+            assert torch.equal(actual, wanted)
