@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from enum import Enum
 from typing import Any
+from weakref import WeakSet
 
 import torch
 from torch import Tensor, nn
@@ -19,7 +20,11 @@ from incline_fast.models import Site, block_output, state_argument, unwrap
 from incline_fast.nn import AffineLayerNorm, AffineRMSNorm
 from incline_fast.positions import Rows
 
-__all__ = ["Control", "EditedNorm", "Installed", "SiteEdit", "Stage"]
+__all__ = ["ACTIVE", "Control", "EditedNorm", "Installed", "SiteEdit", "Stage"]
+
+
+ACTIVE: WeakSet[nn.Module] = WeakSet()
+"""The backbones that an intervention is editing at this moment."""
 
 
 class Stage(Enum):

@@ -11,7 +11,6 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
 from typing import Any, Literal, Self, get_args
-from weakref import WeakSet
 
 import torch
 from torch import Tensor, nn
@@ -19,7 +18,7 @@ from torch import Tensor, nn
 from incline_fast.alignment import Alignment
 from incline_fast.calls import Calls, Patch
 from incline_fast.clean import clean_forward
-from incline_fast.edits import Control, Installed, SiteEdit
+from incline_fast.edits import ACTIVE, Control, Installed, SiteEdit
 from incline_fast.maps import AffineMap
 from incline_fast.models import Architecture, Site, describe, unwrap
 from incline_fast.positions import Positions, Rows
@@ -28,8 +27,6 @@ from incline_fast.strength import Alpha, row_alpha, site_alpha
 __all__ = ["Intervention", "InterventionError", "Mode", "NonFiniteStateError", "intervene"]
 
 Mode = Literal["online", "clean"]
-
-_ACTIVE: WeakSet[nn.Module] = WeakSet()
 
 
 class InterventionError(RuntimeError):
@@ -155,12 +152,12 @@ class Intervention:
         backbone = self._architecture.backbone
         if self._state != "new":
             raise InterventionError(f"this intervention is {self._state}; call intervene(...) again for another one")
-        if backbone in _ACTIVE:
+        if backbone in ACTIVE:
             raise InterventionError(
                 "this model is being edited by another intervention; leave that one first. To apply several "
                 "alignments, merge their maps into one Alignment"
             )
-        _ACTIVE.add(backbone)
+        ACTIVE.add(backbone)
         self._state = "active"
         try:
             self._install()
@@ -236,7 +233,7 @@ class Intervention:
             installed.remove()
         self._patches, self._installed, self._calls = [], [], None
         self._control.disarm()
-        _ACTIVE.discard(self._architecture.backbone)
+        ACTIVE.discard(self._architecture.backbone)
         self._state = "done"
         return changed
 

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from incline_fast._shards import Shards, StatesError, text_hash
+from incline_fast.edits import ACTIVE
 from incline_fast.identity import identify, weights_hash
 from incline_fast.models import Architecture, describe, text_config
 
@@ -92,8 +93,8 @@ def collect(
     Raises:
         TypeError: sentences is a string or holds something that is not one.
         ValueError: an argument is out of range.
-        StatesError: a sentence is empty or has no real token or too many; a state is not finite; ``resume`` names a
-            folder with states of something else, or a damaged one.
+        StatesError: a sentence is empty or has no real token or too many; a state is not finite; the model is being
+            edited; ``resume`` names a folder with states of something else, or a damaged one.
         UnsupportedModelError: the architecture is not known.
     """
     if pooling not in get_args(Pooling):
@@ -101,6 +102,8 @@ def collect(
     if batch_tokens < 1:
         raise ValueError(f"batch_tokens is {batch_tokens}; expected at least 1")
     architecture = describe(model)
+    if architecture.backbone in ACTIVE:
+        raise StatesError("the model is being edited by an intervention; leave it to collect the states of the model")
     sites = _check_layers(layers, architecture.num_layers)
     texts = tokenize(tokenizer, render(sentences, template), architecture)
     _check_ids(texts, model, architecture)

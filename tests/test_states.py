@@ -10,6 +10,8 @@ from tiny_models import HIDDEN, LAYERS, PAD, tiny
 from tiny_tokenizer import sentences, tiny_tokenizer
 
 from incline_fast import states as states_module
+from incline_fast.alignment import Alignment
+from incline_fast.intervene import intervene
 from incline_fast.states import StatesError, collect
 
 NAMES = ["llama", "gemma3", "gpt2", "opt", "olmo2"]
@@ -255,6 +257,15 @@ def test_low_precision_models_give_fp32_means():
     for site in reference:
         assert collected[site].dtype == torch.float32
         torch.testing.assert_close(collected[site], reference[site], rtol=5e-2, atol=5e-2)
+
+
+def test_an_edited_model_is_refused():
+    for name in ("llama", "olmo2"):  # edited in its norms, and by hooks
+        model = tiny(name)
+        alignment = Alignment.from_maps({1: torch.eye(HIDDEN)})
+        with intervene(model, alignment, alpha=0.5), pytest.raises(StatesError, match="being edited"):
+            run(model, tiny_tokenizer(), ["w5"])
+        run(model, tiny_tokenizer(), ["w5"])
 
 
 def stop_after(monkeypatch, batches: int) -> None:
