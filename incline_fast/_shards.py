@@ -53,7 +53,7 @@ class Shards:
         if path.exists():
             self._compare(path, manifest)
             return
-        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        if folder.exists() and not (folder.is_dir() and all(_is_temporary(item) for item in folder.iterdir())):
             raise StatesError(f"resume is {folder}, which is not a folder of states: it has no manifest.json")
         folder.mkdir(parents=True, exist_ok=True)
         with replacing(path) as temporary:
@@ -96,6 +96,11 @@ class Shards:
                 f"resume is {self._folder}, which holds states of other input ({'; '.join(changed)}). "
                 "Give another folder, or remove this one"
             )
+
+
+def _is_temporary(path: Path) -> bool:
+    """What :func:`replacing` leaves where a process is killed between opening a file and naming it."""
+    return path.name.startswith(".") and path.suffix == ".tmp"
 
 
 def _read(path: Path, states: Mapping[int, Tensor]) -> tuple[Tensor, dict[int, Tensor]]:

@@ -80,7 +80,9 @@ class Alignment:
         """The same alignment with its maps in another dtype or on another device.
 
         The biases keep their dtype: ``b = mean(Y) - W mean(X)`` cancels most of ``W h``, so rounding it would cost
-        accuracy and save only d numbers.
+        accuracy and save only d numbers. It was computed for the map as it was: in a dimension whose mean is large
+        beside its spread, rounding W to half precision moves every image by ``(W - rounded W) mean(X)``, about a tenth
+        of a standard deviation in the early layers of Gemma 3 270M with bfloat16.
 
         Raises:
             AlignmentError: a weight is too large for ``dtype`` (float16 overflows above 65504).

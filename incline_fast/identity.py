@@ -70,7 +70,7 @@ def config_hash(config: Any) -> str:
 
 
 def weights_hash(model: nn.Module) -> str:
-    """First 16 hex digits of a SHA-256 over names, dtypes, shapes and 64 evenly spaced values of every weight.
+    """First 16 hex digits of a SHA-256 over names, dtypes, shapes and about 64 evenly spaced values of every weight.
 
     Cheap enough for every run (no weight is read whole) and different for a fine-tuned copy of the same architecture.
     """
@@ -82,10 +82,11 @@ def weights_hash(model: nn.Module) -> str:
 
 
 def _sample(tensor: Tensor) -> bytes:
-    # reshape, not flatten()[::step] of a copy: a strided view of a contiguous weight reads 64 values only.
+    if tensor.is_meta:
+        return b""  # a weight that is offloaded has no values here; its name and shape are hashed
     flat = tensor.detach().reshape(-1)
-    picked = flat[:: max(1, flat.numel() // _SAMPLES_PER_TENSOR)][: 2 * _SAMPLES_PER_TENSOR].contiguous().cpu()
-    return picked.view(torch.uint8).numpy().tobytes() if picked.numel() else b""
+    picked = flat[:: max(1, flat.numel() // _SAMPLES_PER_TENSOR)].contiguous().cpu()
+    return picked.view(torch.uint8).numpy().tobytes()
 
 
 def _model_id(name: str) -> str:

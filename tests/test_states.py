@@ -359,6 +359,14 @@ def test_damaged_folders_are_refused(tmp_path):
         run(model, tokenizer, texts, resume=folder)
 
 
+def test_a_run_killed_at_its_first_write_can_start_again(tmp_path):
+    (tmp_path / ".manifest.json.k2x.tmp").write_text("{", encoding="utf-8")
+    model, tokenizer = tiny("llama"), tiny_tokenizer()
+    run(model, tokenizer, ["w5"], resume=tmp_path)
+    (tmp_path / ".shard-00000000.safetensors.k2x.tmp").write_bytes(b"part")
+    assert run(model, tokenizer, ["w5"], resume=tmp_path)[0].shape == (1, HIDDEN)
+
+
 def test_a_folder_of_other_things_is_not_touched(tmp_path):
     (tmp_path / "thesis.tex").write_text("x", encoding="utf-8")
     with pytest.raises(StatesError, match="is not a folder of states"):
