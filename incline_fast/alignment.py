@@ -176,8 +176,9 @@ class Alignment:
     def __repr__(self) -> str:
         about = self.metadata
         pair = f"{about.source_language or '?'} -> {about.target_language or '?'}"
-        ranks = {m.rank for m in self.maps.values()}
-        kind = "dense" if ranks == {None} else "rank " + "/".join("full" if r is None else str(r) for r in ranks)
+        ranks = sorted(m.rank for m in self.maps.values() if m.rank is not None)
+        kinds = [f"rank {ranks[0]}" if ranks[0] == ranks[-1] else f"ranks {ranks[0]}..{ranks[-1]}"] if ranks else []
+        kind = " and ".join(kinds + ["dense"] * (len(ranks) < len(self.maps)))
         return (
             f"Alignment({pair}, {len(self.maps)} layers {self.layers[0]}..{self.layers[-1]}, {kind}, "
             f"hidden_size={self.hidden_size}, form={self.form!r}, estimator={about.estimator!r}, "

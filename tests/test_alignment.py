@@ -83,8 +83,18 @@ def test_from_maps_refuses():
 
 def test_describe_and_repr_say_what_it_is():
     text = repr(example())
-    for part in ("fr -> en", "3 layers 1..10", "rank", "interpolate", "affine_ridge", "google/gemma-3-270m", "n=700"):
+    for part in (
+        "fr -> en",
+        "3 layers 1..10",
+        "ranks 2..3 and dense",
+        "interpolate",
+        "affine_ridge",
+        "google/gemma-3-270m",
+        "n=700",
+    ):
         assert part in text
+    assert ", rank 2, hidden_size" in repr(Alignment.from_maps({0: random_map(2)}))
+    assert ", dense, hidden_size" in repr(Alignment.from_maps({0: random_map()}))
     about = example().describe()
     assert about["ranks"] == {1: 2, 2: None, 10: 3}
     assert about["weights"] == 2 * 6 * 2 + 36 + 2 * 6 * 3
