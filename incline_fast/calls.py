@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from incline_fast.edits import Control
-from incline_fast.models import Architecture, text_config
+from incline_fast.models import Architecture
 from incline_fast.positions import Positions, Rows, read_call, select
 
 __all__ = ["Calls", "Patch", "by_name", "outside_compiled_code"]
@@ -99,7 +99,6 @@ class Calls:
         self._clone_embeddings = clone_embeddings
         self._after = after
         self._bos = architecture.bos_token_ids
-        self._window: int | None = getattr(text_config(architecture.model), "sliding_window", None)
         self._generating = False
         self._generated_prompt: int | None = None
         self._declared = False
@@ -155,7 +154,7 @@ class Calls:
     def _arm(self, arguments: dict[str, Any]) -> dict[str, Any]:
         """Set up ``control`` for one forward pass; returns the arguments to run it with."""
         control = self._control
-        call = read_call(arguments, window=self._window)
+        call = read_call(arguments)
         alpha = self._expanded_alpha(call.batch)
         rows = select(
             call,

@@ -58,7 +58,7 @@ class CacheSnapshot:
 
     def __init__(self, cache: Cache) -> None:
         self._cache = cache
-        self._layers = [_saved(layer) for layer in cache.layers]
+        self._layers = [_copied(layer, vars(layer)) for layer in cache.layers]
 
     def restore(self) -> None:
         """Put the contents back; layers that were not there yet are removed."""
@@ -73,13 +73,14 @@ class CacheSnapshot:
                 current.update({name: value for name, value in saved.items() if name not in tensors})
             else:
                 current.clear()
-                current.update(saved)
+                current.update(_copied(layer, saved))
 
 
-def _saved(layer: Any) -> dict[str, Any]:
+def _copied(layer: Any, contents: dict[str, Any]) -> dict[str, Any]:
+    """``contents`` of a layer, safe from what the layer does next."""
     if type(layer) in _REPLACING:
-        return dict(vars(layer))
-    return {name: value.clone() if isinstance(value, Tensor) else value for name, value in vars(layer).items()}
+        return dict(contents)
+    return {name: value.clone() if isinstance(value, Tensor) else value for name, value in contents.items()}
 
 
 def clean_forward(forward: Callable[..., Any], backbone: nn.Module, control: Control) -> Callable[..., Any]:

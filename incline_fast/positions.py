@@ -58,7 +58,6 @@ class Call:
         past: tokens in the cache before this pass.
         mask: the attention mask: None, ``[B, past + T]``, 4-D, or one 4-D mask per attention type.
         input_ids: ``[B, T]``, None for a pass over embeddings.
-        window: size of the model's sliding window, None if all layers attend to everything.
     """
 
     batch: int
@@ -66,23 +65,23 @@ class Call:
     past: int
     mask: Any
     input_ids: Tensor | None
-    window: int | None
 
     def real(self) -> Tensor | None:
-        """``[B, T]``, False for padding (and for what :meth:`hides_tokens`); None: no padding.
+        """``[B, T]``, False for padding; None: no padding.
 
         Raises:
             ValueError: a mask that does not fit the inputs.
         """
-        mask = self._prepared()[0]
+        # Every attention type knows the padding.
+        mask = next(iter(self.mask.values())) if isinstance(self.mask, Mapping) else self.mask
         if mask is None:
             return None
-        if mask.dim() == 4:
-            # The last query sees every real token, be it padding itself. Static caches are wider than their contents;
-            # a full window has slid, so that the new tokens are at its end.
-            start = min(self.past, mask.shape[-1] - self.length)
-            seen = mask[:, 0, -1, start : start + self.length]
-            real = (seen if seen.dtype == torch.bool else seen == 0).expand(self.batch, self.length)
+        if not isinstance(mask, Tensor):
+            raise ValueError(
+                f"attention_mask is a {type(mask).__name__}; expected a tensor or tensors by attention type"
+            )
+        if mask.dim() == 4 and mask.shape[-2] == self.length <= mask.shape[-1]:
+            real = self._diagonal(mask)
         elif mask.dim() == 2 and mask.shape[0] == self.batch and mask.shape[1] >= self.length:
             real = mask[:, mask.shape[1] - self.length :] != 0
         else:
@@ -90,20 +89,15 @@ class Call:
             raise ValueError(f"attention_mask has shape {tuple(mask.shape)}; expected {expected} for this forward pass")
         return None if bool(real.all()) else real
 
-    def hides_tokens(self) -> bool:
-        """Whether the mask at hand is a sliding window's, in which early tokens look like padding."""
-        mask, sliding = self._prepared()
-        return mask is not None and mask.dim() == 4 and sliding and self.length > (self.window or self.length)
-
-    def _prepared(self) -> tuple[Tensor | None, bool]:
-        """The mask to read, and whether it may be one of a sliding window."""
-        if isinstance(self.mask, Mapping):
-            full = "full_attention" in self.mask
-            return self.mask["full_attention"] if full else next(iter(self.mask.values())), not full
-        return self.mask, self.window is not None
+    def _diagonal(self, mask: Tensor) -> Tensor:
+        """Whether each token sees itself: real tokens do, under every window; padding does not."""
+        # Static caches are wider than their contents; a full window has slid, so that the new tokens are at its end.
+        start = min(self.past, mask.shape[-1] - self.length)
+        itself = mask[:, 0].diagonal(start, dim1=-2, dim2=-1)
+        return (itself if itself.dtype == torch.bool else itself == 0).expand(self.batch, self.length)
 
 
-def read_call(arguments: Mapping[str, Any], *, window: int | None = None) -> Call:
+def read_call(arguments: Mapping[str, Any]) -> Call:
     """Describe a forward pass from the arguments of a causal LM or its backbone.
 
     Raises:
@@ -118,7 +112,7 @@ def read_call(arguments: Mapping[str, Any], *, window: int | None = None) -> Cal
             raise ValueError(f"{name} is given: packed sequences have no row per prompt and cannot be edited")
     cache = arguments.get("past_key_values")
     past = 0 if cache is None else int(cache.get_seq_length())
-    return Call(int(source.shape[0]), int(source.shape[1]), past, arguments.get("attention_mask"), ids, window)
+    return Call(int(source.shape[0]), int(source.shape[1]), past, arguments.get("attention_mask"), ids)
 
 
 def select(
@@ -142,11 +136,6 @@ def select(
     """
     if positions == "last" and prompt_length == 0:
         return None
-    if positions == "all" and call.hides_tokens():
-        raise ValueError(
-            "positions='all' with a prepared sliding-window mask: it does not tell padding from tokens before the "
-            "window. Use a dynamic cache"
-        )
     given = call.real()
     real = _everything(call) if given is None else given
     chosen = _asked_for(positions, real, prompt_length)

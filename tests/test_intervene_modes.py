@@ -189,11 +189,14 @@ def test_generation_without_a_cache(name, positions, mode):
     assert torch.equal(tokens, expected)
 
 
-@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize(
+    ("positions", "mode"), [("last", "online"), ("generated", "online"), ("all", "online"), ("last", "clean")]
+)
 @pytest.mark.parametrize("name", ["llama", "gemma2", "mistral"])
-def test_static_cache(name, mode):
+def test_static_cache(name, positions, mode):
+    """Its masks are prepared, and those of windows of 4 tokens hide the beginning of the prompt."""
     model, inputs = tiny(name), prompts((7, 4, 1))
-    with intervene(model, ALIGNMENT, alpha=0.6, mode=mode):
+    with intervene(model, ALIGNMENT, alpha=0.3, positions=positions, mode=mode):
         expected, _ = generate(model, inputs)
         tokens, _ = generate(model, inputs, cache_implementation="static")
     assert torch.equal(tokens, expected)
