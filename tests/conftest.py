@@ -1,0 +1,29 @@
+"""Fixtures that need something from outside the repository; tests that use them skip visibly without it."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+CACHE = Path(__file__).parents[1] / "demo" / "cache"
+
+
+@pytest.fixture(scope="session")
+def real_model_path() -> Path:
+    """Folder of a downloaded multilingual model: ``INCLINE_FAST_MODEL``, or what ``make setup`` fetched."""
+    named = os.environ.get("INCLINE_FAST_MODEL")
+    found = [Path(named)] if named else sorted(path.parent for path in CACHE.glob("**/config.json"))
+    if not found or not (found[0] / "config.json").exists():
+        pytest.skip("no downloaded model: run `make setup`, or name a folder in INCLINE_FAST_MODEL")
+    return found[0]
+
+
+@pytest.fixture(scope="session")
+def real_model(real_model_path):
+    """The downloaded model in fp32 and its tokenizer."""
+    model = AutoModelForCausalLM.from_pretrained(real_model_path, dtype=torch.float32)
+    return model, AutoTokenizer.from_pretrained(real_model_path)
