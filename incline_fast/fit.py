@@ -68,13 +68,12 @@ def fit(
 ) -> Alignment:
     """Learn one map per layer that takes the states of source sentences to those of their translations.
 
-    ======== ======================================== ======= ================================ ===========
-    preset   template                                 pooling estimator                        form
-    ======== ======================================== ======= ================================ ===========
-    robust   ``{sentence}\\\\nThe topic of this text is`` last    affine_ridge, lam 0.3            interpolate
-    paper    bare sentence                            last    min_norm                         add
-    official bare sentence                            mean    min_norm                         add (apply ``clean``)
-    ======== ======================================== ======= ================================ ===========
+        preset    template          pooling  estimator              form         apply with
+        robust    DEFAULT_TEMPLATE  last     affine_ridge, lam 0.3  interpolate  mode="online"
+        paper     bare sentence     last     min_norm               add          mode="online"
+        official  bare sentence     mean     min_norm               add          mode="clean"
+
+    ``DEFAULT_TEMPLATE`` is ``"{sentence}\\nThe topic of this text is"``; better than it is the prompt that you will use.
 
     Args:
         model: a causal LM of transformers.
