@@ -73,7 +73,7 @@ def fit(
         paper     bare sentence     last     min_norm               add          mode="online"
         official  bare sentence     mean     min_norm               add          mode="clean"
 
-    ``DEFAULT_TEMPLATE`` is ``"{sentence}\\nThe topic of this text is"``; better than it is the prompt that you will use.
+    ``DEFAULT_TEMPLATE`` is ``"{sentence}\\nThe topic of this text is"``; better is the prompt that you will use.
 
     Args:
         model: a causal LM of transformers.
