@@ -7,9 +7,9 @@ import math
 import torch
 from torch import Tensor
 
-from incline_fast.maps import PANEL
+from incline_fast.maps import PANEL, AffineMap
 
-__all__ = ["PerRow", "check", "check_in_place", "check_row_map", "num_rows", "per_row"]
+__all__ = ["PerRow", "check", "check_in_place", "check_row_map", "num_rows", "op_tail", "per_row"]
 
 PerRow = float | Tensor
 
@@ -25,6 +25,22 @@ def num_rows(x: Tensor) -> int:
 def per_row(value: PerRow) -> tuple[float, Tensor | None]:
     """Split alpha or beta into (scale, per-row factor or None): the ops take both and multiply them."""
     return (1.0, value) if isinstance(value, Tensor) else (float(value), None)
+
+
+def op_tail(
+    map: AffineMap,
+    bias: Tensor | None,
+    alpha: PerRow,
+    beta: PerRow,
+    row_map: Tensor | None,
+    eps: float,
+    weight_offset: float,
+) -> tuple[Tensor | float | None, ...]:
+    """The arguments in which all forms of the compiled ops end, in the order of their schemas."""
+    down, up = map.packed()
+    alpha_scale, row_alpha = per_row(alpha)
+    beta_scale, row_beta = per_row(beta)
+    return down, up, bias, row_alpha, row_beta, row_map, alpha_scale, beta_scale, eps, weight_offset
 
 
 def check(

@@ -18,7 +18,7 @@ from torch import Tensor
 from incline_fast import reference
 from incline_fast.maps import AffineMap
 from incline_fast.ops import _autograd
-from incline_fast.ops._arguments import PerRow, check, check_in_place, check_row_map, per_row
+from incline_fast.ops._arguments import PerRow, check, check_in_place, check_row_map, op_tail, per_row
 from incline_fast.ops._backend import EXTENSION, choose, differentiates, mark_written
 
 __all__ = ["affine_rms_norm", "affine_rms_norm_"]
@@ -58,27 +58,19 @@ def affine_rms_norm(
     Raises:
         ValueError: an argument's dtype, shape, device or value is not allowed; the message names it.
     """
-    alpha_scale, row_alpha = per_row(alpha)
-    beta_scale, row_beta = per_row(beta)
     if choose(x.device, backend):
-        down, up = map.packed()
-        result: tuple[Tensor, Tensor] = torch.ops.incline_fast.affine_rms_norm.default(
-            x,
-            residual,
-            weight,
-            down,
-            up,
-            bias,
-            row_alpha,
-            row_beta,
-            row_map,
-            alpha_scale,
-            beta_scale,
-            eps,
-            weight_offset,
-        )
-        return result
-    check(x, residual, weight, None, map.down, map.up, bias, row_alpha, row_beta, row_map)
+        tail = op_tail(map, bias, alpha, beta, row_map, eps, weight_offset)
+        if torch.compiler.is_compiling() or differentiates(x, residual, weight, None, map, bias, alpha, beta):
+            op = torch.ops.incline_fast.affine_rms_norm.default
+            result: tuple[Tensor, Tensor] = op(x, residual, weight, *tail)
+            return result
+        # The functional op enters autograd's Python layer even where nothing is recorded, which takes longer than a
+        # small problem does; the in-place op on copies gives the same bits without it.
+        stream = (x if residual is None else residual).clone(memory_format=torch.contiguous_format)
+        y = torch.empty_like(stream) if residual is None else x.clone(memory_format=torch.contiguous_format)
+        torch.ops.incline_fast.affine_rms_norm_.default(y, stream, residual is not None, weight, *tail)
+        return y, stream
+    check(x, residual, weight, None, map.down, map.up, bias, per_row(alpha)[1], per_row(beta)[1], row_map)
     check_row_map(row_map, map.num_maps)
     return reference.affine_rms_norm(
         x,
@@ -118,25 +110,8 @@ def affine_rms_norm_(
     stream = x if residual is None else residual
     if choose(x.device, backend) and not differentiates(x, residual, weight, None, map, bias, alpha, beta):
         y = torch.empty_like(x) if residual is None else x
-        alpha_scale, row_alpha = per_row(alpha)
-        beta_scale, row_beta = per_row(beta)
-        down, up = map.packed()
-        torch.ops.incline_fast.affine_rms_norm_.default(
-            y,
-            stream,
-            residual is not None,
-            weight,
-            down,
-            up,
-            bias,
-            row_alpha,
-            row_beta,
-            row_map,
-            alpha_scale,
-            beta_scale,
-            eps,
-            weight_offset,
-        )
+        tail = op_tail(map, bias, alpha, beta, row_map, eps, weight_offset)
+        torch.ops.incline_fast.affine_rms_norm_.default(y, stream, residual is not None, weight, *tail)
         mark_written(x, residual)
         return y
     check_in_place(x, residual)
