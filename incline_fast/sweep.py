@@ -12,7 +12,9 @@ step over the last token, with one alpha per row, gives all strengths. Several a
 from __future__ import annotations
 
 import copy
+import inspect
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -132,7 +134,7 @@ def compare(
         for start in range(0, len(source_ids), _PAIRS_AT_ONCE):
             pairs = range(start, min(start + _PAIRS_AT_ONCE, len(source_ids)))
             wanted = dict(prompts.distributions(target_ids, pairs, batch_rows))
-            for batch in _equal_length(source_ids, pairs, max(1, batch_rows // len(grid))):
+            for batch in _batches(source_ids, pairs, max(1, batch_rows // len(grid))):
                 prefix = prompts.prefix([source_ids[i] for i in batch])
                 base.keep(batch, prompts.step(prefix, 1), wanted)
                 for name, alignment in alignments.items():
@@ -143,19 +145,23 @@ def compare(
     return {name: _result(grid, base, measures) for name, measures in edited.items()}
 
 
+@dataclass(frozen=True)
 class _Prefix:
-    """Prompts of one length: the cache after all tokens but the last, and the last tokens ``[B, 1]``."""
+    """A left-padded batch of prompts after all tokens but the last.
 
-    def __init__(self, cache: Any, last: Tensor) -> None:
-        self.cache = cache
-        self.last = last
+    Attributes:
+        cache: None for prompts of one token.
+        last: the last tokens ``[B, 1]``.
+        mask: ``[B, T]``, 0 for padding.
+    """
+
+    cache: Any
+    last: Tensor
+    mask: Tensor
 
 
 class _Prompts:
-    """Runs prompts through a model in batches of equal length.
-
-    No padding, so that positions, masks and sliding windows are those of a single prompt in every architecture.
-    """
+    """Runs prompts through a model in batches of like length."""
 
     def __init__(self, model: nn.Module, tokenizer: Any) -> None:
         self._model = model
@@ -164,6 +170,8 @@ class _Prompts:
         if self._architecture.model.get_output_embeddings() is None:  # type: ignore[operator]
             raise ValueError(f"{type(model).__name__} has no LM head; a sweep compares next-token distributions")
         self._device = self._architecture.sites[0].device
+        # Architectures without this argument take the positions from the mask.
+        self._takes_positions = "position_ids" in inspect.signature(self._architecture.backbone.forward).parameters
         self._norms = torch.empty(0)
 
     def ids(self, sentences: Sequence[str], template: str | None) -> list[list[int]]:
@@ -172,12 +180,20 @@ class _Prompts:
         return [text.ids[: max(i for i, real in enumerate(text.real) if real) + 1] for text in texts]
 
     def prefix(self, ids: Sequence[Sequence[int]]) -> _Prefix:
-        """Run all tokens but the last of prompts of one length."""
-        tokens = torch.tensor(ids, device=self._device)
-        cache = None
-        if tokens.shape[1] > 1:
-            cache = self._architecture.backbone(input_ids=tokens[:, :-1], use_cache=True).past_key_values
-        return _Prefix(cache, tokens[:, -1:])
+        """Run all tokens but the last."""
+        width = max(map(len, ids))
+        tokens, mask = torch.zeros(2, len(ids), width, dtype=torch.long)
+        for row, prompt in enumerate(ids):
+            tokens[row, width - len(prompt) :] = torch.tensor(prompt)
+            mask[row, width - len(prompt) :] = 1
+        tokens, mask = tokens.to(self._device), mask.to(self._device)
+        if width == 1:
+            return _Prefix(None, tokens, mask)
+        positions = self._positions(mask, slice(None, -1))
+        output = self._architecture.backbone(
+            input_ids=tokens[:, :-1], attention_mask=mask[:, :-1], use_cache=True, **positions
+        )
+        return _Prefix(output.past_key_values, tokens[:, -1:], mask)
 
     def step(self, prefix: _Prefix, repeats: int, run: Intervention | None = None) -> tuple[Tensor, Tensor]:
         """Logits ``[B * repeats, V]`` after the last token, and the norms ``[B * repeats]`` of its last state."""
@@ -189,19 +205,25 @@ class _Prompts:
         # Described anew: during an intervention another module stands where the last state is read.
         handle = describe(self._model).sites[-1].observe(self._observe)
         try:
-            tokens = prefix.last.repeat_interleave(repeats, 0)
-            logits: Tensor = self._model(input_ids=tokens, past_key_values=cache, use_cache=True).logits[:, -1]
+            tokens, mask = (part.repeat_interleave(repeats, 0) for part in (prefix.last, prefix.mask))
+            positions = self._positions(mask, slice(-1, None))
+            output = self._model(
+                input_ids=tokens, attention_mask=mask, past_key_values=cache, use_cache=True, **positions
+            )
         finally:
             handle.remove()
-        return logits, self._norms
+        return output.logits[:, -1], self._norms
 
     def distributions(
         self, ids: Sequence[Sequence[int]], pairs: Sequence[int], batch_rows: int
     ) -> Iterator[tuple[int, Tensor]]:
         """Index and log-probabilities ``[V]`` of the next token of each prompt."""
-        for batch in _equal_length(ids, pairs, batch_rows):
+        for batch in _batches(ids, pairs, batch_rows):
             logits, _ = self.step(self.prefix([ids[i] for i in batch]), 1)
             yield from zip(batch, logits.float().log_softmax(-1), strict=True)
+
+    def _positions(self, mask: Tensor, columns: slice) -> dict[str, Tensor]:
+        return {"position_ids": (mask.cumsum(1) - 1).clamp(min=0)[:, columns]} if self._takes_positions else {}
 
     def _observe(self, states: Tensor) -> None:
         self._norms = torch.linalg.vector_norm(states[:, -1], dim=-1, dtype=torch.float32)
@@ -231,13 +253,13 @@ def divergence(target: Tensor, logits: Tensor) -> Tensor:
     return torch.where(logits.isfinite().all(-1), kl, torch.inf)
 
 
-def _equal_length(ids: Sequence[Sequence[int]], indices: Sequence[int], limit: int) -> Iterator[list[int]]:
-    """Batches of at most ``limit`` indices of prompts with one length, the longest first."""
-    by_length: dict[int, list[int]] = {}
-    for i in indices:
-        by_length.setdefault(len(ids[i]), []).append(i)
-    for length in sorted(by_length, reverse=True):
-        same = by_length[length]
+def _batches(ids: Sequence[Sequence[int]], indices: Sequence[int], limit: int) -> Iterator[list[int]]:
+    """Batches of at most ``limit`` indices of prompts of like length, the longest first.
+
+    Prompts of one token are kept apart: they have no prefix, and a row of padding alone has no defined attention.
+    """
+    ordered = sorted(indices, key=lambda i: -len(ids[i]))
+    for same in ([i for i in ordered if len(ids[i]) > 1], [i for i in ordered if len(ids[i]) == 1]):
         yield from (same[start : start + limit] for start in range(0, len(same), limit))
 
 

@@ -58,7 +58,10 @@ def test_equals_one_run_per_alpha_and_prompt(name: str) -> None:
 
 
 def test_batching_changes_nothing() -> None:
-    arguments = tiny("llama"), tiny_tokenizer(), alignment(), sentences(12, seed=1), sentences(12, seed=2)
+    # Without BOS: prompts of a single token among them.
+    source, target = sentences(12, seed=1), sentences(12, seed=2)
+    assert {1, 2} <= {len(sentence.split()) for sentence in source}
+    arguments = tiny("llama"), tiny_tokenizer(bos=False), alignment(), source, target
     small = sweep(*arguments, batch_rows=1, progress=False)
     large = sweep(*arguments, batch_rows=1000, progress=False)
     torch.testing.assert_close(small.kl, large.kl, rtol=1e-4, atol=1e-5)
