@@ -20,7 +20,7 @@ from incline_fast.models import Site, block_output, state_argument, unwrap
 from incline_fast.nn import AffineLayerNorm, AffineRMSNorm
 from incline_fast.positions import Rows
 
-__all__ = ["ACTIVE", "Control", "EditedNorm", "Installed", "SiteEdit", "Stage"]
+__all__ = ["ACTIVE", "Control", "EditedNorm", "Installed", "SiteEdit", "Stage", "backend_for"]
 
 
 ACTIVE: WeakSet[nn.Module] = WeakSet()
@@ -250,12 +250,20 @@ class Installed:
             self._handle.remove()
 
 
+def backend_for(device: torch.device) -> str:
+    """Backend of the edited norms: the compiled op serves CPU tensors, its definition in plain PyTorch all others."""
+    return "auto" if device.type == "cpu" else "reference"
+
+
 def _fused_norm(site: Site, map: AffineMap, bias: Tensor | None) -> AffineRMSNorm | AffineLayerNorm | None:
     if site.tap != "norm":
         return None
     if site.module._forward_hooks or site.module._forward_pre_hooks:
         raise ValueError(f"{site.path} has forward hooks, which the edited norm would skip; remove them first")
+    weight, eps, offset = site.weight, site.eps, site.weight_offset
+    if weight.is_meta:
+        raise ValueError(f"{site.path} has its weights offloaded; the edited norm needs them on the model's device")
+    backend = backend_for(weight.device)
     if site.kind == "rms":
-        return AffineRMSNorm(site.weight, map, bias=bias, eps=site.eps, weight_offset=site.weight_offset)
-    offset = site.weight_offset
-    return AffineLayerNorm(site.weight, site.bias, map, bias=bias, eps=site.eps, weight_offset=offset)
+        return AffineRMSNorm(weight, map, bias=bias, eps=eps, weight_offset=offset, backend=backend)
+    return AffineLayerNorm(weight, site.bias, map, bias=bias, eps=eps, weight_offset=offset, backend=backend)

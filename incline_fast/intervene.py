@@ -18,9 +18,10 @@ from torch import Tensor, nn
 from incline_fast.alignment import Alignment
 from incline_fast.calls import Calls, Patch
 from incline_fast.clean import clean_forward
-from incline_fast.edits import ACTIVE, Control, Installed, SiteEdit
+from incline_fast.edits import ACTIVE, Control, Installed, SiteEdit, backend_for
 from incline_fast.maps import AffineMap
 from incline_fast.models import Architecture, Site, describe, unwrap
+from incline_fast.ops import explain
 from incline_fast.positions import Positions, Rows
 from incline_fast.strength import Alpha, row_alpha, site_alpha
 
@@ -135,11 +136,12 @@ class Intervention:
         self._need_active("expect_prompt").expect_prompt()
 
     def describe(self) -> str:
-        """Which sites are edited, how strongly, and at which tokens."""
-        form = self._alignment.form
+        """Which sites are edited, how strongly, at which tokens, and by which backend."""
+        device = self._architecture.sites[0].device
         head = (
-            f"{len(self.layers)} of {self._architecture.num_layers + 1} sites edited, form={form!r}, "
-            f"positions={self._positions!r}, mode={self._mode!r}"
+            f"{len(self.layers)} of {self._architecture.num_layers + 1} sites edited, form={self._alignment.form!r}, "
+            f"positions={self._positions!r}, mode={self._mode!r}\n"
+            f"  backend: {explain(backend_for(device), device=device)}"
         )
         lines = [
             f"  site {site.index}: {site.path} ({site.tap}), {self._alignment.maps[site.index]}, "

@@ -12,6 +12,7 @@ from tiny_models import HIDDEN, LAYERS, prompts, tiny
 from torch import nn
 from transformers import DynamicCache, EncoderDecoderCache, GenerationConfig
 
+from incline_fast import ops
 from incline_fast.alignment import Alignment, AlignmentError
 from incline_fast.identity import identify
 from incline_fast.intervene import InterventionError, NonFiniteStateError, intervene
@@ -300,6 +301,13 @@ def test_norms_with_hooks_are_refused():
         pass
 
 
+def test_offloaded_weights_are_refused():
+    model = tiny("llama")
+    model.model.layers[1].input_layernorm.to("meta")
+    with pytest.raises(ValueError, match=r"model\.layers\.1\.input_layernorm has its weights offloaded"):
+        intervene(model, ALIGNMENT, alpha=0.5).__enter__()
+
+
 def test_clean_mode_refuses_what_it_cannot_do():
     model, inputs = tiny("llama"), prompts()
     with intervene(model, ALIGNMENT, alpha=0.5, mode="clean"):
@@ -352,4 +360,5 @@ def test_describe_names_the_edited_sites():
     assert "site 3: model.norm (norm)" in text
     assert "alpha=-0.25" in text
     assert "site 1" not in text
+    assert f"backend: {ops.explain()}" in text
     assert "alpha=per row" in intervene(model, ALIGNMENT, alpha=torch.ones(2)).describe()

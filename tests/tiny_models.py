@@ -14,6 +14,7 @@ HIDDEN = 32
 VOCAB = 61
 PAD, BOS, EOS = 0, 1, 2
 
+_SPECIAL = {"pad_token_id": PAD, "bos_token_id": BOS, "eos_token_id": EOS}
 _LLAMA = {
     "hidden_size": HIDDEN,
     "intermediate_size": 48,
@@ -35,6 +36,18 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "gemma": {"model_type": "gemma", **_GEMMA},
     "gemma2": {"model_type": "gemma2", **_GEMMA, "sliding_window": 4},
     "gemma3": {"model_type": "gemma3_text", **_GEMMA, "sliding_window": 4},
+    "gemma3-multimodal": {
+        "model_type": "gemma3",
+        "text_config": {**_GEMMA, "sliding_window": 4, "vocab_size": VOCAB, **_SPECIAL, "initializer_range": 0.2},
+        "vision_config": {
+            "hidden_size": 16,
+            "intermediate_size": 16,
+            "num_hidden_layers": 1,
+            "num_attention_heads": 2,
+            "image_size": 28,
+            "patch_size": 14,
+        },
+    },
     "cohere": {"model_type": "cohere", **_LLAMA},
     "gpt2": {"model_type": "gpt2", "n_embd": HIDDEN, "n_layer": LAYERS, "n_head": 4, "n_positions": 64},
     "bloom": {"model_type": "bloom", **_GPT},
@@ -73,8 +86,7 @@ CONFIGS: dict[str, dict[str, Any]] = {
 
 def tiny(name: str, seed: int = 0, **overrides: Any) -> PreTrainedModel:
     """A random model in fp32, evaluated, whose residual stream is not so small that every test passes by default."""
-    fields = {"vocab_size": VOCAB, "pad_token_id": PAD, "bos_token_id": BOS, "eos_token_id": EOS}
-    fields = {**CONFIGS[name], **fields, "initializer_range": 0.2, **overrides}
+    fields = {**CONFIGS[name], "vocab_size": VOCAB, **_SPECIAL, "initializer_range": 0.2, **overrides}
     config = AutoConfig.for_model(fields.pop("model_type"), **fields)
     torch.manual_seed(seed)
     model: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
