@@ -34,6 +34,9 @@ DEFAULT_ALPHAS = tuple(step / 20 for step in range(21))
 # The target distributions of this many pairs are in memory at once: 256 rows of 262144 tokens are 268 MB.
 _PAIRS_AT_ONCE = 256
 
+# Prompts share a batch if the shortest has at least this share of the longest's tokens: padding costs as much as text.
+_LIKE = 0.8
+
 
 def sweep(
     model: nn.Module,
@@ -256,11 +259,17 @@ def divergence(target: Tensor, logits: Tensor) -> Tensor:
 def _batches(ids: Sequence[Sequence[int]], indices: Sequence[int], limit: int) -> Iterator[list[int]]:
     """Batches of at most ``limit`` indices of prompts of like length, the longest first.
 
-    Prompts of one token are kept apart: they have no prefix, and a row of padding alone has no defined attention.
+    Prompts of one token share no batch with longer ones (1 < _LIKE * 2): they have no prefix, and a row of padding alone
+    has no defined attention.
     """
-    ordered = sorted(indices, key=lambda i: -len(ids[i]))
-    for same in ([i for i in ordered if len(ids[i]) > 1], [i for i in ordered if len(ids[i]) == 1]):
-        yield from (same[start : start + limit] for start in range(0, len(same), limit))
+    batch: list[int] = []
+    for i in sorted(indices, key=lambda i: -len(ids[i])):
+        if batch and (len(batch) == limit or len(ids[i]) < _LIKE * len(ids[batch[0]])):
+            yield batch
+            batch = []
+        batch.append(i)
+    if batch:
+        yield batch
 
 
 def _grid(alphas: Sequence[float]) -> list[float]:
