@@ -259,8 +259,8 @@ def divergence(target: Tensor, logits: Tensor) -> Tensor:
 def _batches(ids: Sequence[Sequence[int]], indices: Sequence[int], limit: int) -> Iterator[list[int]]:
     """Batches of at most ``limit`` indices of prompts of like length, the longest first.
 
-    Prompts of one token share no batch with longer ones (1 < _LIKE * 2): they have no prefix, and a row of padding alone
-    has no defined attention.
+    Prompts of one token share no batch with longer ones (1 < _LIKE * 2): they have no prefix, and a row of padding
+    alone has no defined attention.
     """
     batch: list[int] = []
     for i in sorted(indices, key=lambda i: -len(ids[i])):
