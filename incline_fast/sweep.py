@@ -95,7 +95,7 @@ def compare(
     source: Sequence[str],
     target: Sequence[str],
     *,
-    alphas: Sequence[float] = DEFAULT_ALPHAS,
+    alphas: Sequence[float] | Mapping[str, Sequence[float]] = DEFAULT_ALPHAS,
     template: str | None = None,
     layers: Sequence[int] | None = None,
     batch_rows: int = 128,
@@ -109,7 +109,7 @@ def compare(
         alignments: name -> alignment: estimators, values of lambda, controls.
         source: -
         target: -
-        alphas: -
+        alphas: one grid for all, or name -> grid.
         template: prompt around each sentence; None for bare sentences. The same for all, whatever each was fitted with.
         layers: -
         batch_rows: -
@@ -124,28 +124,29 @@ def compare(
         raise ValueError("alignments is empty; expected at least one")
     if batch_rows < 1:
         raise ValueError(f"batch_rows is {batch_rows}; expected at least 1")
-    grid = _grid(alphas)
+    grids = {name: _grid(alphas[name] if isinstance(alphas, Mapping) else alphas) for name in alignments}
     for alignment in alignments.values():
         alignment.check(model)
     prompts = _Prompts(model, tokenizer)
     source_ids, target_ids = (prompts.ids(texts, template) for texts in (source, target))
 
     base = _Measures(1, len(source_ids))
-    edited = {name: _Measures(len(grid), len(source_ids)) for name in alignments}
+    edited = {name: _Measures(len(grid), len(source_ids)) for name, grid in grids.items()}
+    width = max(map(len, grids.values()))
     bar = tqdm(total=len(source_ids) * len(alignments), desc="sweep", unit="prompt", disable=not progress)
     with bar, evaluated(model), torch.inference_mode():
         for start in range(0, len(source_ids), _PAIRS_AT_ONCE):
             pairs = range(start, min(start + _PAIRS_AT_ONCE, len(source_ids)))
             wanted = dict(prompts.distributions(target_ids, pairs, batch_rows))
-            for batch in _batches(source_ids, pairs, max(1, batch_rows // len(grid))):
+            for batch in _batches(source_ids, pairs, max(1, batch_rows // width)):
                 prefix = prompts.prefix([source_ids[i] for i in batch])
                 base.keep(batch, prompts.step(prefix, 1), wanted)
                 for name, alignment in alignments.items():
-                    strengths = torch.tensor(grid).repeat(len(batch))
+                    strengths = torch.tensor(grids[name]).repeat(len(batch))
                     with intervene(model, alignment, alpha=strengths, layers=layers) as run:
-                        edited[name].keep(batch, prompts.step(prefix, len(grid), run), wanted)
+                        edited[name].keep(batch, prompts.step(prefix, len(grids[name]), run), wanted)
                     bar.update(len(batch))
-    return {name: _result(grid, base, measures) for name, measures in edited.items()}
+    return {name: _result(grids[name], base, measures) for name, measures in edited.items()}
 
 
 @dataclass(frozen=True)

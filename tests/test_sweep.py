@@ -93,6 +93,12 @@ def test_compare_equals_single_sweeps_and_leaves_the_model_alone() -> None:
         alone = sweep(tiny("llama"), tokenizer, maps, source, target, progress=False)
         torch.testing.assert_close(both[name].kl, alone.kl, rtol=1e-4, atol=1e-5)
     assert not torch.equal(both["a"].kl, both["b"].kl)
+    grids = {"a": [0.5], "b": [0.1, 0.2]}
+    own = compare(
+        model, tokenizer, {"a": alignment(0), "b": alignment(1)}, source, target, alphas=grids, progress=False
+    )
+    assert {name: result.alphas for name, result in own.items()} == {"a": [0.0, 0.5], "b": [0.0, 0.1, 0.2]}
+    torch.testing.assert_close(own["a"].kl[1], both["a"].kl[both["a"].index(0.5)], rtol=1e-4, atol=1e-5)
 
 
 def test_layers_and_the_template_of_the_alignment() -> None:
