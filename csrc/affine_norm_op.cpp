@@ -7,6 +7,7 @@
 #include "affine_norm.h"
 #include "check.h"
 #include "cpu/dispatch.h"
+#include "torch_threads.h"
 
 namespace incline_fast {
 namespace {
@@ -119,12 +120,6 @@ void check_stream(const Tensor& x, const MaybeTensor& residual) {
   check_cpu("residual", *residual);
   check_dtype("residual", *residual, {x.scalar_type(), ScalarType::Float, ScalarType::Double});
   check_shape("residual", *residual, shape(x), "the shape of x");
-}
-
-Threads torch_threads() {
-  return {torch::stable::get_num_threads(),
-          [](std::int64_t begin, std::int64_t end, std::int64_t grain, void (*body)(std::int64_t, std::int64_t, void*),
-             void* context) { STABLE_TORCH_ERROR_CODE_CHECK(torch_parallel_for(begin, end, grain, body, context)); }};
 }
 
 // `y` and `edited` are the outputs; they may share memory with x or residual, but not with each other.

@@ -7,12 +7,11 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
-#include <memory>
-#include <new>
 #include <numeric>
 #include <vector>
 
 #include "../affine_norm.h"
+#include "buffer.h"
 #include "norm.h"
 #include "panel_gemm.h"
 #include "rows.h"
@@ -20,21 +19,6 @@
 
 namespace incline_fast::cpu {
 namespace {
-
-template <class T>
-class Buffer {
- public:
-  explicit Buffer(std::int64_t size)
-      : data_(static_cast<T*>(::operator new(static_cast<std::size_t>(size) * sizeof(T), kAlignment))) {}
-  T* get() const { return data_.get(); }
-
- private:
-  static constexpr std::align_val_t kAlignment{64};
-  struct Free {
-    void operator()(T* p) const { ::operator delete(p, kAlignment); }
-  };
-  std::unique_ptr<T, Free> data_;
-};
 
 // A row's stride in scratch: whole panels, plus one cache line so that rows do not collide in the cache's sets.
 constexpr std::int64_t row_stride(std::int64_t size) { return ceil_div(size, kPanel) * kPanel + kPanel; }

@@ -13,6 +13,7 @@ struct Isa {
   const char* name;
   bool available;
   void (*affine_norm)(const AffineNorm&, const Threads&);
+  void (*cholesky_block)(const CholeskyBlock&, const Threads&);
 };
 
 const Isa& select() {
@@ -21,11 +22,11 @@ const Isa& select() {
       {"avx512",
        __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
            __builtin_cpu_supports("avx512vl"),
-       affine_norm_avx512},
+       affine_norm_avx512, cholesky_block_avx512},
       {"avx2", __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c"),
-       affine_norm_avx2},
+       affine_norm_avx2, cholesky_block_avx2},
 #endif
-      {"scalar", true, affine_norm_scalar},
+      {"scalar", true, affine_norm_scalar, cholesky_block_scalar},
   };
   const char* forced = std::getenv("INCLINE_FAST_CPU_ISA");
   std::string available;
@@ -46,6 +47,8 @@ const Isa& selected() {
 }  // namespace
 
 void affine_norm(const AffineNorm& op, const Threads& threads) { selected().affine_norm(op, threads); }
+
+void cholesky_block(const CholeskyBlock& op, const Threads& threads) { selected().cholesky_block(op, threads); }
 
 const char* isa_name() { return selected().name; }
 

@@ -1,0 +1,22 @@
+// The Cholesky block kernel on torch tensors: checks its arguments, describes them to the launcher, allocates outputs.
+#pragma once
+
+#include <torch/csrc/stable/tensor.h>
+
+#include <cstdint>
+#include <tuple>
+
+namespace incline_fast {
+
+using torch::stable::Tensor;
+
+// (L, info) of A [..., n, n], n <= 128.
+std::tuple<Tensor, Tensor> cholesky_block(const Tensor& A);
+
+// A [..., n, n] <- L, inverse [..., n, n] <- L^-1. `info` [...] holds 0 for the matrices to factor; see CholeskyBlock.
+void cholesky_block_(Tensor A, Tensor inverse, Tensor info, std::int64_t first);
+
+// L^-1 of lower triangular L [..., n, n], n <= 128.
+Tensor triangular_inverse(const Tensor& L);
+
+}  // namespace incline_fast
