@@ -51,5 +51,5 @@ $(VENV)/.torch: constraints.txt
 
 $(VENV)/.installed: $(VENV)/.torch pyproject.toml setup.py $(CSRC)
 	@echo "== compiling and installing incline_fast"
-	$(PIP) install -q -c constraints.txt --no-build-isolation -e ".[dev]"
+	$(PIP) install -c constraints.txt --no-build-isolation -e ".[dev]"
 	touch $@
