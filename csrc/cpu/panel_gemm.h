@@ -19,6 +19,8 @@ constexpr int kPanel = 16;
 constexpr std::int64_t kChunk = 512;
 constexpr int kMaxStreams = 4;
 constexpr int kMaxTokens = 8;
+// How far ahead of its use a chunk's next piece is asked for: past the page that the hardware's prefetcher stops at.
+constexpr std::int64_t kPrefetchBytes = 4096;
 
 constexpr std::int64_t ceil_div(std::int64_t a, std::int64_t b) { return (a + b - 1) / b; }
 
@@ -66,9 +68,11 @@ class PanelReader {
 };
 
 // z[m, columns of stream s] (+)= sum over k < depth of x[m, k] w[s][k, :], for kTokens rows and kStreams panels.
+// `ahead`: how many weights further on memory is prefetched.
 template <class V, class W, int kStreamCount, int kTokens>
 void tile(const W* const (&weights)[kStreamCount], const typename V::Scalar* x, std::int64_t x_stride,
-          std::int64_t depth, typename V::Scalar* const (&z)[kStreamCount], std::int64_t z_stride, bool accumulate) {
+          std::int64_t depth, typename V::Scalar* const (&z)[kStreamCount], std::int64_t z_stride, bool accumulate,
+          std::int64_t ahead) {
   using Register = typename V::Register;
   constexpr int kVec = kVectors<V>;
   Register sums[kStreamCount][kTokens][kVec];
@@ -78,6 +82,7 @@ void tile(const W* const (&weights)[kStreamCount], const typename V::Scalar* x, 
   for (std::int64_t k = 0; k < depth; ++k) {
 #pragma GCC unroll 8
     for (int s = 0; s < kStreamCount; ++s) {
+      if constexpr (kTokens >= V::kPrefetchTokens) __builtin_prefetch(weights[s] + k * kPanel + ahead, 0, 2);
       Register w[kVec];
 #pragma GCC unroll 4
       for (int v = 0; v < kVec; ++v) w[v] = V::load(weights[s] + k * kPanel + v * V::kLanes);
@@ -157,10 +162,11 @@ class PanelGemm {
         T* z[kStreamCount];
         for (int s = 0; s < kStreamCount; ++s) z[s] = z_.row(begin) + (first + s * spacing) * kPanel;
         const T* x = x_.row(begin) + k;
+        const std::int64_t ahead = b == 0 ? kPrefetchBytes / sizeof(W) : 0;  // later tiles find the chunk in the cache
         if (size == kTokens) {
-          tile<V, W, kStreamCount, kTokens>(weights, x, x_.stride, depth, z, z_.stride, k > 0);
+          tile<V, W, kStreamCount, kTokens>(weights, x, x_.stride, depth, z, z_.stride, k > 0, ahead);
         } else if constexpr (kTokens > 1) {
-          tile<V, W, kStreamCount, kTokens - 1>(weights, x, x_.stride, depth, z, z_.stride, k > 0);
+          tile<V, W, kStreamCount, kTokens - 1>(weights, x, x_.stride, depth, z, z_.stride, k > 0, ahead);
         }
       }
     }
