@@ -59,20 +59,22 @@ std::tuple<Tensor, Tensor> cholesky_block(const Tensor& A) {
   return {L, info};
 }
 
-void cholesky_block_(Tensor A, Tensor inverse, Tensor info, std::int64_t first) {
+void cholesky_block_(Tensor A, std::optional<Tensor> inverse, Tensor info, std::int64_t first) {
   check_stack("A", A);
   check_writable("A", A);
-  check_cpu("inverse", inverse);
-  check_dtype("inverse", inverse, {A.scalar_type()});
-  check_shape("inverse", inverse, shape(A), "the shape of A");
-  check_writable("inverse", inverse);
+  if (inverse.has_value()) {
+    check_cpu("inverse", *inverse);
+    check_dtype("inverse", *inverse, {A.scalar_type()});
+    check_shape("inverse", *inverse, shape(A), "the shape of A");
+    check_writable("inverse", *inverse);
+  }
   check_cpu("info", info);
   check_dtype("info", info, {ScalarType::Int});
   check_shape("info", info, stack_shape(A), "one per matrix of A");
   if (!info.is_contiguous()) fail("info is not contiguous; pass a contiguous tensor");
   CholeskyBlock op = describe(A);
   op.factor = matrices(A, true);
-  op.inverse = matrices(inverse, true);
+  if (inverse.has_value()) op.inverse = matrices(*inverse, true);
   op.info = static_cast<std::int32_t*>(info.mutable_data_ptr());
   op.first = first;
   cpu::cholesky_block(op, torch_threads());

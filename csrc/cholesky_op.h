@@ -4,6 +4,7 @@
 #include <torch/csrc/stable/tensor.h>
 
 #include <cstdint>
+#include <optional>
 #include <tuple>
 
 namespace incline_fast {
@@ -13,8 +14,9 @@ using torch::stable::Tensor;
 // (L, info) of A [..., n, n], n <= 128.
 std::tuple<Tensor, Tensor> cholesky_block(const Tensor& A);
 
-// A [..., n, n] <- L, inverse [..., n, n] <- L^-1. `info` [...] holds 0 for the matrices to factor; see CholeskyBlock.
-void cholesky_block_(Tensor A, Tensor inverse, Tensor info, std::int64_t first);
+// A [..., n, n] <- L, inverse [..., n, n] <- L^-1 if given. `info` [...] holds 0 for the matrices to factor; see
+// CholeskyBlock.
+void cholesky_block_(Tensor A, std::optional<Tensor> inverse, Tensor info, std::int64_t first);
 
 // L^-1 of lower triangular L [..., n, n], n <= 128.
 Tensor triangular_inverse(const Tensor& L);

@@ -22,7 +22,7 @@ STABLE_TORCH_LIBRARY(incline_fast, m) {
       "Tensor? down, Tensor up, Tensor? bias, Tensor? row_alpha, Tensor? row_beta, Tensor? row_map, float alpha, "
       "float beta, float eps, float weight_offset) -> ()");
   m.def("cholesky_block(Tensor A) -> (Tensor, Tensor)");
-  m.def("cholesky_block_(Tensor(a!) A, Tensor(b!) inverse, Tensor(c!) info, int first) -> ()");
+  m.def("cholesky_block_(Tensor(a!) A, Tensor(b!)? inverse, Tensor(c!) info, int first) -> ()");
   m.def("triangular_inverse(Tensor L) -> Tensor");
   m.def("cpu_isa() -> str");
 }

@@ -2,88 +2,186 @@
 
     A = L L^T,      L lower triangular with a positive diagonal
 
-Stacks are ``[..., n, n]`` in fp32 or fp64, one matrix per layer. Only the lower triangle of A is read. ``info`` says for
-each matrix which pivot broke down first; nothing waits for the device until the caller looks at it.
+Stacks are ``[..., n, n]`` in fp32 or fp64, one matrix per layer. Only the lower triangle of A is read. ``info`` says
+for each matrix which pivot broke down first; nothing waits for the device until the caller looks at it.
+
+Two implementations serve every function: ``"blocked"``, our blocked algorithm on the CPU around compiled kernels for
+blocks of up to 128 rows, and ``"torch"``, the vendor library behind :mod:`torch.linalg`. ``"auto"`` takes the one that
+was measured to be faster (benchmarks/README.md); :func:`explain` says which and why.
 """
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 from torch import Tensor
 
-__all__ = ["cholesky_ex", "cholesky_inverse_diagonal", "cholesky_solve"]
+from incline_fast import _blocked_cholesky
+from incline_fast.ops._backend import EXTENSION, differentiates
+
+__all__ = ["BACKENDS", "cholesky_ex", "cholesky_inverse_diagonal", "cholesky_solve", "explain"]
+
+Function = Literal["cholesky_ex", "cholesky_solve", "cholesky_inverse_diagonal"]
+BACKENDS = ("auto", "blocked", "torch")
 
 _DTYPES = (torch.float32, torch.float64)
 
+# Smallest n for which the blocked algorithm was measured to be as fast as torch.linalg, by function and dtype.
+_BLOCKED_FROM: dict[str, dict[torch.dtype, int]] = {
+    "cholesky_ex": {torch.float32: 48, torch.float64: 48},
+    "cholesky_solve": {torch.float32: 256, torch.float64: 256},
+    "cholesky_inverse_diagonal": {torch.float32: 48, torch.float64: 48},
+}
 
-def cholesky_ex(A: Tensor, *, check: bool = False, out: Tensor | None = None) -> tuple[Tensor, Tensor]:
+
+def cholesky_ex(
+    A: Tensor, *, check: bool = False, out: Tensor | None = None, backend: str = "auto"
+) -> tuple[Tensor, Tensor]:
     """Lower Cholesky factors of ``[..., n, n]``.
 
     Args:
         A: ``[..., n, n]``, fp32 or fp64, any strides; its strict upper triangles are not read.
         check: wait for the device and raise if a factorisation broke down.
         out: where to put L, shaped like A and of its dtype; ``out=A`` factors in place.
+        backend: "auto", "blocked" or "torch".
 
     Returns:
-        ``(L, info)``: L ``[..., n, n]`` with zeros above the diagonal, and int32 ``info [...]``: 0, or the 1-based index
-        of the first pivot that is not a positive finite number (LAPACK's ``potrf`` counts the same way, but lets an
-        infinite pivot pass). A matrix whose info is not 0 has no factor; its L is unspecified.
+        ``(L, info)``: L ``[..., n, n]`` with zeros above the diagonal, and int32 ``info [...]``: 0, or the 1-based
+        index of the first pivot that is not a positive finite number (LAPACK's ``potrf`` counts the same way, but lets
+        an infinite pivot pass). A matrix whose info is not 0 has no factor; its L is unspecified.
 
     Raises:
         TypeError: A or out has another dtype.
-        ValueError: A is not a stack of square matrices, or out does not match it.
+        ValueError: A is not a stack of square matrices, out does not match it, or the backend cannot serve the call.
         torch.linalg.LinAlgError: with ``check``, naming the first matrix that broke down and its pivot.
     """
     _check_stack("A", A)
     if out is not None:
         _check_like("out", out, A)
-    L, info = torch.linalg.cholesky_ex(A)
-    info = _first_bad_pivot(L, info)
-    if out is not None:
-        L = out.copy_(L)
+    if _choose("cholesky_ex", backend, A.shape[-1], A.dtype, A.device, differentiates(A, out))[0]:
+        L, info = _blocked(A, out)
+    else:
+        L, info = torch.linalg.cholesky_ex(A)
+        info = _first_bad_pivot(L, info)
+        if out is not None:
+            L = out.copy_(L)
     if check:
         _raise_on_breakdown(info)
     return L, info
 
 
-def cholesky_solve(B: Tensor, L: Tensor) -> Tensor:
+def _blocked(A: Tensor, out: Tensor | None) -> tuple[Tensor, Tensor]:
+    if out is None:
+        return _blocked_cholesky.factor(A)
+    L = out.tril_() if out is A else torch.tril(A, out=out)
+    return L, _blocked_cholesky.factor_(L)
+
+
+def cholesky_solve(B: Tensor, L: Tensor, *, backend: str = "auto") -> Tensor:
     """``X = A^-1 B`` from ``A = L L^T``: forward, then backward substitution.
 
     Args:
         B: ``[..., n, k]`` right-hand sides, L's dtype; leading dimensions broadcast with L's.
         L: ``[..., n, n]`` from :func:`cholesky_ex`; its strict upper triangles are not read.
+        backend: "auto", "blocked" or "torch".
 
     Returns:
         X, ``[..., n, k]``.
 
     Raises:
         TypeError: L is neither fp32 nor fp64, or B has another dtype than L.
-        ValueError: L is not a stack of square matrices, or B does not have n rows.
+        ValueError: L is not a stack of square matrices, B does not have n rows, or the backend cannot serve the call.
     """
     _check_stack("L", L)
     if B.dtype != L.dtype:
         raise TypeError(f"B has dtype {_name(B.dtype)}; expected {_name(L.dtype)}, the dtype of L")
     if B.dim() < 2 or B.shape[-2] != L.shape[-1]:
         raise ValueError(f"B has shape {tuple(B.shape)}; expected [..., {L.shape[-1]}, k], the rows of L")
+    if _choose("cholesky_solve", backend, L.shape[-1], L.dtype, L.device, differentiates(B, L))[0]:
+        return _blocked_cholesky.solve(B, L)
     return torch.cholesky_solve(B, L)
 
 
-def cholesky_inverse_diagonal(L: Tensor) -> Tensor:
+def cholesky_inverse_diagonal(L: Tensor, *, backend: str = "auto") -> Tensor:
     """Diagonal of ``A^-1``, ``A = L L^T``: ``[A^-1]_ii = sum_k (L^-1)_ki^2``, without forming ``A^-1``.
 
     Args:
         L: ``[..., n, n]`` from :func:`cholesky_ex`; its strict upper triangles are not read.
+        backend: "auto", "blocked" or "torch".
 
     Returns:
         ``[..., n]``.
 
     Raises:
         TypeError: L is neither fp32 nor fp64.
-        ValueError: L is not a stack of square matrices.
+        ValueError: L is not a stack of square matrices, or the backend cannot serve the call.
     """
     _check_stack("L", L)
+    if _choose("cholesky_inverse_diagonal", backend, L.shape[-1], L.dtype, L.device, differentiates(L))[0]:
+        return _blocked_cholesky.inverse_diagonal(L)
     identity = torch.eye(L.shape[-1], dtype=L.dtype, device=L.device)
-    return torch.linalg.solve_triangular(L, identity, upper=False).square().sum(-2)
+    inverse: Tensor = torch.linalg.solve_triangular(L, identity, upper=False)
+    return inverse.square().sum(-2)
+
+
+def explain(
+    n: int,
+    dtype: torch.dtype = torch.float32,
+    *,
+    function: Function = "cholesky_ex",
+    backend: str = "auto",
+    device: torch.device | str = "cpu",
+) -> str:
+    """Say which implementation would serve a call, and why.
+
+    Args:
+        n: rows of each matrix. The number of matrices does not change the choice.
+        dtype: torch.float32 or torch.float64.
+        function: the function that would be called.
+        backend: as passed to it.
+        device: device of its tensors.
+
+    Raises:
+        TypeError: dtype is not supported.
+        ValueError: unknown function, or a call that would be refused.
+    """
+    if dtype not in _DTYPES:
+        raise TypeError(f"dtype is {_name(dtype)}; allowed: float32, float64")
+    if function not in _BLOCKED_FROM:
+        raise ValueError(f"function is {function!r}; allowed: {', '.join(_BLOCKED_FROM)}")
+    blocked, why = _choose(function, backend, n, dtype, torch.device(device), False)
+    return f"{'blocked' if blocked else 'torch'}: {why}"
+
+
+def _choose(
+    function: Function, backend: str, n: int, dtype: torch.dtype, device: torch.device, gradient: bool
+) -> tuple[bool, str]:
+    """Whether the blocked algorithm serves the call, and why.
+
+    Raises:
+        ValueError: the backend is unknown, or it is "blocked" and cannot serve the call.
+    """
+    if backend not in BACKENDS:
+        raise ValueError(f"backend is {backend!r}; allowed: {', '.join(BACKENDS)}")
+    if backend == "torch":
+        return False, 'backend="torch" was asked for'
+    obstacle = _obstacle(device, gradient)
+    if obstacle and backend == "blocked":
+        raise ValueError(f'backend="blocked" cannot serve this call: {obstacle}; use "auto" or "torch"')
+    if obstacle or backend == "blocked":
+        return not obstacle, obstacle or 'backend="blocked" was asked for'
+    limit = _BLOCKED_FROM[function][dtype]
+    measured = f"{function} in {_name(dtype)} was measured to be as fast blocked from n = {limit}"
+    return n >= limit, f"{measured}, and n is {n}"
+
+
+def _obstacle(device: torch.device, gradient: bool) -> str:
+    if EXTENSION is None:
+        return "no compiled extension is installed"
+    if device.type != "cpu":
+        return f'its kernels run on the CPU, and the tensors are on "{device}"'
+    return "it has no gradient, and an input requires one" if gradient else ""
 
 
 def _first_bad_pivot(L: Tensor, info: Tensor) -> Tensor:
@@ -104,7 +202,7 @@ def _raise_on_breakdown(info: Tensor) -> None:
     flat = int(failed[0])
     index = tuple(int(i) for i in torch.unravel_index(failed[0], info.shape)) if info.dim() else ()
     where = f"matrix {list(index)} of {list(info.shape)}" if index else "the matrix"
-    raise torch.linalg.LinAlgError(
+    raise torch.linalg.LinAlgError(  # type: ignore[attr-defined]
         f"cholesky_ex: {where} is not positive definite: pivot {int(info.flatten()[flat])} is not a positive number"
         + (f" ({len(failed)} of {info.numel()} matrices broke down)" if len(failed) > 1 else "")
     )

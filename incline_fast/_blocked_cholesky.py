@@ -1,0 +1,128 @@
+"""Blocked Cholesky on stacks ``[B, n, n]``: matrix products by torch around the compiled kernel for diagonal blocks.
+
+Left-looking: a block column is first reduced by everything to its left in one product of depth j, then its diagonal
+block D is factored, and the rows below are multiplied with the inverse of D's factor:
+
+    C = A[j:, J] - L[j:, :j] L[J, :j]^T,      D = L_J L_J^T,      L[below, J] = C[below] L_J^-T
+
+Multiplying with an explicit inverse instead of substituting adds an error of at most about eps cond(L_J) per block
+(Higham, Accuracy and Stability of Numerical Algorithms, 2nd ed., section 14.2); cond(L_J) is the root of cond(D).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from incline_fast.ops.cholesky_block import MAX_BLOCK, cholesky_block, cholesky_block_, triangular_inverse
+
+__all__ = ["factor", "factor_", "inverse_diagonal", "solve"]
+
+
+def factor(A: Tensor) -> tuple[Tensor, Tensor]:
+    """``(L, info)`` of ``[..., n, n]`` in new memory."""
+    if A.shape[-1] <= MAX_BLOCK:
+        return cholesky_block(A)
+    L = torch.tril(A)
+    return L, factor_(L)
+
+
+def factor_(L: Tensor) -> Tensor:
+    """Factor lower triangles ``[..., n, n]`` with zeros above the diagonal in place; returns info ``[...]``."""
+    info = torch.zeros(L.shape[:-2], dtype=torch.int32, device=L.device)
+    if L.numel() == 0:
+        return info
+    stack = _as_stack(L)
+    _factor_stack(stack, info.view(-1))
+    if stack.data_ptr() != L.data_ptr():  # leading dimensions that no single stride describes were copied
+        L.copy_(stack.view(L.shape))
+    return info
+
+
+def _factor_stack(stack: Tensor, info: Tensor) -> None:
+    n = stack.shape[-1]
+    width = _block_width(n)
+    inverses = stack.new_empty(len(stack), width, width)
+    for begin, end in _blocks(n):
+        for L in stack:
+            if begin > 0:
+                left = L[begin:end, :begin]
+                L[begin:end, begin:end].addmm_(left, left.T, alpha=-1)
+        inverse = inverses[:, : end - begin, : end - begin] if end < n else None
+        cholesky_block_(stack[:, begin:end, begin:end], inverse, info, begin)
+        if inverse is not None:
+            for L, X in zip(stack, inverse, strict=True):
+                _finish_panel(L, X, begin, end)
+
+
+def _finish_panel(L: Tensor, X: Tensor, begin: int, end: int) -> None:
+    """The rows below a factored diagonal block, with X the inverse of its factor."""
+    panel = L[end:, begin:end]
+    # Reduced into contiguous memory, where the product runs fastest, and multiplied back into place.
+    reduced = torch.addmm(panel, L[end:, :begin], L[begin:end, :begin].T, alpha=-1) if begin > 0 else panel.clone()
+    torch.mm(reduced, X.T, out=panel)
+
+
+def solve(B: Tensor, L: Tensor) -> Tensor:
+    """``X`` of ``L L^T X = B`` for B ``[..., n, k]`` and L ``[..., n, n]``, whose leading dimensions broadcast."""
+    batch = torch.broadcast_shapes(B.shape[:-2], L.shape[:-2])  # type: ignore[no-untyped-call]
+    X = B.expand(*batch, *B.shape[-2:]).clone(memory_format=torch.contiguous_format)
+    if X.numel() == 0:
+        return X
+    factors = _as_stack(L.expand(*batch, *L.shape[-2:]))
+    inverses = _block_inverses(factors)
+    for index, (matrix, solution) in enumerate(zip(factors, _as_stack(X), strict=True)):
+        _substitute_(matrix, [inverse[index] for inverse in inverses], solution)
+    return X
+
+
+def _substitute_(L: Tensor, inverses: list[Tensor], X: Tensor) -> None:
+    """Forward and backward substitution of one matrix in place of its right-hand sides, block by block."""
+    blocks = list(zip(_blocks(len(L)), inverses, strict=True))
+    for (begin, end), inverse in blocks:
+        rest = torch.addmm(X[begin:end], L[begin:end, :begin], X[:begin], alpha=-1)
+        torch.mm(inverse, rest, out=X[begin:end])
+    for (begin, end), inverse in reversed(blocks):
+        rest = torch.addmm(X[begin:end], L[end:, begin:end].T, X[end:], alpha=-1)
+        torch.mm(inverse.T, rest, out=X[begin:end])
+
+
+def inverse_diagonal(L: Tensor) -> Tensor:
+    """Diagonal ``[..., n]`` of ``(L L^T)^-1``: squared column norms of ``L^-1``, built block row by block row."""
+    n = L.shape[-1]
+    result = L.new_zeros(L.shape[:-1])
+    if L.numel() == 0:
+        return result
+    stack = _as_stack(L)
+    inverses = _block_inverses(stack)
+    whole = L.new_empty(n, n)
+    for index, (matrix, sums) in enumerate(zip(stack, result.view(-1, n), strict=True)):
+        for (begin, end), inverse in zip(_blocks(n), inverses, strict=True):
+            whole[:begin, begin:end] = 0
+            whole[begin:end, begin:end] = inverse[index]
+            if begin > 0:
+                above = torch.mm(matrix[begin:end, :begin], whole[:begin, :begin])
+                torch.mm(inverse[index], above.neg_(), out=whole[begin:end, :begin])
+            sums[:end] += whole[begin:end, :end].square().sum(0)
+    return result
+
+
+def _block_inverses(stack: Tensor) -> list[Tensor]:
+    return [triangular_inverse(stack[:, begin:end, begin:end]) for begin, end in _blocks(stack.shape[-1])]
+
+
+def _block_width(n: int) -> int:
+    """Equal blocks, as few as the kernel allows: 129 rows are 72 + 57 and not 128 + 1."""
+    count = -(-n // MAX_BLOCK)
+    return -(-n // (8 * count)) * 8
+
+
+def _blocks(n: int) -> Iterator[tuple[int, int]]:
+    width = _block_width(n)
+    return ((begin, min(begin + width, n)) for begin in range(0, n, width))
+
+
+def _as_stack(matrices: Tensor) -> Tensor:
+    return matrices.reshape(-1, *matrices.shape[-2:])
