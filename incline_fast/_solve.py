@@ -1,22 +1,42 @@
-"""Ridge-type least squares in fp64: Cholesky of the smaller Gram matrix, checked, or the SVD where that is not safe."""
+"""Least squares in fp64: Cholesky of the smaller Gram matrix, checked, or a decomposition where that is unsafe."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 
-__all__ = ["Solution", "SolvePath", "solve"]
+__all__ = [
+    "Form",
+    "OnBreakdown",
+    "RidgeBreakdownError",
+    "Solution",
+    "SolvePath",
+    "add_gram",
+    "gram",
+    "solve",
+    "solve_moments",
+    "symmetric",
+]
 
-SolvePath = Literal["dual", "primal", "svd"]
+SolvePath = Literal["dual", "primal", "svd", "eigh"]
+Form = Literal["auto", "dual", "primal"]
+OnBreakdown = Literal["raise", "fp64", "eigh"]
 
 _EPS = torch.finfo(torch.float64).eps
 # A Gram matrix has the square of the data's condition number. Up to this estimate Cholesky leaves about 8 of fp64's 16
-# digits, as many as the fp32 result can hold; above it the SVD, which works on the data itself, is used and reported.
+# digits, as many as the fp32 result can hold; above it the data themselves are decomposed, which is reported.
 _MAX_CONDITION = 1e8
 _MAX_RESIDUAL = 1e-8
+# Columns of a symmetric or triangular product that are computed at once: less of the other half is computed in vain
+# with a smaller block, and GEMM is slower.
+_BLOCK = 128
+
+
+class RidgeBreakdownError(ArithmeticError):
+    """Cholesky cannot solve this problem and ``on_breakdown`` forbids another way; the message says what happened."""
 
 
 @dataclass(frozen=True)
@@ -27,49 +47,106 @@ class Solution:
         up: fp64 ``[d_out, r]``, or W itself ``[d_out, d_in]`` when ``down`` is None.
         down: fp64 ``[r, d_in]`` or None.
         path: how it was solved.
+        rcond: estimated reciprocal condition of the system that was solved, in the 2-norm: of the Gram matrix plus lam
+            scaled to a unit diagonal for Cholesky; smallest over largest kept eigenvalue plus lam otherwise.
         notes: why, if Cholesky was not used.
     """
 
     up: Tensor
     down: Tensor | None
     path: SolvePath
+    rcond: float
     notes: tuple[str, ...] = ()
 
 
-def solve(X: Tensor, Y: Tensor, lam: float) -> Solution:
+def solve(X: Tensor, Y: Tensor, lam: float, *, form: Form = "auto", on_breakdown: OnBreakdown = "fp64") -> Solution:
     """Solve for fp64 ``X [n, d_in]``, ``Y [n, d_out]`` and an absolute ``lam >= 0``.
 
-    * n < d_in (dual): ``X X^T + lam I = L L^T``, ``down = L^-1 X``, ``up = (L^-1 Y)^T``. Splitting the inverse between
-      the factors keeps the rows of ``down`` nearly orthonormal (its singular values are at most 1), so that the factors
-      survive the rounding to fp32, where the product of ``Y^T (L L^T)^-1`` and X would cancel.
-    * n >= d_in (primal): ``X^T X + lam I = L L^T``, ``W = (L^-T L^-1 X^T Y)^T``.
-    * If a pivot is not positive, the estimated condition exceeds 1e8 or the residual is not small:
-      ``X = U S V^T``, ``W = Y^T U S / (S^2 + lam) V^T``. For lam = 0 singular values up to ``eps max(n, d_in) S_1``
-      count as zero, which is the rule of ``numpy.linalg.lstsq`` and gives its minimum-norm solution.
+    * dual (``"auto"``: n < d_in): ``X X^T + lam I = L L^T``, ``down = L^-1 X``, ``up = (L^-1 Y)^T``. Splitting the
+      inverse between the factors keeps the rows of ``down`` nearly orthonormal (its singular values are at most 1), so
+      that the factors survive the rounding to fp32, where the product of ``Y^T (L L^T)^-1`` and X would cancel.
+    * primal: ``X^T X + lam I = L L^T``, ``W = (L^-T L^-1 X^T Y)^T``, refined once with its residual.
+    * If a pivot is not positive, the estimated condition exceeds 1e8 or the residual is not small, ``on_breakdown``:
+      ``"raise"`` gives up; ``"fp64"`` decomposes the data, ``X = U S V^T``, ``W = Y^T U S / (S^2 + lam) V^T``, where
+      for lam = 0 singular values up to ``eps max(n, d_in) S_1`` count as zero, which is the rule of
+      ``numpy.linalg.lstsq`` and gives its minimum-norm solution; ``"eigh"`` decomposes the Gram matrix, which is
+      cheaper and has half the digits: for lam = 0 eigenvalues up to ``eps m`` of the largest (m rows) count as zero.
+
+    Raises:
+        RidgeBreakdownError: Cholesky broke down and ``on_breakdown`` is ``"raise"``.
     """
-    attempt = _dual(X, Y, lam) if X.shape[0] < X.shape[1] else _primal(X, Y, lam)
-    return attempt if isinstance(attempt, Solution) else _svd(X, Y, lam, attempt)
+    dual = X.shape[0] < X.shape[1] if form == "auto" else form == "dual"
+    kernel = _plus_diagonal(gram(X if dual else X.T), lam)
+    moment = Y if dual else X.T @ Y
+    attempt = _dual(kernel, X, Y) if dual else _primal(kernel, moment)
+    if isinstance(attempt, Solution):
+        return attempt
+    _forbid(attempt, on_breakdown)
+    if on_breakdown == "fp64":
+        return _svd(X, Y, lam, attempt)
+    return _eigh(kernel, moment, lam, attempt, X if dual else None)
 
 
-def _dual(X: Tensor, Y: Tensor, lam: float) -> Solution | str:
-    gram = _plus_diagonal(X @ X.T, lam)
-    factor = _cholesky(gram)
+def solve_moments(G: Tensor, M: Tensor, lam: float, *, on_breakdown: OnBreakdown = "eigh") -> Solution:
+    """The primal solution from ``G = X^T X`` and ``M = X^T Y`` alone, fp64; see :func:`solve`.
+
+    Raises:
+        RidgeBreakdownError: Cholesky broke down and ``on_breakdown`` is ``"raise"``, or ``"fp64"``, which needs rows.
+    """
+    kernel = _plus_diagonal(G.clone(), lam)
+    attempt = _primal(kernel, M)
+    if isinstance(attempt, Solution):
+        return attempt
+    if on_breakdown == "fp64":
+        attempt += "; the rows that 'fp64' would decompose are not kept"
+    _forbid(attempt, "raise" if on_breakdown == "fp64" else on_breakdown)
+    return _eigh(kernel, M, lam, attempt, None)
+
+
+def gram(X: Tensor) -> Tensor:
+    """``X X^T``, exactly symmetric."""
+    return symmetric(add_gram(X.new_zeros(len(X), len(X)), X))
+
+
+def add_gram(lower: Tensor, X: Tensor) -> Tensor:
+    """Add ``X X^T`` to ``lower`` in place, block by block on and below the diagonal; what is above is undefined."""
+    for start in range(0, len(X), _BLOCK):
+        end = min(start + _BLOCK, len(X))
+        lower[start:end, :end].addmm_(X[start:end], X[:end].T)
+    return lower
+
+
+def symmetric(lower: Tensor) -> Tensor:
+    """The symmetric matrix of a lower triangle."""
+    return lower.tril() + lower.tril(-1).T
+
+
+def _forbid(reason: str, on_breakdown: OnBreakdown) -> None:
+    if on_breakdown == "raise":
+        allowed = ", ".join(get_args(OnBreakdown)[1:])
+        raise RidgeBreakdownError(f"{reason}; raise lam, or let on_breakdown be another of {allowed}")
+
+
+def _dual(kernel: Tensor, X: Tensor, Y: Tensor) -> Solution | str:
+    factor = _cholesky(kernel)
     if isinstance(factor, str):
         return factor
-    down = torch.linalg.solve_triangular(factor, X, upper=False)
-    half = torch.linalg.solve_triangular(factor, Y, upper=False)
-    dual = torch.linalg.solve_triangular(factor.T, half, upper=True)
-    return _residual(gram, dual, Y) or Solution(half.T, down, "dual")
+    inverse, rcond = factor
+    probe = _probe(kernel)
+    reason = _residual(kernel @ (inverse.T @ (inverse @ probe)) - probe, probe)
+    return reason or Solution(_lower_times(inverse, Y).T, _lower_times(inverse, X), "dual", rcond)
 
 
-def _primal(X: Tensor, Y: Tensor, lam: float) -> Solution | str:
-    gram = _plus_diagonal(X.T @ X, lam)
-    factor = _cholesky(gram)
+def _primal(kernel: Tensor, moment: Tensor) -> Solution | str:
+    factor = _cholesky(kernel)
     if isinstance(factor, str):
         return factor
-    moment = X.T @ Y
-    weight = torch.cholesky_solve(moment, factor)
-    return _residual(gram, weight, moment) or Solution(weight.T, None, "primal")
+    inverse, rcond = factor
+    weight = inverse.T @ (inverse @ moment)
+    residual = moment - kernel @ weight
+    reason = _residual(residual, moment)
+    weight += inverse.T @ (inverse @ residual)
+    return reason or Solution(weight.T, None, "primal", rcond)
 
 
 def _svd(X: Tensor, Y: Tensor, lam: float, reason: str) -> Solution:
@@ -80,45 +157,92 @@ def _svd(X: Tensor, Y: Tensor, lam: float, reason: str) -> Solution:
     U, S, Vh = U[:, keep], S[keep], Vh[keep]
     gain = torch.where(S > 0, S / (S.square() + lam), 0.0)
     up = (Y.T @ U) * gain
-    notes = (f"{reason}; solved by SVD, rank {int((S > 0).sum())} of {min(X.shape)}",)
-    return Solution(up, Vh, "svd", notes) if X.shape[0] < X.shape[1] else Solution(up @ Vh, None, "svd", notes)
+    rank = int((S > 0).sum())
+    notes = (f"{reason}; solved by SVD, rank {rank} of {min(X.shape)}",)
+    # The smallest singular value of X is 0 where it was not kept.
+    last = S[-1].square() if rank == min(X.shape) or lam == 0 else 0.0
+    rcond = float((last + lam) / (S[0].square() + lam)) if rank else 0.0
+    if X.shape[0] < X.shape[1]:
+        return Solution(up, Vh, "svd", rcond, notes)
+    return Solution(up @ Vh, None, "svd", rcond, notes)
 
 
-def _plus_diagonal(gram: Tensor, lam: float) -> Tensor:
-    gram.diagonal().add_(lam)
-    return gram
+def _eigh(kernel: Tensor, moment: Tensor, lam: float, reason: str, X: Tensor | None) -> Solution:
+    """From ``kernel`` (lam included) and its right-hand side; X is given in the dual form, whose factors are kept."""
+    S, U = torch.linalg.eigh(kernel)
+    # Rounding leaves the zero eigenvalues of a singular Gram matrix around zero, of either sign.
+    S = S.clamp(min=lam)
+    keep = _EPS * len(S) * S[-1] < S if lam == 0 else S > 0
+    keep[-1] = True
+    S, U = S[keep], U[:, keep]
+    rank = int((S > 0).sum())
+    notes = (f"{reason}; solved by eigenvalues of the Gram matrix, rank {rank} of {len(kernel)}",)
+    rcond = float(S[0] / S[-1]) if rank else 0.0
+    half = U * torch.where(S > 0, S.rsqrt(), 0.0)
+    if X is None:
+        return Solution((half @ (half.T @ moment)).T, None, "eigh", rcond, notes)
+    return Solution((half.T @ moment).T, half.T @ X, "eigh", rcond, notes)
 
 
-def _cholesky(gram: Tensor) -> Tensor | str:
-    """Lower factor, or the reason why it must not be used."""
-    factor, info = torch.linalg.cholesky_ex(gram)
-    if int(info):
-        return f"Cholesky: pivot {int(info)} of {len(gram)} is not positive"
-    condition = _condition(gram, factor)
-    # Written so that NaN is refused as well.
-    return factor if condition <= _MAX_CONDITION else f"Cholesky: condition about {condition:.0e}"
+def _plus_diagonal(kernel: Tensor, lam: float) -> Tensor:
+    kernel.diagonal().add_(lam)
+    return kernel
 
 
-def _condition(gram: Tensor, factor: Tensor) -> float:
-    """Estimate the condition of the gram matrix scaled to a unit diagonal, which is what limits Cholesky.
+def _cholesky(kernel: Tensor) -> tuple[Tensor, float] | str:
+    """Inverse of the lower factor and the estimated reciprocal condition, or the reason why it must not be used.
 
-    The norm of the inverse by five steps of inverse iteration (it approaches the true norm from below), n^2 each.
+    The inverse turns every solve into a product, which a GEMM does at twice the speed of a triangular solve. Its error
+    grows with the condition of the factor, the square root of the one that is checked here.
     """
-    scale = gram.diagonal().sqrt()
-    size = torch.linalg.matrix_norm(gram / scale / scale.unsqueeze(-1))
-    n = len(gram)
+    factor, info = torch.linalg.cholesky_ex(kernel)
+    if int(info):
+        return f"Cholesky: pivot {int(info)} of {len(kernel)} is not positive"
+    identity = torch.eye(len(kernel), dtype=kernel.dtype, device=kernel.device)
+    inverse = torch.linalg.solve_triangular(factor, identity, upper=False)
+    condition = _condition(kernel, inverse)
+    # Written so that NaN is refused as well.
+    return (inverse, 1 / condition) if condition <= _MAX_CONDITION else f"Cholesky: condition about {condition:.0e}"
+
+
+def _lower_times(lower: Tensor, right: Tensor) -> Tensor:
+    """``lower @ right`` without the zeros above the diagonal blocks."""
+    product = right.new_empty(len(lower), right.shape[1])
+    for start in range(0, len(lower), _BLOCK):
+        end = min(start + _BLOCK, len(lower))
+        torch.mm(lower[start:end, :end], right[:end], out=product[start:end])
+    return product
+
+
+def _condition(kernel: Tensor, inverse: Tensor) -> float:
+    """Estimate the condition of the matrix scaled to a unit diagonal, which is what limits Cholesky.
+
+    Args:
+        kernel: the matrix.
+        inverse: the inverse of its lower factor. The norm of the matrix's inverse is found by five steps of inverse
+            iteration (it approaches the true norm from below), n^2 each.
+    """
+    scale = kernel.diagonal().sqrt()
+    size = torch.linalg.matrix_norm(kernel / scale / scale.unsqueeze(-1))
+    n = len(kernel)
     # Alternating, slowly growing: far from orthogonal to the smallest eigenvector of any usual matrix, and fixed.
-    v = torch.arange(n, dtype=gram.dtype, device=gram.device).div_(n).add_(1)
+    v = torch.arange(n, dtype=kernel.dtype, device=kernel.device).div_(n).add_(1)
     v[1::2] *= -1
     growth = v.norm()
     for _ in range(5):
-        v = scale * torch.cholesky_solve((scale * (v / v.norm())).unsqueeze(-1), factor).squeeze(-1)
+        v = scale * (inverse.T @ (inverse @ (scale * (v / v.norm()))))
         growth = v.norm()
     return float(size * growth)
 
 
-def _residual(gram: Tensor, solution: Tensor, right: Tensor) -> str:
-    """Reason for not accepting ``gram @ solution = right``, empty if the relative residual is small."""
-    residual = float((gram @ solution - right).norm())
-    size = float(right.norm())
-    return "" if residual <= _MAX_RESIDUAL * size else f"Cholesky: relative residual {residual / size:.0e}"
+def _probe(kernel: Tensor) -> Tensor:
+    """Four fixed random right-hand sides ``[n, 4]``: a wrong factor leaves a residual in them with probability 1."""
+    probe = torch.randn(len(kernel), 4, dtype=kernel.dtype, generator=torch.Generator().manual_seed(0))
+    # In units of the matrix's own scale, so that a massive row does not hide the others.
+    return probe.to(kernel.device) * kernel.diagonal().sqrt().unsqueeze(-1)
+
+
+def _residual(residual: Tensor, right: Tensor) -> str:
+    """Reason for not accepting a solution with this residual, empty if it is small beside the right-hand side."""
+    error, size = float(residual.norm()), float(right.norm())
+    return "" if error <= _MAX_RESIDUAL * size else f"Cholesky: relative residual {error / size:.0e}"

@@ -5,7 +5,8 @@ All work in fp64 and store fp32. Rows are sentences, so W acts as ``X @ W.T``. T
     lam_abs = lam * trace(G) / d,      G = X^T X   (of the centred, scaled X where the estimator centres and scales)
 
 that is, in units of G's mean eigenvalue: one value of ``lam`` means the same shrinkage whatever n, d and the scale of
-the states. With n < d the dual form is solved and its two factors are kept: ``down [n, d]``, ``up [d, n]``.
+the states. ``lam="loo"`` chooses it from a grid of 20 by exact leave-one-out (:class:`incline_fast.ridge.Ridge`). With
+n < d the dual form is solved and its two factors are kept: ``down [n, d]``, ``up [d, n]``.
 
 The recipe of INCLINE (Wang et al., ACL 2025, arXiv 2410.12462, section 3.1) is ``min_norm``; ``mean_difference`` is the
 vector of contrastive activation addition (Rimsky et al., ACL 2024, arXiv 2312.06681).
@@ -13,7 +14,6 @@ vector of contrastive activation addition (Rimsky et al., ACL 2024, arXiv 2312.0
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -22,14 +22,15 @@ import torch
 from torch import Tensor
 
 from incline_fast._metadata import Form
-from incline_fast._solve import SolvePath, solve
+from incline_fast._prepare import check_lam, check_matrix, frame_of, prepare
+from incline_fast._solve import SolvePath
 from incline_fast.maps import AffineMap
+from incline_fast.ridge import DEFAULT_LAMS, Ridge
 
-__all__ = ["ESTIMATORS", "Estimator", "Fitted", "affine_ridge", "get_estimator", "shuffled"]
+__all__ = ["ESTIMATORS", "Estimator", "Fitted", "Lam", "affine_ridge", "get_estimator", "shuffled"]
 
-# A dimension whose spread is below this fraction of its mean is a constant in bf16 (8 bits), and in fp32 scaling it up
-# would amplify rounding: its standard deviation is taken to be this fraction.
-_MIN_SPREAD = 2.0**-12
+Lam = float | Literal["loo"]
+"""Relative ridge parameter, or how to choose it."""
 
 
 @dataclass(frozen=True)
@@ -39,11 +40,12 @@ class Fitted:
     Attributes:
         map: fp32 AffineMap of one map.
         bias: fp32 ``[d]`` or None.
-        lam: relative ridge parameter that was used.
+        lam: relative ridge parameter that was used, given or chosen.
         form_used: ``"dual"``, ``"primal"`` (Cholesky), ``"svd"`` (Cholesky was not safe, see ``notes``), ``"rotation"``
             (Procrustes) or ``"mean"`` (nothing to solve).
         is_shift: the prediction is ``h + W h + b`` (mean difference), not ``W h + b``.
-        notes: what there is to report: a breakdown of the Cholesky factorisation, constant dimensions.
+        notes: what there is to report: a breakdown of the Cholesky factorisation, constant dimensions, a lam at the end
+            of its grid.
     """
 
     map: AffineMap
@@ -68,25 +70,25 @@ class Estimator:
 
     Attributes:
         name: key of the registry; recorded in the alignment.
-        solve: fp64 ``X [n, d]``, ``Y [n, d]`` and the relative lam to a :class:`Fitted`; gets checked arguments.
+        solve: fp64 ``X [n, d]``, ``Y [n, d]`` and the lam to a :class:`Fitted`; gets checked arguments.
         default_lam: relative lam where none is given.
         uses_lam: whether a lam other than 0 means anything.
         own_form: the only form in which the result makes sense, None if both do.
     """
 
     name: str
-    solve: Callable[[Tensor, Tensor, float], Fitted]
-    default_lam: float = 0.0
+    solve: Callable[[Tensor, Tensor, Lam], Fitted]
+    default_lam: Lam = 0.0
     uses_lam: bool = False
     own_form: Form | None = None
 
-    def __call__(self, X: Tensor, Y: Tensor, lam: float | None = None) -> Fitted:
+    def __call__(self, X: Tensor, Y: Tensor, lam: Lam | None = None) -> Fitted:
         """Fit.
 
         Args:
             X: ``[n, d]`` source states, any float dtype.
             Y: ``[n, d]`` target states; row i belongs to row i of X.
-            lam: relative ridge parameter >= 0; None for the estimator's default.
+            lam: relative ridge parameter >= 0, or ``"loo"`` to choose it; None for the estimator's default.
 
         Raises:
             TypeError: X or Y is not a floating-point tensor.
@@ -94,26 +96,30 @@ class Estimator:
                 finite or not used by this estimator, or the result does not fit fp32.
         """
         lam = self.default_lam if lam is None else lam
-        if not (math.isfinite(lam) and lam >= 0):
-            raise ValueError(f"lam is {lam}; expected a finite number >= 0")
-        if lam > 0 and not self.uses_lam:
-            raise ValueError(f"lam is {lam}, but {self.name} has no ridge parameter; leave it out or give 0")
+        if isinstance(lam, str) and lam != "loo":
+            raise ValueError(f"lam is {lam!r}; expected a number >= 0 or 'loo'")
+        if lam == "loo" or check_lam(lam) > 0:
+            self._check_uses_lam(lam)
         _check_states(X, Y)
         return self.solve(X.double(), Y.double(), lam)
 
+    def _check_uses_lam(self, lam: Lam) -> None:
+        if not self.uses_lam:
+            raise ValueError(f"lam is {lam}, but {self.name} has no ridge parameter; leave it out or give 0")
 
-def min_norm(X: Tensor, Y: Tensor, lam: float = 0.0) -> Fitted:
+
+def min_norm(X: Tensor, Y: Tensor, lam: Lam = 0.0) -> Fitted:
     """``W^T = pinv(X) Y``: least squares of minimum norm, equal to ``numpy.linalg.lstsq(X, Y, rcond=None)`` in fp64."""
     return ridge(X, Y, lam)
 
 
-def ridge(X: Tensor, Y: Tensor, lam: float) -> Fitted:
+def ridge(X: Tensor, Y: Tensor, lam: Lam) -> Fitted:
     """``W^T = (X^T X + lam_abs I)^-1 X^T Y``, no bias, ``lam_abs = lam * trace(X^T X) / d``."""
-    solution = solve(X, Y, _absolute(lam, X))
-    return Fitted(_store(solution.up, solution.down), None, lam, solution.path, notes=solution.notes)
+    fitted = Ridge(_grid(lam), fit_intercept=False).fit(X, Y)
+    return Fitted(_store(*fitted.factors_), None, fitted.lam_, fitted.path_taken_, notes=fitted.notes_)
 
 
-def affine_ridge(X: Tensor, Y: Tensor, lam: float, *, standardize: bool = True) -> Fitted:
+def affine_ridge(X: Tensor, Y: Tensor, lam: Lam, *, standardize: bool = True) -> Fitted:
     """Ridge with a bias on centred states; the bias is not penalised.
 
         Z = (X - mean(X)) / s,   A = argmin ||Z A^T - (Y - mean(Y))||^2 + lam_abs ||A||^2
@@ -122,37 +128,29 @@ def affine_ridge(X: Tensor, Y: Tensor, lam: float, *, standardize: bool = True) 
     Args:
         X: fp64 ``[n, d]``.
         Y: fp64 ``[n, d]``.
-        lam: relative; with ``standardize`` and no constant dimension ``lam_abs = lam n``.
+        lam: relative; with ``standardize`` and no constant dimension ``lam_abs = lam n``. ``"loo"`` chooses it.
         standardize: s is the standard deviation of each dimension (over n, not n - 1), but at least 2^-12 of the size
             of its mean. Otherwise s = 1. A constant dimension gets the weight 0 either way.
 
     The bias is computed from the rounded map, so that the rounding of ``W`` is multiplied by ``h - mean(X)`` and not by
     h: in a dimension where ``|mean| >> std`` that keeps fp32 application exact.
     """
-    (mean_x, centred_x), (mean_y, centred_y) = _centre(X), _centre(Y)
-    scale, notes = _scale(centred_x, mean_x) if standardize else (torch.ones_like(mean_x), ())
-    Z = centred_x / scale
-    if not bool(Z.any()):
-        # No direction to regress on (one pair, or equal sentences): the best affine map is the mean.
-        notes = (*notes, "the source states do not vary; the map is zero and predicts the mean")
-        return Fitted(_zero_map(X), _to_fp32(mean_y), lam, "mean", notes=notes)
-    solution = solve(Z, centred_y, _absolute(lam, Z))
-    inner = solution.up if solution.down is None else solution.down
-    inner = inner / scale
-    stored = _store(inner, None) if solution.down is None else _store(solution.up, inner)
-    bias = _to_fp32(mean_y - stored.to(torch.float64).apply(mean_x))
-    return Fitted(stored, bias, lam, solution.path, notes=(*notes, *solution.notes))
+    fitted = Ridge(_grid(lam), standardize=standardize).fit(X, Y)
+    stored = _store(*fitted.factors_)
+    bias = _bias(stored, fitted.frame_.mean_x, fitted.frame_.mean_y)
+    return Fitted(stored, bias, fitted.lam_, fitted.path_taken_, notes=fitted.notes_)
 
 
-def procrustes(X: Tensor, Y: Tensor, lam: float = 0.0) -> Fitted:
+def procrustes(X: Tensor, Y: Tensor, lam: Lam = 0.0) -> Fitted:
     """The orthogonal W with the smallest ``||(X - mean(X)) W^T - (Y - mean(Y))||``, ``b = mean(Y) - W mean(X)``.
 
     With ``(X - mean)^T (Y - mean) = U S V^T`` it is ``W = V U^T`` (Schönemann 1966). Where the data span k < d
     dimensions they leave W open on the rest; there it is the rotation nearest to the identity, so that what the data do
     not determine is moved as little as can be.
     """
-    (mean_x, centred_x), (mean_y, centred_y) = _centre(X), _centre(Y)
-    U, S, Vh = torch.linalg.svd(centred_x.T @ centred_y)
+    frame = frame_of(X, Y, None, intercept=True, standardize=False)
+    rows = prepare(X, Y, None, frame, intercept=True)
+    U, S, Vh = torch.linalg.svd(rows.X.T @ rows.Y)
     known = S[0] * len(S) * torch.finfo(S.dtype).eps < S
     W = Vh[known].T @ U[:, known].T
     notes: tuple[str, ...] = ()
@@ -162,18 +160,17 @@ def procrustes(X: Tensor, Y: Tensor, lam: float = 0.0) -> Fitted:
         W = W + free_y.T @ left @ right @ free_x.T
         notes = (f"the data determine {int(known.sum())} of {len(S)} dimensions of the rotation",)
     stored = _store(W, None)
-    bias = _to_fp32(mean_y - stored.to(torch.float64).apply(mean_x))
-    return Fitted(stored, bias, lam, "rotation", notes=notes)
+    return Fitted(stored, _bias(stored, frame.mean_x, frame.mean_y), 0.0, "rotation", notes=notes)
 
 
-def mean_difference(X: Tensor, Y: Tensor, lam: float = 0.0) -> Fitted:
+def mean_difference(X: Tensor, Y: Tensor, lam: Lam = 0.0) -> Fitted:
     """``W = 0``, ``b = mean(Y) - mean(X)``: the vector of contrastive activation addition, for form ``"add"``."""
-    return Fitted(_zero_map(X), _to_fp32(Y.mean(0) - X.mean(0)), lam, "mean", is_shift=True)
+    return Fitted(_zero_map(X), _to_fp32(Y.mean(0) - X.mean(0)), 0.0, "mean", is_shift=True)
 
 
-def constant_mean(X: Tensor, Y: Tensor, lam: float = 0.0) -> Fitted:
+def constant_mean(X: Tensor, Y: Tensor, lam: Lam = 0.0) -> Fitted:
     """``W = 0``, ``b = mean(Y)``: a control that knows nothing of the sentence, for form ``"interpolate"``."""
-    return Fitted(_zero_map(X), _to_fp32(Y.mean(0)), lam, "mean")
+    return Fitted(_zero_map(X), _to_fp32(Y.mean(0)), 0.0, "mean")
 
 
 ESTIMATORS: dict[str, Estimator] = {
@@ -209,7 +206,7 @@ def shuffled(estimator: str | Estimator, seed: int = 0) -> Estimator:
     """
     inner = get_estimator(estimator)
 
-    def solve_shuffled(X: Tensor, Y: Tensor, lam: float) -> Fitted:
+    def solve_shuffled(X: Tensor, Y: Tensor, lam: Lam) -> Fitted:
         if len(Y) < 2:
             raise ValueError("there is one pair; shuffled pairs need at least two")
         order = torch.randperm(len(Y), generator=torch.Generator().manual_seed(seed))
@@ -219,52 +216,18 @@ def shuffled(estimator: str | Estimator, seed: int = 0) -> Estimator:
 
 
 def _check_states(X: Tensor, Y: Tensor) -> None:
-    for name, states in (("X", X), ("Y", Y)):
-        if not isinstance(states, Tensor) or not states.is_floating_point():
-            kind = states.dtype if isinstance(states, Tensor) else type(states).__name__
-            raise TypeError(f"{name} is {kind}; expected a floating-point tensor [n, d]")
-        if states.dim() != 2 or 0 in states.shape:
-            raise ValueError(f"{name} has shape {tuple(states.shape)}; expected [n, d] with n >= 1 and d >= 1")
+    check_matrix("X", X)
+    check_matrix("Y", Y)
     if X.shape != Y.shape or X.device != Y.device:
         raise ValueError(f"X is {tuple(X.shape)} on {X.device}, Y is {tuple(Y.shape)} on {Y.device}; they must agree")
-    for name, states in (("X", X), ("Y", Y)):
-        bad = (~states.isfinite().all(1)).nonzero()
-        if len(bad):
-            raise ValueError(f"{name} has {len(bad)} rows with NaN or infinite values, the first is row {int(bad[0])}")
 
 
-def _absolute(lam: float, X: Tensor) -> float:
-    """``lam * trace(X^T X) / d``."""
-    return lam * float(X.square().sum()) / X.shape[1]
+def _grid(lam: Lam) -> float | tuple[float, ...]:
+    return DEFAULT_LAMS if lam == "loo" else lam
 
 
-def _centre(states: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean ``[d]`` and centred states, exactly zero in constant dimensions.
-
-    There the rounding of the mean would be left, and an estimator that scales would fit it.
-    """
-    mean = states.mean(0)
-    centred = states - mean
-    constant = _spread(centred) <= torch.finfo(states.dtype).eps * len(states) * mean.abs()
-    return mean, torch.where(constant, 0.0, centred)
-
-
-def _spread(centred: Tensor) -> Tensor:
-    return centred.square().mean(0).sqrt()
-
-
-def _scale(centred: Tensor, mean: Tensor) -> tuple[Tensor, tuple[str, ...]]:
-    """Standard deviation per dimension with its floor, and notes on the dimensions where the floor mattered."""
-    spread = _spread(centred)
-    floor = _MIN_SPREAD * mean.abs()
-    constant = spread == 0
-    narrow = (spread < floor) & ~constant
-    notes = []
-    if bool(constant.any()):
-        notes.append(f"{int(constant.sum())} dimensions of the source states are constant")
-    if bool(narrow.any()):
-        notes.append(f"{int(narrow.sum())} dimensions vary by less than 2^-12 of their mean, which was used instead")
-    return torch.where(constant, 1.0, torch.maximum(spread, floor)), tuple(notes)
+def _bias(stored: AffineMap, mean_x: Tensor, mean_y: Tensor) -> Tensor:
+    return _to_fp32(mean_y - stored.to(torch.float64).apply(mean_x))
 
 
 def _zero_map(X: Tensor) -> AffineMap:

@@ -65,7 +65,7 @@ def test_condition_estimate(decades, seed):
     gram = X @ X.T
     scale = gram.diagonal().sqrt()
     true = np.linalg.cond((gram / scale / scale[:, None]).numpy())
-    estimate = _solve._condition(gram, torch.linalg.cholesky(gram))
+    estimate = _solve._condition(gram, torch.linalg.inv(torch.linalg.cholesky(gram)))
     assert true / 30 < estimate < true * 30
 
 

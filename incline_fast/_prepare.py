@@ -1,0 +1,146 @@
+"""Rows of a regression: checked, in fp64, weighted, centred and scaled."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from incline_fast._select import Rows
+
+__all__ = ["Frame", "check_lam", "check_matrix", "check_pair", "check_weight", "frame_of", "from_spread", "prepare"]
+
+# A dimension whose spread is below this fraction of its mean is a constant in bf16 (8 bits), and in fp32 scaling it up
+# would amplify rounding: its standard deviation is taken to be this fraction.
+_MIN_SPREAD = 2.0**-12
+_EPS = torch.finfo(torch.float64).eps
+
+
+@dataclass(frozen=True)
+class Frame:
+    """What is taken off rows before a fit: ``(X - mean_x) / scale`` and ``Y - mean_y``.
+
+    Attributes:
+        mean_x: ``[d]``, zero without an intercept.
+        mean_y: ``[t]``, zero without an intercept.
+        scale: ``[d]``, 1 where nothing is scaled.
+        constant: bool ``[d]``, features that do not vary; they get the weight 0.
+        unit_y: ``[t]``, what a squared error of each target is measured in when lam is chosen.
+        notes: constant and nearly constant features.
+    """
+
+    mean_x: Tensor
+    mean_y: Tensor
+    scale: Tensor
+    constant: Tensor
+    unit_y: Tensor
+    notes: tuple[str, ...]
+
+
+def check_lam(lam: float) -> float:
+    """A ridge parameter as a float.
+
+    Raises:
+        ValueError: it is negative, NaN or infinite.
+    """
+    # Written so that NaN is refused as well.
+    if not 0 <= lam < float("inf"):
+        raise ValueError(f"lam is {lam}; expected a finite number >= 0")
+    return float(lam)
+
+
+def check_matrix(name: str, value: Tensor, shape: str = "[n, d]") -> None:
+    """Refuse what is not a finite floating-point matrix with at least one row and column; ``name`` is in the message.
+
+    Raises:
+        TypeError: not a tensor of floats.
+        ValueError: another shape, or NaN or infinite values.
+    """
+    if not isinstance(value, Tensor) or not value.is_floating_point():
+        kind = value.dtype if isinstance(value, Tensor) else type(value).__name__
+        raise TypeError(f"{name} is {kind}; expected a floating-point tensor {shape}")
+    if value.dim() != 2 or 0 in value.shape:
+        raise ValueError(f"{name} has shape {tuple(value.shape)}; expected {shape} with every size at least 1")
+    bad = (~value.isfinite().all(1)).nonzero()
+    if len(bad):
+        raise ValueError(f"{name} has {len(bad)} rows with NaN or infinite values, the first is row {int(bad[0])}")
+
+
+def check_pair(X: Tensor, Y: Tensor) -> None:
+    """Refuse what is not features ``[n, d]`` and targets ``[n, t]`` on one device; see :func:`check_matrix`."""
+    check_matrix("X", X)
+    check_matrix("Y", Y, "[n, t]")
+    if len(X) != len(Y) or X.device != Y.device:
+        raise ValueError(f"X is {tuple(X.shape)} on {X.device}, Y is {tuple(Y.shape)} on {Y.device}; they must agree")
+
+
+def check_weight(weight: Tensor | None, n: int) -> None:
+    """Refuse sample weights that are not n finite numbers >= 0, one of them positive.
+
+    Raises:
+        TypeError: not a tensor of floats.
+        ValueError: anything else.
+    """
+    if weight is None:
+        return
+    if not isinstance(weight, Tensor) or not weight.is_floating_point():
+        raise TypeError(f"sample_weight is {getattr(weight, 'dtype', type(weight).__name__)}; expected floats [n]")
+    if tuple(weight.shape) != (n,):
+        raise ValueError(f"sample_weight has shape {tuple(weight.shape)}; expected [{n}], one weight per row")
+    if not bool(weight.isfinite().all()) or bool((weight < 0).any()) or not bool(weight.any()):
+        raise ValueError("sample_weight must be finite and >= 0, with at least one positive weight")
+
+
+def frame_of(X: Tensor, Y: Tensor, weight: Tensor | None, *, intercept: bool, standardize: bool) -> Frame:
+    """The frame of fp64 rows; weights are those of repeated rows."""
+    if not intercept:
+        mean_x, mean_y = X.new_zeros(X.shape[1]), Y.new_zeros(Y.shape[1])
+        return from_spread(mean_x, _rms(X, weight), mean_y, _rms(Y, weight), len(X), standardize=False)
+    mean_x, mean_y = _mean(X, weight), _mean(Y, weight)
+    spread_x, spread_y = _rms(X - mean_x, weight), mean_y
+    if standardize:
+        spread_y = _rms(Y - mean_y, weight)
+    return from_spread(mean_x, spread_x, mean_y, spread_y, len(X), standardize=standardize)
+
+
+def from_spread(
+    mean_x: Tensor, spread_x: Tensor, mean_y: Tensor, spread_y: Tensor, n: int, *, standardize: bool
+) -> Frame:
+    """The frame of means and standard deviations (over n, not n - 1)."""
+    # Rounding of the mean is left in constant features, and scaling would make a regressor of it.
+    constant = spread_x <= _EPS * n * mean_x.abs()
+    if not standardize:
+        return Frame(mean_x, mean_y, torch.ones_like(mean_x), constant, torch.ones_like(mean_y), ())
+    floor = _MIN_SPREAD * mean_x.abs()
+    narrow = (spread_x < floor) & ~constant
+    notes = []
+    if bool(constant.any()):
+        notes.append(f"{int(constant.sum())} features are constant")
+    if bool(narrow.any()):
+        notes.append(f"{int(narrow.sum())} features vary by less than 2^-12 of their mean, which was used instead")
+    scale = torch.where(constant, 1.0, torch.maximum(spread_x, floor))
+    unit_y = torch.where(spread_y <= _EPS * n * mean_y.abs(), 1.0, spread_y)
+    return Frame(mean_x, mean_y, scale, constant, unit_y, tuple(notes))
+
+
+def prepare(X: Tensor, Y: Tensor, weight: Tensor | None, frame: Frame, *, intercept: bool) -> Rows:
+    """fp64 rows in the frame, each times the square root of its weight."""
+    root = None if weight is None else weight.sqrt()
+    q = None
+    if intercept:
+        q = X.new_ones(len(X)) if root is None else root
+        q = q / q.norm()
+        X, Y = (X - frame.mean_x).div_(frame.scale), Y - frame.mean_y
+        X[:, frame.constant] = 0.0
+    if root is not None:
+        X, Y = X * root.unsqueeze(-1), Y * root.unsqueeze(-1)
+    return Rows(X, Y, q)
+
+
+def _mean(X: Tensor, weight: Tensor | None) -> Tensor:
+    return X.mean(0) if weight is None else weight @ X / weight.sum()
+
+
+def _rms(X: Tensor, weight: Tensor | None) -> Tensor:
+    return X.square().mean(0).sqrt() if weight is None else (weight @ X.square() / weight.sum()).sqrt()
