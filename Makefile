@@ -26,7 +26,7 @@ demo: setup
 
 test: $(VENV)/.installed
 	$(BIN)/python -m demo.fetch --model gemma3
-	$(BIN)/python -m pytest -n auto
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto  # one core per worker
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .
