@@ -136,12 +136,14 @@ class Calls:
             settings: generation configs that apply where an argument says nothing.
         """
 
+        names = tuple(inspect.signature(generate).parameters)
+
         @functools.wraps(generate)
         def announcing_generate(*args: Any, **kwargs: Any) -> Any:
             if self._generating:
                 raise RuntimeError("generate was called during generate; nested generation cannot be edited")
-            config = kwargs.get("generation_config") or (args[1] if len(args) > 1 else None)
-            refuse_generation_modes(kwargs, [config, *settings])
+            given = {**dict(zip(names, args, strict=False)), **kwargs}
+            refuse_generation_modes(given, [given.get("generation_config"), *settings])
             self._generating, self._generated_prompt = True, None
             try:
                 return generate(*args, **kwargs)

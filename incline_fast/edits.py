@@ -88,16 +88,22 @@ class SiteEdit:
         self.peak: Tensor | None = None
         self.growth: Tensor | None = None
 
-    def pending(self) -> Rows | None:
-        """The rows to edit or record now.
+    def pending(self, hidden: Tensor) -> Rows | None:
+        """The rows of ``hidden`` to edit or record now.
 
         Raises:
-            RuntimeError: the site was reached without a call of the model, so nobody knows which rows those are.
+            RuntimeError: the site was reached without a call of the model, so nobody knows which rows those are; or a
+                gradient would have to flow through the edit.
         """
         if not self.control.armed:
             raise RuntimeError(
                 f"{self.site.path} ran outside a call of the model. During intervene, call the model or its generate; "
                 "single blocks cannot know which token is the last one of a prompt"
+            )
+        if self.control.rows is not None and hidden.requires_grad and torch.is_grad_enabled():
+            raise RuntimeError(
+                "intervene edits the residual stream in place and has no gradient; call the model under "
+                "torch.no_grad() or torch.inference_mode()"
             )
         return self.control.rows
 
@@ -112,13 +118,7 @@ class SiteEdit:
                 raise RuntimeError(f"{self.site.path} has no recorded state")
             state, self.clean = self.clean, None
             return state
-        state = rows.take(hidden)
-        if torch.is_grad_enabled() and hidden.requires_grad:
-            raise RuntimeError(
-                "intervene edits the residual stream in place and has no gradient; call the model under "
-                "torch.no_grad() or torch.inference_mode()"
-            )
-        return state
+        return rows.take(hidden)
 
     def transform(self, rows: Rows, state: Tensor) -> Tensor:
         """Edit ``state [..., d]`` in place; returns its norm (the new state itself where no norm is fused)."""
@@ -151,7 +151,7 @@ class SiteEdit:
 
     def edit_state(self, hidden: Tensor) -> None:
         """Edit or record a state that no norm reads."""
-        rows = self.pending()
+        rows = self.pending(hidden)
         if rows is None:
             return
         if self.control.stage is Stage.RECORD:
@@ -184,14 +184,14 @@ class EditedNorm(nn.Module):
 
     def __getattr__(self, name: str) -> Any:
         # Code that asks the norm for its epsilon and the like finds it here too.
-        if name in self._parameters or name in self._buffers or "plain" not in self.__dict__:
+        if "plain" not in self.__dict__ or name in self._parameters or name in self._buffers:
             return super().__getattr__(name)
         return getattr(self.plain, name)
 
     def forward(self, hidden_states: Tensor) -> Tensor:
         """Normalise ``[B, T, d]``, after editing the rows of the current pass in place."""
         edit = self.edit
-        stage, rows = edit.control.stage, edit.pending()
+        stage, rows = edit.control.stage, edit.pending(hidden_states)
         if rows is None:
             return self.plain(hidden_states)
         if stage is Stage.RECORD:

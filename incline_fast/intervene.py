@@ -66,7 +66,8 @@ def intervene(
             one is not finite; fills ``max_abs`` and ``growth``.
 
     Outside ``generate``, a forward pass of one token after a non-empty cache is a decode step, any other is a prompt;
-    :meth:`Intervention.expect_prompt` says otherwise. Edits are in place and have no gradient.
+    :meth:`Intervention.expect_prompt` says otherwise. Edits are in place and have no gradient. A compiled model is
+    compiled anew for every intervention; to run many strengths, give one per row.
 
     Raises:
         ValueError, TypeError: an argument that is not allowed.
@@ -206,7 +207,7 @@ class Intervention:
         self._calls = calls
         for owner, name in _entrances(self.model, architecture):
             forward = getattr(owner, name)
-            if owner is architecture.backbone and self._mode == "clean":
+            if owner is architecture.backbone and name == "forward" and self._mode == "clean":
                 forward = clean_forward(forward, owner, self._control)
             self._patches.append(Patch(owner, name, calls.announced(unwrap(owner), forward)))
         if hasattr(model, "generate"):
@@ -271,8 +272,7 @@ def _entrances(model: nn.Module, architecture: Architecture) -> list[tuple[nn.Mo
 
 def _computable(map: AffineMap, site: Site) -> AffineMap:
     """The map on the site's device, in a dtype that the op takes: fp64 for fp64 states and only for them."""
-    state_dtype = next(site.owner.parameters()).dtype
-    if state_dtype is torch.float64:
+    if site.dtype is torch.float64:
         return map.to(torch.float64, site.device)
     return map.to(torch.float32 if map.dtype is torch.float64 else None, site.device)
 

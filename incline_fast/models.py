@@ -121,13 +121,23 @@ class Site:
     @property
     def device(self) -> torch.device:
         """Where the state is when it passes this site."""
-        return next(self.owner.parameters()).device
+        return self._parameter.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Dtype of the model's weights here."""
+        return self._parameter.dtype
+
+    @property
+    def _parameter(self) -> Tensor:
+        # Blocks may lie on several devices; a norm without weights is where its block is.
+        return next(parameter for module in (self.module, self.owner) for parameter in module.parameters())
 
     @property
     def weight(self) -> Tensor:
         """The norm's weight ``[d]``; ones for a norm without one."""
         weight = getattr(self.module, "weight", None)
-        return torch.ones(self.hidden_size, device=self.device) if weight is None else weight
+        return torch.ones(self.hidden_size, device=self.device, dtype=self.dtype) if weight is None else weight
 
     @property
     def bias(self) -> Tensor | None:

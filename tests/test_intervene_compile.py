@@ -96,6 +96,17 @@ def test_clean_mode_of_a_compiled_model():
         torch.testing.assert_close(compiled(**inputs).logits, expected, **CLOSE)
 
 
+def test_clean_mode_of_a_compiled_backbone_runs_the_last_token_twice():
+    model, inputs = shallow(), prompts()
+    expected = eager(model, inputs, alpha=0.6, mode="clean")
+    model.model.compile(backend="aot_eager")
+    lengths = []
+    model.model.layers[0].register_forward_pre_hook(lambda module, args: lengths.append(args[0].shape[1]))
+    with intervene(model, ALIGNMENT, alpha=0.6, mode="clean"):
+        torch.testing.assert_close(model(**inputs).logits, expected, **CLOSE)
+    assert lengths == [6, 1, 1]
+
+
 @pytest.mark.parametrize("where", ["call", "forward", "backbone"])
 def test_other_ways_of_compiling(where):
     model, inputs = shallow(), prompts()

@@ -226,6 +226,13 @@ def test_generation_modes_that_cannot_be_edited(settings, message):
         model.generate(**prompts(), max_new_tokens=3, **settings)
 
 
+def test_a_refused_mode_by_position():
+    model = tiny("llama")
+    config = GenerationConfig(prefill_chunk_size=2)
+    with intervene(model, ALIGNMENT, alpha=0.5), pytest.raises(ValueError, match="chunked prefill"):
+        model.generate(prompts()["input_ids"], config)
+
+
 def test_a_refused_mode_in_the_models_own_settings():
     model = tiny("llama")
     model.generation_config.prefill_chunk_size = 2
@@ -271,9 +278,10 @@ def test_packed_sequences_and_missing_inputs_are_refused():
             model()
 
 
-def test_gradients_are_refused_and_frozen_models_are_not():
+@pytest.mark.parametrize("mode", ["online", "clean"])
+def test_gradients_are_refused_and_frozen_models_are_not(mode):
     model, inputs = tiny("llama"), prompts()
-    with intervene(model, ALIGNMENT, alpha=0.5):
+    with intervene(model, ALIGNMENT, alpha=0.5, mode=mode):
         expected = model(**inputs).logits
         model.requires_grad_(True)
         with pytest.raises(RuntimeError, match=r"no gradient; call the model under torch.no_grad\(\)"):

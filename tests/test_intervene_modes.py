@@ -154,13 +154,14 @@ def test_beam_search(settings, positions, mode):
     assert torch.equal(tokens, expected)
 
 
-def test_alpha_per_row_follows_its_prompt_through_beams():
+@pytest.mark.parametrize("positions", ["last", "generated"])
+def test_alpha_per_row_follows_its_prompt_through_beams(positions):
     model, inputs = tiny("llama"), prompts((6, 5))
-    with intervene(model, ALIGNMENT, alpha=torch.tensor([0.7, -0.3])):
-        tokens, _ = generate(model, inputs, num_beams=3, num_return_sequences=2)
+    with intervene(model, ALIGNMENT, alpha=torch.tensor([0.7, -0.3]), positions=positions):
+        tokens, _ = generate(model, inputs, num_beams=2, num_return_sequences=2)
     for row, alpha in enumerate((0.7, -0.3)):
-        with intervene(model, ALIGNMENT, alpha=alpha):
-            single, _ = generate(model, alone(inputs, row), num_beams=3, num_return_sequences=2)
+        with intervene(model, ALIGNMENT, alpha=alpha, positions=positions):
+            single, _ = generate(model, alone(inputs, row), num_beams=2, num_return_sequences=2)
         assert torch.equal(tokens[2 * row : 2 * row + 2], single)
 
 
@@ -215,6 +216,33 @@ def test_embeddings_as_input_are_not_changed(name, mode):
     assert torch.equal(embeds, before)
 
 
+@pytest.mark.parametrize("mode", MODES)
+def test_generation_from_embeddings(mode):
+    model, inputs = tiny("llama"), prompts((6, 4))
+    embeds = model.get_input_embeddings()(inputs["input_ids"])
+    with intervene(model, ALIGNMENT, alpha=0.6, mode=mode):
+        expected, _ = generate(model, inputs)
+        mask = inputs["attention_mask"]
+        tokens = model.generate(inputs_embeds=embeds, attention_mask=mask, max_new_tokens=STEPS, do_sample=False)
+    assert torch.equal(tokens, expected)
+
+
+def test_turns_of_a_conversation_over_one_cache():
+    """Each generate has its own last prompt token, also when it goes on with the cache of the one before."""
+    model, first, second = tiny("llama"), prompts((5,))["input_ids"], prompts((3,), seed=4)["input_ids"]
+    edit = HookedEdit(MAPS, 0.5, where=last_column_of_prompts)
+
+    def converse():
+        out = model.generate(first, max_new_tokens=3, do_sample=False, return_dict_in_generate=True)
+        ids = torch.cat([out.sequences, second], dim=1)
+        return model.generate(ids, past_key_values=out.past_key_values, max_new_tokens=3, do_sample=False)
+
+    with edit.on(model):
+        expected = converse()
+    with intervene(model, ALIGNMENT, alpha=0.5):
+        assert torch.equal(converse(), expected)
+
+
 @pytest.mark.parametrize("positions", ["last", "generated", "all"])
 def test_bos_is_never_edited(positions):
     model, inputs = tiny("llama"), prompts((6, 4, 1))
@@ -251,6 +279,7 @@ def test_low_rank_maps_of_any_dtype():
     [
         ("gpt2", torch.float64, 1e-12),
         ("llama", torch.float64, 1e-6),
+        ("opt-post", torch.float64, 1e-12),
         ("gpt2", torch.bfloat16, 6e-2),
         ("llama", torch.bfloat16, 6e-2),
         ("gemma3", torch.bfloat16, 6e-2),
