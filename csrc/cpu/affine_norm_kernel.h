@@ -1,5 +1,5 @@
-// The op for one instruction set, written once over the vector traits. Three phases: rows to compute type, matrix
-// products map by map, then each row is edited, rounded, stored, and normalised from what was stored.
+// The op for one instruction set, written once over the vector traits. Block by block of rows that share a map: rows to
+// compute type, matrix products, then each row is edited, rounded, stored, and normalised from what was stored.
 //
 // Each isa_*.cpp includes this file after choosing its target, so everything here has internal linkage.
 #pragma once
@@ -46,6 +46,10 @@ struct Grouping {
   }
 };
 
+// Bounds the scratch memory; enough rows to make reading the map once more per block cheap beside the products.
+constexpr std::int64_t kBlockRows = 512;
+constexpr std::int64_t kNoMap = -1;
+
 template <class V>
 class AffineNormKernel {
  public:
@@ -58,27 +62,22 @@ class AffineNormKernel {
         size_(op.hidden_size),
         padded_(ceil_div(op.hidden_size, kPanel) * kPanel),
         stride_(row_stride(op.hidden_size)),
-        buffer_((2 * op.num_rows + 3) * stride_),
+        block_(std::min(op.num_rows, kBlockRows)),
+        buffer_((2 * block_ + 3) * stride_),
         r_{buffer_.get(), stride_},
-        z_{r_.row(op.num_rows), stride_},
-        weight_(z_.row(op.num_rows)),
+        z_{r_.row(block_), stride_},
+        weight_(z_.row(block_)),
         norm_bias_(op.norm_bias.data == nullptr ? nullptr : weight_ + stride_),
         bias_(op.bias.data == nullptr ? nullptr : weight_ + 2 * stride_) {}
 
   void run() {
     load_vectors();
-    spread(threads_, op_.num_rows, size_, [&](std::int64_t begin, std::int64_t end) {
-      for (std::int64_t i = begin; i < end; ++i) load_residual_stream(i);
-    });
-    // All rows are in scratch from here on, so outputs may overwrite inputs.
     for (std::int64_t g = 0; g < op_.num_maps; ++g) {
-      const std::int64_t begin = groups_.begin[g], end = groups_.begin[g + 1];
-      if (begin == end) continue;
-      project(g, begin, end - begin);
+      if (groups_.begin[g] == groups_.begin[g + 1]) continue;
       if (bias_ != nullptr) load_row<V>(op_.bias, op_.bias.ndim == 1 ? 0 : g, size_, padded_, bias_);
-      finish(begin, end, true);
+      run_group(groups_.begin[g], groups_.begin[g + 1], g);
     }
-    finish(groups_.begin[op_.num_maps], op_.num_rows, false);
+    run_group(groups_.begin[op_.num_maps], op_.num_rows, kNoMap);
   }
 
  private:
@@ -89,8 +88,23 @@ class AffineNormKernel {
     if (norm_bias_ != nullptr) load_row<V>(op_.norm_bias, 0, size_, padded_, norm_bias_);
   }
 
-  void load_residual_stream(std::int64_t i) {
-    const std::int64_t token = groups_.order[i];
+  // Rows begin .. end of the grouping, which share a map. A row is loaded before it is stored and no other row depends
+  // on it, so outputs may overwrite inputs.
+  void run_group(std::int64_t begin, std::int64_t end, std::int64_t map) {
+    for (std::int64_t first = begin; first < end; first += block_) {
+      const std::int64_t count = std::min(block_, end - first);
+      const std::int64_t* tokens = groups_.order.data() + first;
+      spread(threads_, count, size_, [&](std::int64_t from, std::int64_t to) {
+        for (std::int64_t i = from; i < to; ++i) load_residual_stream(i, tokens[i]);
+      });
+      if (map != kNoMap) project(map, count);
+      spread(threads_, count, 4 * size_, [&](std::int64_t from, std::int64_t to) {
+        for (std::int64_t i = from; i < to; ++i) finish_row(i, tokens[i], map != kNoMap);
+      });
+    }
+  }
+
+  void load_residual_stream(std::int64_t i, std::int64_t token) {
     T* r = r_.row(i);
     load_row<V>(op_.x, token, size_, padded_, r);
     if (op_.residual.data == nullptr) return;
@@ -100,35 +114,27 @@ class AffineNormKernel {
       V::store(r + j, V::add(V::load(r + j), V::load(residual + j)));
   }
 
-  // z = up (down r) for consecutive rows of scratch that share map g.
-  void project(std::int64_t g, std::int64_t begin, std::int64_t count) {
-    const Scratch<const T> r{r_.row(begin), stride_};
-    const Scratch<T> z{z_.row(begin), stride_};
-    if (op_.down.data == nullptr) return gemm(op_.up, g, r, z, count);
+  // z = up (down r) for the rows in scratch.
+  void project(std::int64_t map, std::int64_t count) {
+    const Scratch<const T> r{r_.data, stride_};
+    if (op_.down.data == nullptr) return gemm(op_.up, map, r, z_, count);
     const std::int64_t stride = row_stride(op_.down.columns);
     const Buffer<T> buffer(count * stride);
-    gemm(op_.down, g, r, Scratch<T>{buffer.get(), stride}, count);
-    gemm(op_.up, g, Scratch<const T>{buffer.get(), stride}, z, count);
+    gemm(op_.down, map, r, Scratch<T>{buffer.get(), stride}, count);
+    gemm(op_.up, map, Scratch<const T>{buffer.get(), stride}, z_, count);
   }
 
-  void gemm(const Maps& maps, std::int64_t g, Scratch<const T> x, Scratch<T> z, std::int64_t count) {
+  void gemm(const Maps& maps, std::int64_t map, Scratch<const T> x, Scratch<T> z, std::int64_t count) {
     with_storage_type(maps.dtype, [&](auto* type) {
       using W = std::remove_pointer_t<decltype(type)>;
       // fp64 maps go with fp64 sums and only with them; the caller has checked it.
       if constexpr (std::is_same_v<W, double> == std::is_same_v<T, double>) {
-        PanelGemm<V, W>(maps, g, x, z, count).run(threads_);
+        PanelGemm<V, W>(maps, map, x, z, count).run(threads_);
       }
     });
   }
 
-  void finish(std::int64_t begin, std::int64_t end, bool edit) {
-    spread(threads_, end - begin, 4 * size_, [&](std::int64_t first, std::int64_t last) {
-      for (std::int64_t i = begin + first; i < begin + last; ++i) finish_row(i, edit);
-    });
-  }
-
-  void finish_row(std::int64_t i, bool edit) {
-    const std::int64_t token = groups_.order[i];
+  void finish_row(std::int64_t i, std::int64_t token, bool edit) {
     T *edited = r_.row(i), *y = z_.row(i);
     if (edit) {
       const auto alpha = static_cast<T>(op_.alpha * factor(op_.row_alpha, token));
@@ -150,6 +156,7 @@ class AffineNormKernel {
   std::int64_t size_;
   std::int64_t padded_;
   std::int64_t stride_;
+  std::int64_t block_;
   Buffer<T> buffer_;
   Scratch<T> r_;
   Scratch<T> z_;

@@ -63,13 +63,15 @@ def test_row_alone_in_a_batch_and_on_other_threads(batch) -> None:
 
 
 @pytest.mark.parametrize("rank", [None, 64])
-@pytest.mark.parametrize("rows", [1, 4, 64])
+@pytest.mark.parametrize("rows", [1, 4, 64, 700])
 def test_work_is_really_split_and_changes_nothing(rows: int, rank: int | None) -> None:
-    """Large enough for several threads in every phase."""
-    case = make("layer", 2048, (rows,), rank=rank, dtype=torch.bfloat16)
+    """Large enough for several threads in every phase, and for several blocks of rows."""
+    case = make("layer", 1040, (rows,), rank=rank, dtype=torch.bfloat16)
     torch.set_num_threads(1)
     serial = case("cpu")
     for threads in (2, 3):
         torch.set_num_threads(threads)
         for actual, wanted in zip(case("cpu"), serial, strict=True):
             assert torch.equal(actual, wanted)
+    for actual, wanted in zip(case.but(x=case.x[-1:])("cpu"), serial, strict=True):
+        assert torch.equal(actual, wanted[-1:])
