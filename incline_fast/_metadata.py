@@ -41,6 +41,7 @@ class AlignmentMetadata:
         preset: name of the preset, None when fitted from states.
         library_version: version of incline_fast that made the alignment.
         lam: relative ridge parameter per site.
+        lam_selection: ``"loo"`` for the sites where it was chosen by leave-one-out; absent where it was given.
         solver: per site, how the fit was solved (``Fitted.form_used``).
         notes: per site, what the solver had to report (a breakdown, constant features).
         fit_error: per site, the held-out error defined by ``incline_fast.fit``; empty without a hold-out.
@@ -61,6 +62,7 @@ class AlignmentMetadata:
     preset: str | None = None
     library_version: str = field(default_factory=library_version)
     lam: dict[int, float] = field(default_factory=dict)
+    lam_selection: dict[int, str] = field(default_factory=dict)
     solver: dict[int, str] = field(default_factory=dict)
     notes: dict[int, list[str]] = field(default_factory=dict)
     fit_error: dict[int, float] = field(default_factory=dict)
@@ -107,6 +109,7 @@ def _is_str_list(value: object) -> bool:
 
 _PER_SITE: dict[str, Callable[[object], bool]] = {
     "lam": _is_number,
+    "lam_selection": _is_str,
     "solver": _is_str,
     "notes": _is_str_list,
     "fit_error": _is_number,

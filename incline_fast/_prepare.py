@@ -62,6 +62,9 @@ def check_matrix(name: str, value: Tensor, shape: str = "[n, d]") -> None:
         raise TypeError(f"{name} is {kind}; expected a floating-point tensor {shape}")
     if value.dim() != 2 or 0 in value.shape:
         raise ValueError(f"{name} has shape {tuple(value.shape)}; expected {shape} with every size at least 1")
+    # One pass that reads and writes nothing; a sum that overflows only costs the second look.
+    if bool(value.sum(dtype=torch.float64).isfinite()):
+        return
     bad = (~value.isfinite().all(1)).nonzero()
     if len(bad):
         raise ValueError(f"{name} has {len(bad)} rows with NaN or infinite values, the first is row {int(bad[0])}")
@@ -96,11 +99,9 @@ def frame_of(X: Tensor, Y: Tensor, weight: Tensor | None, *, intercept: bool, st
     """The frame of fp64 rows; weights are those of repeated rows."""
     if not intercept:
         mean_x, mean_y = X.new_zeros(X.shape[1]), Y.new_zeros(Y.shape[1])
-        return from_spread(mean_x, _rms(X, weight), mean_y, _rms(Y, weight), len(X), standardize=False)
-    mean_x, mean_y = _mean(X, weight), _mean(Y, weight)
-    spread_x, spread_y = _rms(X - mean_x, weight), mean_y
-    if standardize:
-        spread_y = _rms(Y - mean_y, weight)
+        return from_spread(mean_x, torch.ones_like(mean_x), mean_y, torch.ones_like(mean_y), len(X), standardize=False)
+    spread_x, mean_x = _spread_and_mean(X, weight)
+    spread_y, mean_y = _spread_and_mean(Y, weight)
     return from_spread(mean_x, spread_x, mean_y, spread_y, len(X), standardize=standardize)
 
 
@@ -131,15 +132,19 @@ def prepare(X: Tensor, Y: Tensor, weight: Tensor | None, frame: Frame, *, interc
     if intercept:
         q = X.new_ones(len(X)) if root is None else root
         q = q / q.norm()
-        X, Y = (X - frame.mean_x).div_(frame.scale), Y - frame.mean_y
-        X[:, frame.constant] = 0.0
+        # Multiplied, not assigned: a constant feature is the exception, and this is the pass that scales.
+        X = (X - frame.mean_x).mul_(torch.where(frame.constant, 0.0, 1 / frame.scale))
+        Y = Y - frame.mean_y
     if root is not None:
         X, Y = X * root.unsqueeze(-1), Y * root.unsqueeze(-1)
     return Rows(X, Y, q)
 
 
-def _mean(X: Tensor, weight: Tensor | None) -> Tensor:
-    return X.mean(0) if weight is None else weight @ X / weight.sum()
+def _spread_and_mean(X: Tensor, weight: Tensor | None) -> tuple[Tensor, Tensor]:
+    if weight is None:
+        return torch.std_mean(X, 0, correction=0)
+    mean = weight @ X / weight.sum()
+    return _rms(X - mean, weight), mean
 
 
 def _rms(X: Tensor, weight: Tensor | None) -> Tensor:

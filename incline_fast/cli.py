@@ -70,7 +70,12 @@ def fit(
     estimator: Annotated[
         str | None, typer.Option(help="min_norm, ridge, affine_ridge, procrustes, mean_difference, constant_mean.")
     ] = None,
-    lam: Annotated[float | None, typer.Option(help="Ridge parameter, relative to the mean eigenvalue.")] = None,
+    lam: Annotated[
+        str | None,
+        typer.Option(
+            help="Ridge parameter, relative to the mean eigenvalue, or `loo`: one per layer by leave-one-out."
+        ),
+    ] = None,
     form: Annotated[
         Literal["add", "interpolate"] | None,
         typer.Option(help="h + alpha (W h + b), or (1 - alpha) h + ..."),
@@ -110,7 +115,7 @@ def fit(
         template=_unescape(template),
         pooling=pooling,
         estimator=estimator,
-        lam=lam,
+        lam=_lam(lam),
         form=form,
         layers=_layers(layers),
         holdout=holdout,
@@ -313,6 +318,15 @@ def _layers(text: str | None) -> list[int] | None:
             raise typer.BadParameter(f"layers is {text!r}; expected numbers and ranges such as 4-12,18")
         chosen += range(int(first), int(last or first) + 1)
     return sorted(set(chosen))
+
+
+def _lam(text: str | None) -> float | Literal["loo"] | None:
+    if text == "loo":
+        return "loo"
+    try:
+        return None if text is None else float(text)
+    except ValueError:
+        raise typer.BadParameter(f"lam is {text!r}; expected a number >= 0, or loo") from None
 
 
 def _alphas(text: str) -> list[float]:

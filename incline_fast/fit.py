@@ -15,7 +15,7 @@ from tqdm.auto import tqdm
 
 from incline_fast._metadata import AlignmentMetadata, Form
 from incline_fast.alignment import Alignment
-from incline_fast.estimators import Estimator, Fitted, get_estimator
+from incline_fast.estimators import Estimator, Fitted, Lam, get_estimator
 from incline_fast.identity import identify
 from incline_fast.states import BATCH_TOKENS, Pooling, StatesError, collect, render
 
@@ -55,7 +55,7 @@ def fit(
     template: str | None = None,
     pooling: Pooling | None = None,
     estimator: str | Estimator | None = None,
-    lam: float | Mapping[int, float] | None = None,
+    lam: Lam | Mapping[int, Lam] | None = None,
     form: Form | None = None,
     layers: Sequence[int] | None = None,
     holdout: float = 0,
@@ -85,7 +85,8 @@ def fit(
         pooling: ``"last"`` or ``"mean"``.
         estimator: a name of :data:`~incline_fast.estimators.ESTIMATORS` or an Estimator. One without a ridge parameter,
             or another than the preset's, comes with its own default lam.
-        lam: relative ridge parameter, one for all sites or ``{site: lam}``.
+        lam: relative ridge parameter, one for all sites or ``{site: lam}``; ``"loo"`` chooses one per site from a grid
+            of 20 by leave-one-out, and what it chose is in ``metadata.lam``.
         form: ``"add"`` or ``"interpolate"``.
         layers: sites to fit; by default 1..L, the outputs of all blocks.
         holdout: pairs that are not fitted but measured: a share below 1, or a whole number of pairs.
@@ -173,7 +174,7 @@ def fit_states(
     Y: Mapping[int, Tensor],
     *,
     estimator: str | Estimator = "affine_ridge",
-    lam: float | Mapping[int, float] | None = None,
+    lam: Lam | Mapping[int, Lam] | None = None,
     form: Form | None = None,
     holdout: float = 0,
     seed: int = 0,
@@ -186,7 +187,8 @@ def fit_states(
         X: ``{site: [n, d]}`` source states.
         Y: ``{site: [n, d]}`` target states of the same sites; row i belongs to row i of X.
         estimator: name or Estimator.
-        lam: relative ridge parameter, one for all sites or ``{site: lam}``; None for the estimator's default.
+        lam: relative ridge parameter or ``"loo"``, one for all sites or ``{site: lam}``; None for the estimator's
+            default.
         form: by default ``"add"`` for a mean difference, else ``"interpolate"``.
         holdout: see :func:`fit`.
         seed: chooses the held-out pairs.
@@ -228,6 +230,7 @@ def fit_states(
         estimator=solver.name,
         n=len(fitted_rows),
         lam={site: fitted.lam for site, fitted in fits.items()},
+        lam_selection={site: chosen for site, chosen in lams.items() if isinstance(chosen, str)},
         solver={site: fitted.form_used for site, fitted in fits.items()},
         notes={site: list(fitted.notes) for site, fitted in fits.items() if fitted.notes},
         fit_error=errors,

@@ -69,6 +69,15 @@ def test_fit_from_two_files_with_the_papers_preset(folder: Path) -> None:
     assert (alignment.form, alignment.metadata.estimator, alignment.metadata.n) == ("add", "min_norm", 40)
 
 
+def test_fit_chooses_lam_by_leave_one_out_and_prints_it(folder: Path) -> None:
+    out = folder / "loo.safetensors"
+    result = run("fit", folder / "model", "--pairs", folder / "pairs.tsv", "--lam", "loo", "-o", out)
+    assert result.exit_code == 0, result.output
+    about = Alignment.load(out).metadata
+    assert about.lam_selection == dict.fromkeys([1, 2, 3], "loo")
+    assert all(f"{lam:g}"[:5] in result.output for lam in about.lam.values())
+
+
 def test_generate_compares_with_the_plain_model(folder: Path) -> None:
     prompts = folder / "prompts.txt"
     prompts.write_text("w11 w12\n\nw13 w14 w15\n")
@@ -140,6 +149,7 @@ def test_alphas_are_a_grid_or_a_list() -> None:
         (["--layers", "3-1"], "layers is '3-1'"),
         (["--languages", "fr"], "languages is 'fr'"),
         (["--source", "SELF"], "give either"),
+        (["--lam", "gcv"], "lam is 'gcv'"),
     ],
 )
 def test_wrong_options_are_named(folder: Path, arguments: list[str], message: str) -> None:

@@ -10,6 +10,7 @@ from sklearn.linear_model import LinearRegression, Ridge
 from sklearn.preprocessing import StandardScaler
 
 from incline_fast.estimators import ESTIMATORS, Estimator, affine_ridge, get_estimator, shuffled
+from incline_fast.ridge import DEFAULT_LAMS
 
 SHAPES = [(5, 12), (11, 12), (12, 12), (13, 12), (60, 12)]
 
@@ -144,6 +145,23 @@ def test_scaling_the_states_does_not_change_what_lam_means():
     X, Y = data(7, 12)
     for name in ("ridge", "affine_ridge"):
         close(weight(ESTIMATORS[name](1000 * X, Y, 0.3)) * 1000, weight(ESTIMATORS[name](X, Y, 0.3)))
+
+
+@pytest.mark.parametrize("name", ["ridge", "affine_ridge"])
+def test_leave_one_out_chooses_what_predicts_unseen_rows_best(name):
+    X, Y = data(40, 30)
+    X, Y = X[:30], Y[:30] + 2 * torch.randn(30, 30, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+    chosen = ESTIMATORS[name](X, Y, "loo")
+    held_x, held_y = data(500, 30, seed=11)
+
+    def held_out_error(lam) -> float:
+        return float((ESTIMATORS[name](X, Y, lam).predict(held_x.float()) - held_y).norm())
+
+    best = min(held_out_error(lam) for lam in DEFAULT_LAMS)
+    assert chosen.lam in DEFAULT_LAMS
+    assert held_out_error(chosen.lam) < 1.05 * best
+    assert held_out_error(DEFAULT_LAMS[0]) > 1.2 * best
+    assert np.array_equal(weight(ESTIMATORS[name](X, Y, chosen.lam)), weight(chosen))
 
 
 def test_tiny_lam_on_deficient_states_reports_the_svd():
@@ -326,7 +344,7 @@ def test_bad_input_is_named(name):
         estimator(X.long(), Y)
     with pytest.raises(TypeError, match="Y is list"):
         estimator(X, Y.tolist())
-    for bad in (-0.1, float("nan"), float("inf")):
+    for bad in (-0.1, float("nan"), float("inf"), "gcv"):
         with pytest.raises(ValueError, match="lam is"):
             estimator(X, Y, bad)
     X[4, 1] = float("nan")
@@ -335,6 +353,8 @@ def test_bad_input_is_named(name):
     if not estimator.uses_lam:
         with pytest.raises(ValueError, match="no ridge parameter"):
             estimator(Y, Y, 0.1)
+        with pytest.raises(ValueError, match="lam is loo, but"):
+            estimator(Y, Y, "loo")
 
 
 def test_result_beyond_fp32_is_an_error():

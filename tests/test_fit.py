@@ -13,6 +13,7 @@ from tiny_tokenizer import sentences, tiny_tokenizer
 from incline_fast.alignment import Alignment
 from incline_fast.estimators import ESTIMATORS, shuffled
 from incline_fast.fit import DEFAULT_TEMPLATE, PRESETS, fit, fit_states
+from incline_fast.ridge import DEFAULT_LAMS, Ridge
 from incline_fast.states import StatesError, collect
 
 N = 20
@@ -225,6 +226,25 @@ def test_lam_per_site():
     assert torch.equal(alone.maps[4].up, alignment.maps[4].up)
     with pytest.raises(ValueError, match=r"lam has the sites \[1\]"):
         fit_states(X, Y, lam={1: 0.1}, progress=False)
+
+
+def test_lam_by_leave_one_out_is_chosen_and_recorded_per_site(tmp_path):
+    """Site 1 is nearly noise and wants much lam, site 4 is nearly linear and wants little."""
+    X, noise = random_states(30, 1), random_states(30, 2)
+    Y = {1: noise[1], 4: 0.5 * X[4] + 1e-3 * noise[4]}
+    alignment = fit_states(X, Y, lam="loo", progress=False)
+    about = alignment.metadata
+    assert about.lam_selection == {1: "loo", 4: "loo"}
+    for site in (1, 4):
+        chosen = Ridge(DEFAULT_LAMS, standardize=True).fit(X[site].double(), Y[site].double())
+        assert about.lam[site] == chosen.lam_
+        given = fit_states({site: X[site]}, {site: Y[site]}, lam=about.lam[site], progress=False)
+        assert torch.equal(given.maps[site].up, alignment.maps[site].up)
+    assert about.lam[1] > 100 * about.lam[4]
+    alignment.save(tmp_path / "a.safetensors")
+    assert Alignment.load(tmp_path / "a.safetensors").metadata == about
+    mixed = fit_states(X, Y, lam={1: "loo", 4: 0.3}, progress=False).metadata
+    assert (mixed.lam, mixed.lam_selection) == ({1: about.lam[1], 4: 0.3}, {1: "loo"})
 
 
 def test_fit_states_equals_fit(model, tokenizer):
