@@ -1,4 +1,4 @@
-"""Interventions on the downloaded model: against hooks, in batches, with one dimension that holds most of the energy."""
+"""Interventions on the downloaded model, one dimension of which holds most of the energy of its states."""
 
 from __future__ import annotations
 
