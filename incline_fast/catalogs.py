@@ -21,6 +21,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
+from typing import TypeAlias
 
 import polib
 
@@ -28,7 +29,7 @@ from incline_fast._rows import Problem, TextError
 
 __all__ = ["Messages", "messages"]
 
-Entry = polib.POEntry | polib.MOEntry
+Entry: TypeAlias = polib.POEntry | polib.MOEntry
 
 _TAG = re.compile(r"<[^<>]*>")
 _PLACEHOLDER = re.compile(r"%\(\w+\)[sdif]|%[sdif]|\{\w*\}")
