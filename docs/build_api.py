@@ -13,9 +13,10 @@ from pathlib import Path
 from typing import Any
 
 import incline_fast
-from incline_fast import ops
+from incline_fast import estimators, linalg, models, ops, ridge, states, sweep, text
 
 TARGET = Path(__file__).with_name("api.md")
+MODULES = (incline_fast, ops, states, estimators, ridge, linalg, sweep, text, models)
 HEADER = "# API reference\n\nWritten from the docstrings by `python docs/build_api.py`; do not edit by hand.\n"
 
 
@@ -33,17 +34,19 @@ def main() -> None:
 def render() -> str:
     """The whole reference as Markdown."""
     parts = [HEADER]
-    for prefix, module in (("incline_fast", incline_fast), ("incline_fast.ops", ops)):
-        names = [n for n in module.__all__ if not inspect.ismodule(getattr(module, n)) and not n.startswith("__")]
-        parts += [entry(f"{prefix}.{name}", getattr(module, name)) for name in names]
+    for module in MODULES:
+        parts.append(f"# {module.__name__}\n")
+        # Instances (tables, tuples) are described where they are used; modules have a part of their own.
+        public = {name: getattr(module, name) for name in module.__all__}
+        parts += [
+            entry(name, thing) for name, thing in public.items() if inspect.isfunction(thing) or inspect.isclass(thing)
+        ]
     return "\n".join(parts)
 
 
 def entry(title: str, thing: Any) -> str:
     """One function, or one class with its public methods."""
-    if not callable(thing):
-        return f"## {title}\n\n`{thing!r}`\n"
-    lines = [f"## {title}\n", "```python", f"{title.rpartition('.')[2]}{signature(thing)}", "```\n", doc(thing)]
+    lines = [f"## {title}\n", "```python", f"{title}{signature(thing)}", "```\n", doc(thing)]
     if inspect.isclass(thing) and not issubclass(thing, Exception):
         lines += [member(name, value) for name, value in vars(thing).items() if not name.startswith("_")]
     return "\n".join(line for line in lines if line) + "\n"
@@ -55,16 +58,19 @@ def member(name: str, value: Any) -> str:
     if isinstance(target, property):
         return f"### .{name}\n\n{doc(target)}" if target.__doc__ else ""
     if inspect.isfunction(target) and target.__doc__:
-        return f"### .{name}{signature(target)}\n\n{doc(target)}"
+        return f"### .{name}\n\n```python\n{name}{signature(target)}\n```\n\n{doc(target)}"
     return ""
 
 
 def signature(thing: Any) -> str:
     """The call signature, without the noise of module paths in annotations."""
     try:
-        return str(inspect.signature(thing)).replace("'", "")
+        found = inspect.signature(thing)
     except (TypeError, ValueError):
         return "(...)"
+    bound = [p for name, p in found.parameters.items() if name not in ("self", "cls")]
+    line = str(found.replace(parameters=bound))
+    return line if len(line) < 100 else line.replace(", ", ",\n    ").replace("(", "(\n    ", 1)
 
 
 def doc(thing: Any) -> str:
