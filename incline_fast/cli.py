@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -85,6 +86,9 @@ def fit(
         float, typer.Option(help="Share of the pairs kept for the held-out error.", min=0, max=0.9)
     ] = 0.2,
     resume: Annotated[Path | None, typer.Option(help="Directory for the states; an interrupted run continues.")] = None,
+    rank_timeout: Annotated[
+        float, typer.Option(help="Seconds that a process of a torchrun waits for the others before it gives up.", min=1)
+    ] = 1800,
     skip_bad_lines: Skip = False,
     dtype: Dtype = "float32",
     device: Device = "cpu",
@@ -101,28 +105,40 @@ def fit(
 
         incline-fast fit google/gemma-3-270m -o paper.safetensors \\
             --source train.fr --target train.en --preset paper
+
+    Over two processes, which share sentences and layers; the same command again continues after a failure:
+
+        torchrun --nproc-per-node 2 -m incline_fast fit MODEL --pairs fr-en.tsv \\
+            --resume states -o fr-en.safetensors
     """
+    from incline_fast._distributed import rank_and_size, started_by_torchrun, together
     from incline_fast.fit import fit as fit_alignment
 
     text = _parallel_text(pairs, source, target, languages, skip_bad_lines)
     loaded, tokenizer = _load_model(model, dtype, device)
-    alignment = fit_alignment(
-        loaded,
-        tokenizer,
-        text.source,
-        text.target,
-        preset=preset,
-        template=_unescape(template),
-        pooling=pooling,
-        estimator=estimator,
-        lam=_lam(lam),
-        form=form,
-        layers=_layers(layers),
-        holdout=holdout,
-        resume=resume,
-        source_language=text.source_language,
-        target_language=text.target_language,
-    )
+    distributed = started_by_torchrun()
+    with together(rank_timeout) if distributed else nullcontext():
+        rank, _ = rank_and_size(distributed)
+        alignment = fit_alignment(
+            loaded,
+            tokenizer,
+            text.source,
+            text.target,
+            preset=preset,
+            template=_unescape(template),
+            pooling=pooling,
+            estimator=estimator,
+            lam=_lam(lam),
+            form=form,
+            layers=_layers(layers),
+            holdout=holdout,
+            resume=resume,
+            source_language=text.source_language,
+            target_language=text.target_language,
+            distributed=distributed,
+        )
+    if rank > 0:
+        return
     alignment.save(output)
     _print_alignment(alignment)
     typer.echo(f"wrote {output}")

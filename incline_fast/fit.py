@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
+from incline_fast._distributed import gather, rank_and_size
 from incline_fast._metadata import AlignmentMetadata, Form
 from incline_fast.alignment import Alignment
 from incline_fast.estimators import Estimator, Fitted, Lam, get_estimator
@@ -65,6 +66,7 @@ def fit(
     batch_tokens: int = BATCH_TOKENS,
     progress: bool = True,
     resume: str | PathLike[str] | None = None,
+    distributed: bool = False,
 ) -> Alignment:
     """Learn one map per layer that takes the states of source sentences to those of their translations.
 
@@ -96,6 +98,8 @@ def fit(
         batch_tokens: see :func:`incline_fast.states.collect`.
         progress: show progress bars.
         resume: folder that keeps the states, so that an interrupted run continues; see ``collect``.
+        distributed: share the batches of sentences, then the layers' solves, among the processes of the default process
+            group. All call with the same arguments and get the same alignment.
 
     Returns:
         The alignment. With a hold-out its maps are those of the fitted pairs alone, and ``metadata.fit_error`` has, per
@@ -155,6 +159,7 @@ def fit(
                     batch_tokens=batch_tokens,
                     progress=progress,
                     resume=None if resume is None else Path(resume) / side,
+                    distributed=distributed,
                 )
             )
     return fit_states(
@@ -166,6 +171,7 @@ def fit(
         seed=seed,
         metadata=metadata,
         progress=progress,
+        distributed=distributed,
     )
 
 
@@ -180,6 +186,7 @@ def fit_states(
     seed: int = 0,
     metadata: AlignmentMetadata | None = None,
     progress: bool = True,
+    distributed: bool = False,
 ) -> Alignment:
     """Fit from states that :func:`incline_fast.states.collect` has returned: many fits from one run over the model.
 
@@ -194,6 +201,7 @@ def fit_states(
         seed: chooses the held-out pairs.
         metadata: recorded, completed with what the fit knows: estimator, lam, n, solver, notes, fit_error.
         progress: show a progress bar.
+        distributed: share the sites among the processes of the default process group, each of which has all states.
 
     Returns:
         The alignment; see :func:`fit`.
@@ -213,9 +221,11 @@ def fit_states(
         raise ValueError(f"the states have {sorted(counts)} rows; every site of X and Y must have as many")
     fitted_rows, held_out = _split(counts.pop(), holdout, seed)
 
+    rank, size = rank_and_size(distributed)
+    own = sorted(X)[rank::size]
     fits: dict[int, Fitted] = {}
     errors: dict[int, float] = {}
-    for site in tqdm(sorted(X), desc=f"fit {solver.name}", unit="layer", disable=not progress):
+    for site in tqdm(own, desc=f"fit {solver.name}", unit="layer", disable=not progress or rank > 0):
         with _naming(f"site {site}"):
             fitted = solver(X[site][fitted_rows], Y[site][fitted_rows], lams[site])
         if len(held_out):
@@ -225,6 +235,11 @@ def fit_states(
             else:
                 errors[site] = measured
         fits[site] = fitted
+    if size > 1:
+        for other_fits, other_errors in gather((fits, errors)):
+            fits |= other_fits
+            errors |= other_errors
+        fits, errors = dict(sorted(fits.items())), dict(sorted(errors.items()))
     completed = replace(
         metadata or AlignmentMetadata(),
         estimator=solver.name,

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
+from incline_fast._distributed import rank_and_size, synchronize, total
 from incline_fast._shards import Shards, StatesError, text_hash
 from incline_fast.edits import ACTIVE
 from incline_fast.identity import identify, weights_hash
@@ -62,6 +63,7 @@ def collect(
     batch_tokens: int = BATCH_TOKENS,
     progress: bool = True,
     resume: str | PathLike[str] | None = None,
+    distributed: bool = False,
 ) -> HiddenStates:
     """Run the model's backbone over sentences and keep one pooled state per sentence and site.
 
@@ -86,6 +88,8 @@ def collect(
         progress: show a progress bar.
         resume: a folder where every finished batch is kept. A call with the same model, sentences, template, pooling
             and layers goes on after the batches that are there; a call with others is refused.
+        distributed: share the batches among the processes of the default process group; all call with the same
+            arguments, and all get all states, bit for bit those of one process.
 
     Returns:
         ``{site: fp32 [n, d]}`` on the CPU, in the order of ``sentences``.
@@ -96,7 +100,9 @@ def collect(
         StatesError: a sentence is empty or has no real token or too many; a state is not finite; the model is being
             edited; ``resume`` names a folder with states of something else, or a damaged one.
         UnsupportedModelError: the architecture is not known.
+        RankError: another process has died.
     """
+    rank, size = rank_and_size(distributed)
     if pooling not in get_args(Pooling):
         raise ValueError(f"pooling is {pooling!r}; allowed: {', '.join(get_args(Pooling))}")
     if batch_tokens < 1:
@@ -108,7 +114,7 @@ def collect(
     texts = tokenize(tokenizer, render(sentences, template), architecture)
     _check_ids(texts, model, architecture)
 
-    states = {site: torch.empty(len(texts), architecture.hidden_size) for site in sites}
+    states = {site: torch.zeros(len(texts), architecture.hidden_size) for site in sites}
     shards = None
     done: set[int] = set()
     if resume is not None:
@@ -117,11 +123,21 @@ def collect(
         done = shards.restore(states)
 
     waiting = [text for text in texts if text.index not in done]
+    if size > 1:
+        # Nobody writes before all have read, so that all divide the same rest.
+        synchronize()
+        if rank > 0:
+            for site in sites:
+                states[site].zero_()
+    quiet = not progress or rank > 0
     with (
-        tqdm(total=len(texts), initial=len(done), desc="hidden states", unit="sentence", disable=not progress) as bar,
+        tqdm(total=len(texts), initial=len(done), desc="hidden states", unit="sentence", disable=quiet) as bar,
         _Recorder(architecture, sites, pooling) as recorder,
     ):
-        for batch in _batches(waiting, batch_tokens):
+        for number, batch in enumerate(_batches(waiting, batch_tokens)):
+            if number % size != rank:
+                bar.update(len(batch))
+                continue
             indices = torch.tensor([text.index for text in batch])
             pooled = recorder.run(batch)
             _check_finite(pooled, batch, model)
@@ -130,6 +146,10 @@ def collect(
             if shards is not None:
                 shards.write(indices, pooled)
             bar.update(len(batch))
+    if size > 1:
+        # Every row is one process's and zero elsewhere: the sum is exact.
+        for site in sites:
+            total(states[site])
     return states
 
 
