@@ -136,6 +136,19 @@ def test_every_number_is_rounded_as_torch_rounds(dtype: torch.dtype, backend: st
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("dtype", LOW)
+def test_nan_stays_nan(dtype: torch.dtype, backend: str) -> None:
+    """Also one whose payload would carry into the sign when it is rounded like a number; other rows are untouched."""
+    case = make("rms", 33, (3,), dtype=dtype, residual_dtype=torch.float32)
+    clean = case(backend)
+    residual = case.options["residual"].clone()
+    residual[1] = torch.tensor(2**31 - 1, dtype=torch.int32).view(torch.float32)
+    for actual, wanted in zip(case.but(residual=residual)(backend), clean, strict=True):
+        assert actual[1].isnan().all()
+        assert torch.equal(actual[::2], wanted[::2])
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("norm", ["rms", "layer"])
 def test_rows_without_a_map_keep_their_bits(norm: str, backend: str) -> None:
     row_map = torch.tensor([-1, 0, -1, 2, -7], dtype=torch.int32)
