@@ -1,6 +1,6 @@
 // Cholesky factors of small matrices and the inverses of the factors, without torch.
 //
-//   A = L L^T,   X = L^-1     A [size, size], size <= kMaxCholeskyBlock, and a stack of them
+//   A = L L^T,   X = L^-1     A [size, size], size <= kMaxCholeskySize, and a stack of them
 #pragma once
 
 #include <cstdint>
@@ -9,7 +9,7 @@
 
 namespace incline_fast {
 
-constexpr std::int64_t kMaxCholeskyBlock = 128;
+constexpr std::int64_t kMaxCholeskySize = 1024;
 
 // A strided stack of matrices; the last two dimensions are rows and columns.
 struct Matrices {

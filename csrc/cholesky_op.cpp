@@ -18,8 +18,8 @@ void check_stack(const char* name, const Tensor& stack) {
   check_dtype(name, stack, {ScalarType::Float, ScalarType::Double});
   const auto sizes = shape(stack);
   const std::size_t n = sizes.size();
-  if (n < 2 || sizes[n - 1] != sizes[n - 2] || sizes[n - 1] > kMaxCholeskyBlock) {
-    fail(name, " has shape ", show(sizes), "; expected [..., n, n] with n <= ", kMaxCholeskyBlock);
+  if (n < 2 || sizes[n - 1] != sizes[n - 2] || sizes[n - 1] > kMaxCholeskySize) {
+    fail(name, " has shape ", show(sizes), "; expected [..., n, n] with n <= ", kMaxCholeskySize);
   }
 }
 

@@ -16,53 +16,55 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from incline_fast.ops.cholesky_block import MAX_BLOCK, cholesky_block, cholesky_block_, triangular_inverse
+from incline_fast.ops.cholesky_block import cholesky_block, cholesky_block_, triangular_inverse
 
-__all__ = ["factor", "factor_", "inverse_diagonal", "solve"]
+__all__ = ["factor", "factor_into", "inverse_diagonal", "solve"]
+
+_BLOCK = 128
+# Up to this n the kernel takes a whole matrix faster than products of blocks do; benchmarks/README.md has the numbers.
+_WHOLE = {torch.float32: 640, torch.float64: 384}
 
 
 def factor(A: Tensor) -> tuple[Tensor, Tensor]:
-    """``(L, info)`` of ``[..., n, n]`` in new memory."""
-    if A.shape[-1] <= MAX_BLOCK:
+    """``(L, info)`` of ``[..., n, n]`` in new memory; only the lower triangles are read."""
+    if A.shape[-1] <= _WHOLE[A.dtype]:
         return cholesky_block(A)
-    L = torch.tril(A)
-    return L, factor_(L)
+    L = A.new_empty(A.shape)
+    return L, factor_into(A, L)
 
 
-def factor_(L: Tensor) -> Tensor:
-    """Factor lower triangles ``[..., n, n]`` with zeros above the diagonal in place; returns info ``[...]``."""
-    info = torch.zeros(L.shape[:-2], dtype=torch.int32, device=L.device)
-    if L.numel() == 0:
+def factor_into(A: Tensor, L: Tensor) -> Tensor:
+    """Put the factors of A ``[..., n, n]`` and zeros above their diagonals into L, which may be A; returns info."""
+    info = torch.zeros(A.shape[:-2], dtype=torch.int32, device=A.device)
+    if A.numel() == 0:
         return info
-    stack = _as_stack(L)
-    _factor_stack(stack, info.view(-1))
-    if stack.data_ptr() != L.data_ptr():  # leading dimensions that no single stride describes were copied
-        L.copy_(stack.view(L.shape))
+    if A.shape[-1] <= _WHOLE[A.dtype]:
+        cholesky_block_(L if L is A else L.copy_(A), None, info, 0)
+        return info
+    factors = _as_stack(L)
+    for matrix, factor, pivot in zip(_as_stack(A), factors, info.view(-1), strict=True):
+        _factor_matrix(matrix, factor, pivot)
+    if factors.data_ptr() != L.data_ptr():  # leading dimensions that no single stride describes were copied
+        L.copy_(factors.view(L.shape))
     return info
 
 
-def _factor_stack(stack: Tensor, info: Tensor) -> None:
-    n = stack.shape[-1]
+def _factor_matrix(A: Tensor, L: Tensor, info: Tensor) -> None:
+    n = len(A)
     width = _block_width(n)
-    inverses = stack.new_empty(len(stack), width, width)
+    inverse = A.new_empty(width, width)
+    # Products run fastest into contiguous memory; one buffer serves every block column.
+    buffer = A.new_empty(n, width)
     for begin, end in _blocks(n):
-        for L in stack:
-            if begin > 0:
-                left = L[begin:end, :begin]
-                L[begin:end, begin:end].addmm_(left, left.T, alpha=-1)
-        inverse = inverses[:, : end - begin, : end - begin] if end < n else None
-        cholesky_block_(stack[:, begin:end, begin:end], inverse, info, begin)
-        if inverse is not None:
-            for L, X in zip(stack, inverse, strict=True):
-                _finish_panel(L, X, begin, end)
-
-
-def _finish_panel(L: Tensor, X: Tensor, begin: int, end: int) -> None:
-    """The rows below a factored diagonal block, with X the inverse of its factor."""
-    panel = L[end:, begin:end]
-    # Reduced into contiguous memory, where the product runs fastest, and multiplied back into place.
-    reduced = torch.addmm(panel, L[end:, :begin], L[begin:end, :begin].T, alpha=-1) if begin > 0 else panel.clone()
-    torch.mm(reduced, X.T, out=panel)
+        left, size = L[begin:, :begin], end - begin
+        column = buffer.view(-1)[: (n - begin) * size].view(n - begin, size)
+        torch.addmm(A[begin:, begin:end], left, left[:size].T, alpha=-1, out=column)
+        block, X = column[:size], inverse[:size, :size]
+        cholesky_block_(block, X if end < n else None, info, begin)
+        L[begin:end, begin:end] = block
+        if end < n:
+            L[begin:end, end:].zero_()
+            torch.mm(column[size:], X.T, out=L[end:, begin:end])
 
 
 def solve(B: Tensor, L: Tensor) -> Tensor:
@@ -115,7 +117,7 @@ def _block_inverses(stack: Tensor) -> list[Tensor]:
 
 def _block_width(n: int) -> int:
     """Equal blocks, as few as the kernel allows: 129 rows are 72 + 57 and not 128 + 1."""
-    count = -(-n // MAX_BLOCK)
+    count = -(-n // _BLOCK)
     return -(-n // (8 * count)) * 8
 
 

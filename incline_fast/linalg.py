@@ -74,8 +74,7 @@ def cholesky_ex(
 def _blocked(A: Tensor, out: Tensor | None) -> tuple[Tensor, Tensor]:
     if out is None:
         return _blocked_cholesky.factor(A)
-    L = out.tril_() if out is A else torch.tril(A, out=out)
-    return L, _blocked_cholesky.factor_(L)
+    return out, _blocked_cholesky.factor_into(A, out)
 
 
 def cholesky_solve(B: Tensor, L: Tensor, *, backend: str = "auto") -> Tensor:

@@ -20,6 +20,7 @@ namespace incline_fast::cpu {
 namespace {
 
 constexpr int kPivots = 8;
+constexpr std::int64_t kPanelRows = 64;
 constexpr std::int64_t kWidest = 32;  // every kernel's chunk of columns divides this
 
 constexpr std::int64_t round_up(std::int64_t value, std::int64_t unit) { return (value + unit - 1) / unit * unit; }
@@ -52,7 +53,7 @@ class CholeskyKernel {
       : op_(op),
         rows_(round_up(op.size, kPivots)),
         half_(round_up(op.size, kWidest)),
-        stride_(2 * half_ + 16),  // not a power of two, so that rows do not collide in the cache's sets
+        stride_((op.inverse.data == nullptr ? half_ : 2 * half_) + kLine),
         buffer_(rows_ * stride_),
         z_(buffer_.get()) {}
 
@@ -68,8 +69,9 @@ class CholeskyKernel {
   }
 
  private:
-  static constexpr std::int64_t kNone = -1;    // every pivot was good
-  static constexpr std::int64_t kBefore = -2;  // an earlier block of the matrix has broken down
+  static constexpr std::int64_t kNone = -1;              // every pivot was good
+  static constexpr std::int64_t kBefore = -2;            // an earlier block of the matrix has broken down
+  static constexpr std::int64_t kLine = 64 / sizeof(T);  // makes rows an odd number of lines: they spread over the sets
   static constexpr int kVec = V::kAccumulators >= 2 * kPivots ? 2 : 1;
   static constexpr int kChunk = kVec * V::kLanes;
   static_assert(kWidest % kChunk == 0);
@@ -84,16 +86,26 @@ class CholeskyKernel {
 
   // Z = [A^T's upper triangle | I], padded with rows of the identity to a multiple of eight.
   void load(Strided<const T> source) {
-    std::fill(z_, z_ + rows_ * stride_, T(0));
-    for (std::int64_t k = 0; k < rows_; ++k) row(k)[half_ + k] = T(1);
-    for (std::int64_t k = op_.size; k < rows_; ++k) row(k)[k] = T(1);
+    for (std::int64_t k = 0; k < rows_; ++k) {
+      // Left of the diagonal chunks read no further than to the beginning of the row's panel.
+      std::fill(row(k) + k / kPanelRows * kPanelRows, row(k) + k, T(0));
+      std::fill(row(k) + op_.size, row(k) + half_, T(0));
+      if (k >= op_.size) row(k)[k] = T(1);
+      if (op_.inverse.data == nullptr) continue;
+      std::fill(row(k) + half_, row(k) + 2 * half_, T(0));
+      row(k)[half_ + k] = T(1);
+    }
     for_lower_tiles([&](std::int64_t r, std::int64_t c) { row(c)[r] = source.at(r, c); });
   }
 
   void store_factor(Strided<T> factor) const {
     for_lower_tiles([&](std::int64_t r, std::int64_t c) { factor.at(r, c) = row(c)[r]; });
     for (std::int64_t r = 0; r < op_.size; ++r) {
-      for (std::int64_t c = r + 1; c < op_.size; ++c) factor.at(r, c) = T(0);
+      if (factor.column_stride == 1) {
+        std::fill(&factor.at(r, r) + 1, &factor.at(r, 0) + op_.size, T(0));
+      } else {
+        for (std::int64_t c = r + 1; c < op_.size; ++c) factor.at(r, c) = T(0);
+      }
     }
   }
 
@@ -117,27 +129,43 @@ class CholeskyKernel {
   // The index of the first bad pivot, or kNone.
   std::int64_t eliminate() {
     const bool factored = op_.factor.data == nullptr, invert = op_.inverse.data != nullptr;
-    for (std::int64_t p = 0; p < rows_; p += kPivots) {
+    for (std::int64_t panel = 0; panel < rows_; panel += kPanelRows) {
+      const std::int64_t panel_end = std::min(panel + kPanelRows, rows_);
       // Chunks begin at multiples of their width; what lies left of the diagonal is computed in vain and never read.
-      const std::int64_t begin = factored ? half_ : p / kChunk * kChunk, end = half_ + (invert ? p + kPivots : 0);
-      for (std::int64_t c = begin; c < end; c += kChunk) subtract_earlier(p, c);
-      Triangle triangle;
-      const std::int64_t bad = factored ? read(p, triangle) : factor(p, triangle);
-      for (std::int64_t c = begin; c < end; c += kChunk) solve(p, c, triangle);
-      if (!factored) write(p, triangle);
-      if (bad != kNone) return bad;
+      const std::int64_t begin = factored ? half_ : panel / kChunk * kChunk, end = half_ + (invert ? panel_end : 0);
+      for (std::int64_t c = begin; c < end; c += kChunk) subtract_above(panel, panel_end, c);
+      for (std::int64_t p = panel; p < panel_end; p += kPivots) {
+        const std::int64_t own = factored ? half_ : p / kChunk * kChunk;
+        for (std::int64_t c = own; c < end; c += kChunk) subtract(p, c, panel, p);
+        Triangle triangle;
+        const std::int64_t bad = factored ? read(p, triangle) : factor(p, triangle);
+        for (std::int64_t c = own; c < end; c += kChunk) solve(p, c, triangle);
+        if (!factored) write(p, triangle);
+        if (bad != kNone) return bad;
+      }
     }
     return kNone;
   }
 
-  // rows p .. p + 7 minus the combination of rows before p that Z's columns p .. p + 7 name, in columns c .. c +
-  // kChunk.
-  void subtract_earlier(std::int64_t p, std::int64_t c) {
+  // The rows of a panel minus what the rows above it contribute, in columns c .. c + kChunk; so few earlier rows at a
+  // time that they stay in the L1 cache for all rows of the panel.
+  void subtract_above(std::int64_t panel, std::int64_t panel_end, std::int64_t c) {
+    const std::int64_t end = std::min(panel_end, c + kChunk);  // rows below are left of their diagonal here
+    for (std::int64_t k = 0; k < panel; k += kPanelRows) {
+      for (std::int64_t p = panel; p < end; p += kPivots) subtract(p, c, k, std::min(k + kPanelRows, panel));
+    }
+  }
+
+  // Rows p .. p + 7 minus the combination of rows first .. last - 1 that Z's columns p .. p + 7 name, in columns
+  // c .. c + kChunk.
+  void subtract(std::int64_t p, std::int64_t c, std::int64_t first, std::int64_t last) {
+    // The inverse is lower triangular: its rows above its column c are zero there.
+    first = std::max(first, c - half_);
+    if (first >= last) return;
     typename V::Register sums[kPivots][kVec];
 #pragma GCC unroll 16
     for (int i = 0; i < kPivots * kVec; ++i) sums[i / kVec][i % kVec] = V::zero();
-    // The inverse is lower triangular: its rows above its column c are zero there.
-    for (std::int64_t k = std::max<std::int64_t>(0, c - half_); k < p; ++k) {
+    for (std::int64_t k = first; k < last; ++k) {
       typename V::Register earlier[kVec];
 #pragma GCC unroll 2
       for (int v = 0; v < kVec; ++v) earlier[v] = V::load(row(k) + c + v * V::kLanes);

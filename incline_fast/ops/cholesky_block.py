@@ -1,4 +1,4 @@
-"""The compiled block kernels of the blocked Cholesky: stacks of matrices of at most 128 rows, fp32 or fp64, on the CPU.
+"""The compiled kernels of the Cholesky factorisation: stacks of matrices of at most 1024 rows, fp32 or fp64, CPU.
 
 One elimination of ``[A | I]`` gives ``[L^T | L^-1]``; the inverse makes matrix products of the solves with the block.
 """
@@ -10,9 +10,9 @@ from torch import Tensor
 
 from incline_fast.ops._backend import EXTENSION
 
-__all__ = ["MAX_BLOCK", "cholesky_block", "cholesky_block_", "triangular_inverse"]
+__all__ = ["MAX_SIZE", "cholesky_block", "cholesky_block_", "triangular_inverse"]
 
-MAX_BLOCK = 128
+MAX_SIZE = 1024
 """Rows of the largest matrix that the kernels take."""
 
 
@@ -48,8 +48,8 @@ def triangular_inverse(L: Tensor) -> Tensor:
 def _check_block(name: str, stack: Tensor) -> None:
     if stack.dtype not in (torch.float32, torch.float64):
         raise ValueError(f"{name} has dtype {str(stack.dtype).removeprefix('torch.')}; allowed: float32, float64")
-    if stack.dim() < 2 or stack.shape[-1] != stack.shape[-2] or stack.shape[-1] > MAX_BLOCK:
-        raise ValueError(f"{name} has shape {tuple(stack.shape)}; expected [..., n, n] with n <= {MAX_BLOCK}")
+    if stack.dim() < 2 or stack.shape[-1] != stack.shape[-2] or stack.shape[-1] > MAX_SIZE:
+        raise ValueError(f"{name} has shape {tuple(stack.shape)}; expected [..., n, n] with n <= {MAX_SIZE}")
 
 
 def _fake_cholesky_block(A: Tensor) -> tuple[Tensor, Tensor]:
