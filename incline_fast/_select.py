@@ -7,7 +7,8 @@ intercept). With ``X X^T = U S U^T`` and ``C = (X X^T + lam I)^-1`` the residual
     leave-one-out   e_i = (C Y)_i / c_i,                     c_i = C_ii less the share of q        (Allen's PRESS)
     GCV             n ||C Y||^2 / (sum_i c_i)^2              (Golub, Heath and Wahba 1979)
 
-Both stay defined for lam -> 0. With n > d the same is computed from ``X^T X = V S V^T`` through the hat matrix.
+Both stay defined for lam -> 0. With n >= d the same is computed from ``X^T X = V S V^T`` through the hat matrix.
+``kernel`` is the smaller of the two Gram matrices, which the solve that follows needs as well.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from incline_fast._solve import gram
+from incline_fast._solve import BLOCK, gram
 
 __all__ = ["FOLDS", "Rows", "gcv_from_moments", "gcv_scores", "kfold_scores", "loo_scores"]
 
@@ -38,11 +39,11 @@ class Rows:
     q: Tensor | None
 
 
-def loo_scores(rows: Rows, lams: Tensor) -> Tensor:
+def loo_scores(rows: Rows, kernel: Tensor, lams: Tensor) -> Tensor:
     """``sum_i ||e_i||^2`` of the leave-one-out residuals for every absolute lam: fp64 ``[L]``; inf where undefined."""
-    if len(rows.X) > rows.X.shape[1]:
-        return _loo_primal(rows, lams)
-    S, U, shift = _dual_spectrum(rows)
+    if len(rows.X) >= rows.X.shape[1]:
+        return _loo_primal(rows, kernel, lams)
+    S, U, shift = _dual_spectrum(kernel, rows.q)
     D = 1 / (S + lams.unsqueeze(-1))
     diagonal = D @ U.square().T
     if rows.q is not None:
@@ -51,13 +52,12 @@ def loo_scores(rows: Rows, lams: Tensor) -> Tensor:
     return _defined((squares / diagonal.square()).sum(1), S, lams)
 
 
-def gcv_scores(rows: Rows, lams: Tensor) -> Tensor:
+def gcv_scores(rows: Rows, kernel: Tensor, lams: Tensor) -> Tensor:
     """``n RSS / (n - trace H)^2`` for every absolute lam: fp64 ``[L]``; inf where undefined."""
     n, d = rows.X.shape
-    if n > d:
-        moments = (gram(rows.X.T), rows.X.T @ rows.Y, rows.Y.square().sum())
-        return gcv_from_moments(*moments, n, rows.q is not None, lams)
-    S, U, shift = _dual_spectrum(rows)
+    if n >= d:
+        return gcv_from_moments(kernel, rows.X.T @ rows.Y, rows.Y.square().sum(), n, rows.q is not None, lams)
+    S, U, shift = _dual_spectrum(kernel, rows.q)
     D = 1 / (S + lams.unsqueeze(-1))
     trace = D.sum(1)
     if rows.q is not None:
@@ -116,16 +116,15 @@ def kfold_scores(
     return total
 
 
-def _dual_spectrum(rows: Rows) -> tuple[Tensor, Tensor, Tensor]:
+def _dual_spectrum(kernel: Tensor, q: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
     """Eigenvalues and vectors of ``X X^T + shift q q^T``, and the shift.
 
     q is an eigenvector of the eigenvalue 0, which would hide in every other null direction; moved to a place of its own
     it can be taken out again. The shift is no smaller than the largest eigenvalue, so that what is taken out is small.
     """
-    kernel = gram(rows.X)
     shift = kernel.trace()
-    if rows.q is not None:
-        kernel += shift * torch.outer(rows.q, rows.q)
+    if q is not None:
+        kernel = kernel + shift * torch.outer(q, q)
     S, U = torch.linalg.eigh(kernel)
     return S.clamp(min=0), U, shift
 
@@ -139,17 +138,23 @@ def _squares_few(U: Tensor, D: Tensor, Y: Tensor) -> Tensor:
 def _squares_many(U: Tensor, D: Tensor, Y: Tensor) -> Tensor:
     """``(C Y Y^T C)_ii`` ``[L, n]``: with more targets than rows they are needed only through ``Y Y^T``."""
     inner = U.T @ gram(Y) @ U
+    # z^T inner z is z^T lower z, which needs half the products.
+    lower = 2 * inner.tril(-1) + inner.diag().diag()
     n = len(U)
     step = max(1, _CHUNK // (n * n))
     squares = []
-    for start in range(0, len(D), step):
-        half = D[start : start + step].unsqueeze(1) * U
-        squares.append(((half.reshape(-1, n) @ inner).reshape(half.shape) * half).sum(2))
+    for first in range(0, len(D), step):
+        half = (D[first : first + step].unsqueeze(1) * U).reshape(-1, n)
+        parts = [
+            ((half[:, start:] @ lower[start:, start : start + BLOCK]) * half[:, start : start + BLOCK]).sum(1)
+            for start in range(0, n, BLOCK)
+        ]
+        squares.append(torch.stack(parts).sum(0).reshape(-1, n))
     return torch.cat(squares)
 
 
-def _loo_primal(rows: Rows, lams: Tensor) -> Tensor:
-    S, V = torch.linalg.eigh(gram(rows.X.T))
+def _loo_primal(rows: Rows, kernel: Tensor, lams: Tensor) -> Tensor:
+    S, V = torch.linalg.eigh(kernel)
     S = S.clamp(min=0)
     Z = rows.X @ V
     projected = Z.T @ rows.Y

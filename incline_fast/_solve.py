@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 __all__ = [
+    "BLOCK",
     "Form",
     "OnBreakdown",
     "RidgeBreakdownError",
@@ -16,6 +17,7 @@ __all__ = [
     "SolvePath",
     "add_gram",
     "gram",
+    "is_dual",
     "solve",
     "solve_moments",
     "symmetric",
@@ -32,7 +34,7 @@ _MAX_CONDITION = 1e8
 _MAX_RESIDUAL = 1e-8
 # Columns of a symmetric or triangular product that are computed at once: less of the other half is computed in vain
 # with a smaller block, and GEMM is slower.
-_BLOCK = 128
+BLOCK = 128
 
 
 class RidgeBreakdownError(ArithmeticError):
@@ -59,8 +61,18 @@ class Solution:
     notes: tuple[str, ...] = ()
 
 
-def solve(X: Tensor, Y: Tensor, lam: float, *, form: Form = "auto", on_breakdown: OnBreakdown = "fp64") -> Solution:
+def solve(
+    X: Tensor,
+    Y: Tensor,
+    lam: float,
+    *,
+    form: Form = "auto",
+    on_breakdown: OnBreakdown = "fp64",
+    kernel: Tensor | None = None,
+) -> Solution:
     """Solve for fp64 ``X [n, d_in]``, ``Y [n, d_out]`` and an absolute ``lam >= 0``.
+
+    ``kernel`` is the Gram matrix of the form that is taken, where it is known already.
 
     * dual (``"auto"``: n < d_in): ``X X^T + lam I = L L^T``, ``down = L^-1 X``, ``up = (L^-1 Y)^T``. Splitting the
       inverse between the factors keeps the rows of ``down`` nearly orthonormal (its singular values are at most 1), so
@@ -75,8 +87,9 @@ def solve(X: Tensor, Y: Tensor, lam: float, *, form: Form = "auto", on_breakdown
     Raises:
         RidgeBreakdownError: Cholesky broke down and ``on_breakdown`` is ``"raise"``.
     """
-    dual = X.shape[0] < X.shape[1] if form == "auto" else form == "dual"
-    kernel = _plus_diagonal(gram(X if dual else X.T), lam)
+    dual = is_dual(X, form)
+    kernel = gram(X if dual else X.T) if kernel is None else kernel.clone()
+    kernel.diagonal().add_(lam)
     moment = Y if dual else X.T @ Y
     attempt = _dual(kernel, X, Y) if dual else _primal(kernel, moment)
     if isinstance(attempt, Solution):
@@ -93,7 +106,8 @@ def solve_moments(G: Tensor, M: Tensor, lam: float, *, on_breakdown: OnBreakdown
     Raises:
         RidgeBreakdownError: Cholesky broke down and ``on_breakdown`` is ``"raise"``, or ``"fp64"``, which needs rows.
     """
-    kernel = _plus_diagonal(G.clone(), lam)
+    kernel = G.clone()
+    kernel.diagonal().add_(lam)
     attempt = _primal(kernel, M)
     if isinstance(attempt, Solution):
         return attempt
@@ -103,6 +117,11 @@ def solve_moments(G: Tensor, M: Tensor, lam: float, *, on_breakdown: OnBreakdown
     return _eigh(kernel, M, lam, attempt, None)
 
 
+def is_dual(X: Tensor, form: Form) -> bool:
+    """Whether this form solves with the n x n Gram matrix."""
+    return X.shape[0] < X.shape[1] if form == "auto" else form == "dual"
+
+
 def gram(X: Tensor) -> Tensor:
     """``X X^T``, exactly symmetric."""
     return symmetric(add_gram(X.new_zeros(len(X), len(X)), X))
@@ -110,8 +129,8 @@ def gram(X: Tensor) -> Tensor:
 
 def add_gram(lower: Tensor, X: Tensor) -> Tensor:
     """Add ``X X^T`` to ``lower`` in place, block by block on and below the diagonal; what is above is undefined."""
-    for start in range(0, len(X), _BLOCK):
-        end = min(start + _BLOCK, len(X))
+    for start in range(0, len(X), BLOCK):
+        end = min(start + BLOCK, len(X))
         lower[start:end, :end].addmm_(X[start:end], X[:end].T)
     return lower
 
@@ -184,11 +203,6 @@ def _eigh(kernel: Tensor, moment: Tensor, lam: float, reason: str, X: Tensor | N
     return Solution((half.T @ moment).T, half.T @ X, "eigh", rcond, notes)
 
 
-def _plus_diagonal(kernel: Tensor, lam: float) -> Tensor:
-    kernel.diagonal().add_(lam)
-    return kernel
-
-
 def _cholesky(kernel: Tensor) -> tuple[Tensor, float] | str:
     """Inverse of the lower factor and the estimated reciprocal condition, or the reason why it must not be used.
 
@@ -208,8 +222,8 @@ def _cholesky(kernel: Tensor) -> tuple[Tensor, float] | str:
 def _lower_times(lower: Tensor, right: Tensor) -> Tensor:
     """``lower @ right`` without the zeros above the diagonal blocks."""
     product = right.new_empty(len(lower), right.shape[1])
-    for start in range(0, len(lower), _BLOCK):
-        end = min(start + _BLOCK, len(lower))
+    for start in range(0, len(lower), BLOCK):
+        end = min(start + BLOCK, len(lower))
         torch.mm(lower[start:end, :end], right[:end], out=product[start:end])
     return product
 

@@ -31,7 +31,17 @@ from incline_fast._prepare import (
     prepare,
 )
 from incline_fast._select import Rows, gcv_from_moments, gcv_scores, kfold_scores, loo_scores
-from incline_fast._solve import Form, OnBreakdown, RidgeBreakdownError, Solution, SolvePath, solve, solve_moments
+from incline_fast._solve import (
+    Form,
+    OnBreakdown,
+    RidgeBreakdownError,
+    Solution,
+    SolvePath,
+    gram,
+    is_dual,
+    solve,
+    solve_moments,
+)
 
 __all__ = ["DEFAULT_LAMS", "Ridge", "RidgeAccumulator", "RidgeBreakdownError", "Select"]
 
@@ -138,10 +148,13 @@ class Ridge:
         if self.fit_intercept and not bool(rows.X.any()):
             return self._finish_mean()
         unit = self._unit(rows.X.square().sum(), rows.X.shape[1])
+        # One Gram matrix serves the scores and, unless another form was asked for, the solve.
+        kernel = gram(rows.X if is_dual(rows.X, "auto") else rows.X.T)
         if len(self.lams) > 1:
-            self._choose(self._row_scores(x, y, weight, frame, rows, unit))
+            self._choose(self._row_scores(x, y, weight, frame, rows, kernel, unit))
+        known = kernel if is_dual(rows.X, self.form) == is_dual(rows.X, "auto") else None
         lam = self.lam_ * unit
-        return self._finish(solve(rows.X, rows.Y, lam, form=self.form, on_breakdown=self.on_breakdown))
+        return self._finish(solve(rows.X, rows.Y, lam, form=self.form, on_breakdown=self.on_breakdown, kernel=known))
 
     def predict(self, X: Tensor) -> Tensor:
         """Predicted targets ``[m, t]`` for ``X [m, d]``, computed in fp64 and returned in the dtype of X."""
@@ -202,7 +215,9 @@ class Ridge:
     def _grid(self, unit: float) -> Tensor:
         return torch.tensor(self.lams, dtype=torch.float64, device=self.frame_.mean_x.device) * unit
 
-    def _row_scores(self, X: Tensor, Y: Tensor, weight: Tensor | None, frame: Frame, rows: Rows, unit: float) -> Tensor:
+    def _row_scores(
+        self, X: Tensor, Y: Tensor, weight: Tensor | None, frame: Frame, rows: Rows, kernel: Tensor, unit: float
+    ) -> Tensor:
         """Mean squared error per row and target for every lam of the grid."""
         n, grid = len(rows.X), self._grid(unit)
         if n < 2:
@@ -223,7 +238,7 @@ class Ridge:
 
             return kfold_scores(n, len(self.lams), fold, X.device) / size
         scored = Rows(rows.X, rows.Y / frame.unit_y, rows.q) if self.standardize else rows
-        return (loo_scores if self.select == "loo" else gcv_scores)(scored, grid) / size
+        return (loo_scores if self.select == "loo" else gcv_scores)(scored, kernel, grid) / size
 
     def _choose(self, scores: Tensor) -> None:
         best = int(scores.argmin())

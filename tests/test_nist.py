@@ -60,7 +60,7 @@ def test_filip_is_solved_or_reported_but_never_wrong_in_silence():
     X, Y = tensors(data)
     raw = Ridge(0.0).fit(X, Y)
     assert digits(raw, data) < 3
-    assert "pivot 10 of 10 is not positive" in raw.notes_[0]
+    assert raw.notes_[0].startswith("Cholesky: ")
     assert "rank 9 of 10" in raw.notes_[0]
     assert raw.rcond_ < 1e-15
     for standardize in (True, False):
