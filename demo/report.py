@@ -106,7 +106,7 @@ def _table(numbers: dict[str, Any]) -> str:
             ours = line == lines["ours"]
             row = chosen_row(numbers, language) if ours else best_row(language["held_out"][line])
             style = ' class="bad"' if row["change"] > 0 else ""
-            note = f"{_interval(row)} alpha {row['alpha']:g}" + (f", lambda {language['lam']:g}" if ours else "")
+            note = f"{_interval(row)}<br>alpha {row['alpha']:g}" + (f", lambda {language['lam']:g}" if ours else "")
             cells.append(f"<td><span{style}>{_percent(row['change'], 1)}</span><small>{note}</small></td>")
         name = f"{line}<small>{about.get(line, 'control')}</small>"
         rows.append(f"<tr{' class=ours' if line == lines['ours'] else ''}><td>{name}</td>{''.join(cells)}</tr>")
@@ -179,7 +179,7 @@ def _sib200() -> str:
     ]
     return (
         f"<b>Topic accuracy on SIB-200</b> ({rows[0]['n']} test sentences, {rows[0]['model']}, preset "
-        f"{rows[0]['preset']}, label log-likelihood; a separate run of <code>benchmarks/eval_sib200.py</code>): "
+        f"{rows[0]['preset']}, label log-likelihood; a separate run of <code>benchmarks.eval_sib200</code>): "
         f"{'; '.join(parts)}. The differences are to the same prompt without intervention, with 95% intervals."
     )
 

@@ -10,7 +10,7 @@ from incline_fast.fit import DEFAULT_TEMPLATE
 
 __all__ = ["generate_samples"]
 
-SENTENCES = 4
+SENTENCES = 3
 NEW_TOKENS = 16
 _WORDS = range(5, 13)
 

@@ -17,7 +17,7 @@ from tiny_tokenizer import sentences
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
-from demo import experiment, fetch, latency, report, run, sources
+from demo import experiment, fetch, latency, report, run, samples, sources
 from demo.fetch import Prepared
 from demo.latency import two_pass_hooks
 from incline_fast import Alignment, intervene
@@ -86,7 +86,7 @@ def test_the_page_stands_alone_and_shows_every_line(numbers: dict[str, Any], tmp
         assert row["alpha"] == language["alpha"]
         assert row["prompts"] == language["pairs"]["test"] == 8
         assert f"{abs(100 * row['change']):,.1f}%" in page
-        assert len(language["samples"]) == 4
+        assert len(language["samples"]) == samples.SENTENCES
     for name in ("kl", "fit_error", "latency"):
         assert (tmp_path / f"report-{name}.png").read_bytes().startswith(b"\x89PNG")
 
