@@ -22,7 +22,7 @@ __all__ = ["factor", "factor_into", "inverse_diagonal", "solve"]
 
 _BLOCK = 128
 # Up to this n the kernel takes a whole matrix faster than products of blocks do; benchmarks/README.md has the numbers.
-_WHOLE = {torch.float32: 640, torch.float64: 384}
+_WHOLE = {torch.float32: 1024, torch.float64: 768}
 
 
 def factor(A: Tensor) -> tuple[Tensor, Tensor]:

@@ -12,6 +12,7 @@ was measured to be faster (benchmarks/README.md); :func:`explain` says which and
 
 from __future__ import annotations
 
+import sys
 from typing import Literal
 
 import torch
@@ -27,12 +28,16 @@ BACKENDS = ("auto", "blocked", "torch")
 
 _DTYPES = (torch.float32, torch.float64)
 
-# Smallest n for which the blocked algorithm was measured to be as fast as torch.linalg, by function and dtype.
-_BLOCKED_FROM: dict[str, dict[torch.dtype, int]] = {
-    "cholesky_ex": {torch.float32: 48, torch.float64: 48},
-    "cholesky_solve": {torch.float32: 256, torch.float64: 256},
-    "cholesky_inverse_diagonal": {torch.float32: 48, torch.float64: 48},
+# Sizes at which torch.linalg was measured to be faster on the CPU, by function and dtype; benchmarks/README.md has the
+# numbers. Below 64 rows a factorisation costs little more than its call, and checking LAPACK's pivots for infinity
+# costs more than that: cholesky_ex has no lower limit.
+_TORCH_FASTER: dict[str, dict[torch.dtype, range]] = {
+    "cholesky_ex": {torch.float32: range(0), torch.float64: range(769, 1100)},
+    "cholesky_solve": {torch.float32: range(sys.maxsize), torch.float64: range(2000)},
+    "cholesky_inverse_diagonal": {torch.float32: range(256), torch.float64: range(256)},
 }
+# LAPACK's factorisation loses half its speed and more where the columns of A begin at multiples of this many elements.
+_SLOW_STRIDE = 64
 
 
 def cholesky_ex(
@@ -59,7 +64,7 @@ def cholesky_ex(
     _check_stack("A", A)
     if out is not None:
         _check_like("out", out, A)
-    if _choose("cholesky_ex", backend, A.shape[-1], A.dtype, A.device, differentiates(A, out))[0]:
+    if _is_blocked("cholesky_ex", backend, A, differentiates(A, out)):
         L, info = _blocked(A, out)
     else:
         L, info = torch.linalg.cholesky_ex(A)
@@ -97,7 +102,7 @@ def cholesky_solve(B: Tensor, L: Tensor, *, backend: str = "auto") -> Tensor:
         raise TypeError(f"B has dtype {_name(B.dtype)}; expected {_name(L.dtype)}, the dtype of L")
     if B.dim() < 2 or B.shape[-2] != L.shape[-1]:
         raise ValueError(f"B has shape {tuple(B.shape)}; expected [..., {L.shape[-1]}, k], the rows of L")
-    if _choose("cholesky_solve", backend, L.shape[-1], L.dtype, L.device, differentiates(B, L))[0]:
+    if _is_blocked("cholesky_solve", backend, L, differentiates(B, L)):
         return _blocked_cholesky.solve(B, L)
     return torch.cholesky_solve(B, L)
 
@@ -117,7 +122,7 @@ def cholesky_inverse_diagonal(L: Tensor, *, backend: str = "auto") -> Tensor:
         ValueError: L is not a stack of square matrices, or the backend cannot serve the call.
     """
     _check_stack("L", L)
-    if _choose("cholesky_inverse_diagonal", backend, L.shape[-1], L.dtype, L.device, differentiates(L))[0]:
+    if _is_blocked("cholesky_inverse_diagonal", backend, L, differentiates(L)):
         return _blocked_cholesky.inverse_diagonal(L)
     identity = torch.eye(L.shape[-1], dtype=L.dtype, device=L.device)
     inverse: Tensor = torch.linalg.solve_triangular(L, identity, upper=False)
@@ -143,20 +148,31 @@ def explain(
 
     Raises:
         TypeError: dtype is not supported.
-        ValueError: unknown function, or a call that would be refused.
+        ValueError: unknown function, n below 0, or a call that would be refused.
     """
     if dtype not in _DTYPES:
         raise TypeError(f"dtype is {_name(dtype)}; allowed: float32, float64")
-    if function not in _BLOCKED_FROM:
-        raise ValueError(f"function is {function!r}; allowed: {', '.join(_BLOCKED_FROM)}")
-    blocked, why = _choose(function, backend, n, dtype, torch.device(device), False)
+    if function not in _TORCH_FASTER:
+        raise ValueError(f"function is {function!r}; allowed: {', '.join(_TORCH_FASTER)}")
+    if n < 0:
+        raise ValueError(f"n is {n}; expected at least 0")
+    device = torch.device(device)
+    blocked = _choose(function, backend, n, dtype, device, False)
+    if backend != "auto":
+        why = f'backend="{backend}" was asked for'
+    else:
+        speed = "as fast as torch.linalg or faster" if blocked else "slower than torch.linalg"
+        measured = f"the blocked {function} of {n} rows in {_name(dtype)} is, by what was measured, {speed}"
+        why = _obstacle(device, False) or measured
     return f"{'blocked' if blocked else 'torch'}: {why}"
 
 
-def _choose(
-    function: Function, backend: str, n: int, dtype: torch.dtype, device: torch.device, gradient: bool
-) -> tuple[bool, str]:
-    """Whether the blocked algorithm serves the call, and why.
+def _is_blocked(function: Function, backend: str, stack: Tensor, gradient: bool) -> bool:
+    return _choose(function, backend, stack.shape[-1], stack.dtype, stack.device, gradient)
+
+
+def _choose(function: Function, backend: str, n: int, dtype: torch.dtype, device: torch.device, gradient: bool) -> bool:
+    """Whether the blocked algorithm serves the call.
 
     Raises:
         ValueError: the backend is unknown, or it is "blocked" and cannot serve the call.
@@ -164,15 +180,14 @@ def _choose(
     if backend not in BACKENDS:
         raise ValueError(f"backend is {backend!r}; allowed: {', '.join(BACKENDS)}")
     if backend == "torch":
-        return False, 'backend="torch" was asked for'
-    obstacle = _obstacle(device, gradient)
-    if obstacle and backend == "blocked":
-        raise ValueError(f'backend="blocked" cannot serve this call: {obstacle}; use "auto" or "torch"')
-    if obstacle or backend == "blocked":
-        return not obstacle, obstacle or 'backend="blocked" was asked for'
-    limit = _BLOCKED_FROM[function][dtype]
-    measured = f"{function} in {_name(dtype)} was measured to be as fast blocked from n = {limit}"
-    return n >= limit, f"{measured}, and n is {n}"
+        return False
+    if obstacle := _obstacle(device, gradient):
+        if backend == "blocked":
+            raise ValueError(f'backend="blocked" cannot serve this call: {obstacle}; use "auto" or "torch"')
+        return False
+    if backend == "blocked" or n not in _TORCH_FASTER[function][dtype]:
+        return True
+    return function == "cholesky_ex" and n % _SLOW_STRIDE == 0
 
 
 def _obstacle(device: torch.device, gradient: bool) -> str:

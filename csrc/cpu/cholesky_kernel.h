@@ -49,8 +49,9 @@ class CholeskyKernel {
  public:
   using T = typename V::Scalar;
 
-  explicit CholeskyKernel(const CholeskyBlock& op)
+  CholeskyKernel(const CholeskyBlock& op, const Threads& threads)
       : op_(op),
+        threads_(threads),
         rows_(round_up(op.size, kPivots)),
         half_(round_up(op.size, kWidest)),
         stride_((op.inverse.data == nullptr ? half_ : 2 * half_) + kLine),
@@ -133,7 +134,10 @@ class CholeskyKernel {
       const std::int64_t panel_end = std::min(panel + kPanelRows, rows_);
       // Chunks begin at multiples of their width; what lies left of the diagonal is computed in vain and never read.
       const std::int64_t begin = factored ? half_ : panel / kChunk * kChunk, end = half_ + (invert ? panel_end : 0);
-      for (std::int64_t c = begin; c < end; c += kChunk) subtract_above(panel, panel_end, c);
+      spread(threads_, round_up(end - begin, kChunk) / kChunk, (panel_end - panel) * panel * kChunk,
+             [&](std::int64_t first, std::int64_t last) {
+               for (std::int64_t i = first; i < last; ++i) subtract_above(panel, panel_end, begin + i * kChunk);
+             });
       for (std::int64_t p = panel; p < panel_end; p += kPivots) {
         const std::int64_t own = factored ? half_ : p / kChunk * kChunk;
         for (std::int64_t c = own; c < end; c += kChunk) subtract(p, c, panel, p);
@@ -235,6 +239,7 @@ class CholeskyKernel {
   }
 
   const CholeskyBlock& op_;
+  const Threads& threads_;
   std::int64_t rows_;
   std::int64_t half_;
   std::int64_t stride_;
@@ -245,9 +250,10 @@ class CholeskyKernel {
 // `Single` and `Double` are the vector traits of one instruction set.
 template <class Single, class Double>
 void run_cholesky_block(const CholeskyBlock& op, const Threads& threads) {
+  // Over matrices; inside one, over its columns. Inside a parallel region torch runs the inner loop on one thread.
   const auto each = [&]<class V>(V*) {
     spread(threads, op.count, op.size * op.size * op.size / 4, [&](std::int64_t begin, std::int64_t end) {
-      CholeskyKernel<V> kernel(op);
+      CholeskyKernel<V> kernel(op, threads);
       for (std::int64_t i = begin; i < end; ++i) kernel.run(i);
     });
   };
