@@ -19,6 +19,16 @@ def extension_arguments() -> dict:
         return {}
     from torch.utils.cpp_extension import BuildExtension, CppExtension, include_paths
 
+    class Build(BuildExtension):
+        def build_extensions(self) -> None:
+            try:
+                super().build_extensions()
+            except Exception as error:
+                raise SystemExit(
+                    f"The C++ extension was not built ({error}). The compiler's own messages are above; g++ 11 or newer "
+                    "is needed. INCLINE_FAST_BUILD=0 installs pure Python, which runs the same ops more slowly."
+                ) from error
+
     extension = CppExtension(
         "incline_fast._C",
         sources=sorted(str(path) for path in Path("csrc").rglob("*.cpp")),
@@ -35,7 +45,7 @@ def extension_arguments() -> dict:
     )
     return {
         "ext_modules": [extension],
-        "cmdclass": {"build_ext": BuildExtension},
+        "cmdclass": {"build_ext": Build},
         "options": {"bdist_wheel": {"py_limited_api": "cp311"}},
     }
 
