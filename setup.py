@@ -25,8 +25,8 @@ def extension_arguments() -> dict:
                 super().build_extensions()
             except Exception as error:
                 raise SystemExit(
-                    f"The C++ extension was not built ({error}). The compiler's own messages are above; g++ 11 or newer "
-                    "is needed. INCLINE_FAST_BUILD=0 installs pure Python, which runs the same ops more slowly."
+                    f"The C++ extension was not built ({error}). The compiler's own messages are above; g++ 11 or "
+                    "newer is needed. INCLINE_FAST_BUILD=0 installs pure Python, which runs the same ops more slowly."
                 ) from error
 
     extension = CppExtension(
