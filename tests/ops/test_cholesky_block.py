@@ -86,25 +86,25 @@ def test_opcheck(dtype: torch.dtype) -> None:
 @pytest.mark.parametrize("device", ["cpu", "meta"])
 def test_refused_arguments(device: str) -> None:
     for function in (cholesky_block, triangular_inverse):
-        with pytest.raises(Exception, match=r"has dtype float16; allowed: float32, float64"):
+        with pytest.raises(ValueError, match=r"has dtype float16; allowed: float32, float64"):
             function(torch.ones(2, 2, dtype=torch.float16, device=device))
-        with pytest.raises(Exception, match=rf"has shape \(2, 3\); expected \[..., n, n\] with n <= {MAX_SIZE}"):
+        with pytest.raises(ValueError, match=rf"has shape \(2, 3\); expected \[..., n, n\] with n <= {MAX_SIZE}"):
             function(torch.ones(2, 3, device=device))
-        with pytest.raises(Exception, match=r"has shape \(1025, 1025\)"):
+        with pytest.raises(ValueError, match=r"has shape \(1025, 1025\)"):
             function(torch.ones(1025, 1025, device=device))
 
 
 def test_refused_outputs() -> None:
     A, info = torch.eye(3), torch.zeros((), dtype=torch.int32)
-    with pytest.raises(Exception, match="A has stride 0 in dimension 0"):
+    with pytest.raises(ValueError, match="A has stride 0 in dimension 0"):
         cholesky_block_(torch.ones(3).expand(3, 3), None, info, 0)
-    with pytest.raises(Exception, match=r"inverse has shape \(2, 2\); expected \(3, 3\), the shape of A"):
+    with pytest.raises(ValueError, match=r"inverse has shape \(2, 2\); expected \(3, 3\), the shape of A"):
         cholesky_block_(A, torch.ones(2, 2), info, 0)
-    with pytest.raises(Exception, match="inverse has dtype float64; allowed: float32"):
+    with pytest.raises(ValueError, match="inverse has dtype float64; allowed: float32"):
         cholesky_block_(A, A.double(), info, 0)
-    with pytest.raises(Exception, match="info has dtype int64; allowed: int32"):
+    with pytest.raises(ValueError, match="info has dtype int64; allowed: int32"):
         cholesky_block_(A, None, info.long(), 0)
-    with pytest.raises(Exception, match=r"info has shape \(2,\); expected \(\), one per matrix of A"):
+    with pytest.raises(ValueError, match=r"info has shape \(2,\); expected \(\), one per matrix of A"):
         cholesky_block_(A, None, torch.zeros(2, dtype=torch.int32), 0)
 
 

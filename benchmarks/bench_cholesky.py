@@ -1,0 +1,191 @@
+"""Time incline_fast.linalg.cholesky_ex against torch.linalg.cholesky_ex.
+
+python benchmarks/bench_cholesky.py --threads 1 --output benchmarks/results
+
+writes cholesky-<cpu>-<threads>t.csv and .png there.
+
+Providers take turns call by call, so that a ratio compares neighbours in time; every provider's factor is checked
+before it is timed. "auto" is what a call without arguments runs, "blocked" our algorithm whether it is faster or not.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import os
+import re
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor
+from tqdm import tqdm
+
+from incline_fast._files import replacing
+from incline_fast.bench import _commit, _cpu_name, _threads
+from incline_fast.linalg import cholesky_ex, explain
+
+Factor = Callable[[Tensor], tuple[Tensor, Tensor]]
+PROVIDERS: dict[str, Factor] = {
+    "torch": torch.linalg.cholesky_ex,
+    "auto": cholesky_ex,
+    "blocked": lambda A: cholesky_ex(A, backend="blocked"),
+}
+# Powers of two, where LAPACK is slow, and sizes between them, where it is not.
+SIZES = (64, 128, 256, 512, 1024, 2048, 4096, 100, 200, 300, 500, 700, 1000, 1500, 2000, 3000)
+BATCHED = (64, 128, 256, 512, 1024, 2048, 100, 300, 500, 1000)
+
+
+@dataclass(frozen=True)
+class Row:
+    """One shape. Times are medians; a ratio is the median of torch's time over ours in neighbouring calls."""
+
+    n: int
+    batch: int
+    dtype: str
+    threads: int
+    auto_is: str
+    torch_us_p50: float
+    auto_us_p50: float
+    auto_us_p20: float
+    auto_us_p80: float
+    blocked_us_p50: float
+    auto_gflop_s: float
+    ratio_auto: float
+    ratio_blocked: float
+    rounds: int
+    error: float
+    load_average: float
+    device: str
+    torch: str
+    commit: str
+
+
+def measure(n: int, batch: int, dtype: torch.dtype, seconds: float) -> Row:
+    """Check and time the providers on one shape."""
+    generator = torch.Generator().manual_seed(n)
+    X = torch.randn(*((batch,) if batch > 1 else ()), n, n, generator=generator, dtype=dtype)
+    A = (X @ X.mT).div_(n)
+    A.diagonal(dim1=-2, dim2=-1).add_(1)
+    error = max(check(name, factor, A) for name, factor in PROVIDERS.items())
+    times = interleave(A, seconds)
+    ratio = {name: statistics.median(t / o for t, o in zip(times["torch"], times[name], strict=True)) for name in times}
+    p50 = {name: statistics.median(times[name]) for name in times}
+    p20, _, _, p80 = statistics.quantiles(times["auto"], n=5)
+    return Row(
+        n=n,
+        batch=batch,
+        dtype=str(dtype).removeprefix("torch."),
+        threads=torch.get_num_threads(),
+        auto_is=explain(n, dtype).partition(":")[0],
+        torch_us_p50=p50["torch"],
+        auto_us_p50=p50["auto"],
+        auto_us_p20=p20,
+        auto_us_p80=p80,
+        blocked_us_p50=p50["blocked"],
+        auto_gflop_s=batch * n**3 / 3 / p50["auto"] / 1e3,
+        ratio_auto=ratio["auto"],
+        ratio_blocked=ratio["blocked"],
+        rounds=len(times["auto"]),
+        error=error,
+        load_average=os.getloadavg()[0],
+        device=_cpu_name(),
+        torch=torch.__version__,
+        commit=_commit(),
+    )
+
+
+def check(name: str, factor: Factor, A: Tensor) -> float:
+    """``||L L^T v - A v|| / (||A v|| n eps)`` for a random v; a provider that is wrong is not timed."""
+    n = A.shape[-1]
+    L, info = factor(A)
+    v = torch.randn(n, 1, generator=torch.Generator().manual_seed(1), dtype=A.dtype).double()
+    worst = 0.0
+    for matrix, lower in zip(A.view(-1, n, n), L.view(-1, n, n), strict=True):
+        expected = matrix.double() @ v
+        residual = (lower.double() @ (lower.double().T @ v) - expected).norm() / expected.norm()
+        worst = max(worst, float(residual) / (n * torch.finfo(A.dtype).eps))
+    if bool(info.any()) or not worst < 1:
+        raise ArithmeticError(f"{name} is wrong for n = {n}: info {info.tolist()}, residual {worst:.2g} n eps")
+    return worst
+
+
+def interleave(A: Tensor, seconds: float) -> dict[str, list[float]]:
+    """Microseconds of every call; who comes first takes turns."""
+    names = list(PROVIDERS)
+    times: dict[str, list[float]] = {name: [] for name in names}
+    end = time.perf_counter() + seconds
+    while time.perf_counter() < end or len(times["torch"]) < 3:
+        for name in names:
+            begin = time.perf_counter_ns()
+            PROVIDERS[name](A)
+            times[name].append((time.perf_counter_ns() - begin) / 1e3)
+        names = names[1:] + names[:1]
+    return times
+
+
+def shapes() -> Iterator[tuple[int, int, torch.dtype]]:
+    """Every shape of the table."""
+    for dtype in (torch.float32, torch.float64):
+        for batch, sizes in ((1, SIZES), (8, BATCHED)):
+            for n in sorted(sizes):
+                yield n, batch, dtype
+
+
+def write(rows: list[Row], folder: Path) -> None:
+    """CSV and plot, named after the processor and the number of threads."""
+    cpu = re.sub(r"[^a-z0-9]+", "-", rows[0].device.lower()).strip("-")
+    path = folder / f"cholesky-{cpu}-{rows[0].threads}t.csv"
+    with replacing(path) as temporary, temporary.open("w", newline="") as file:
+        writer = csv.DictWriter(file, [field.name for field in fields(Row)])
+        writer.writeheader()
+        for row in rows:
+            writer.writerow({k: f"{v:.4g}" if isinstance(v, float) else v for k, v in asdict(row).items()})
+    plot(rows, path.with_suffix(".png"))
+
+
+def plot(rows: list[Row], path: Path) -> None:
+    """Ratio over n, one line per dtype and batch."""
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(figsize=(8, 4.5))
+    for dtype in ("float32", "float64"):
+        for batch, style in ((1, "-o"), (8, "--s")):
+            line = [row for row in rows if row.dtype == dtype and row.batch == batch]
+            axes.plot([r.n for r in line], [r.ratio_auto for r in line], style, label=f"{dtype}, batch {batch}")
+    axes.axhline(1, color="grey", linewidth=1)
+    axes.set(xscale="log", yscale="log", xlabel="n", ylabel="time of torch.linalg / ours (auto)")
+    axes.set_title(f"Cholesky, {rows[0].device}, {rows[0].threads} thread(s), torch {rows[0].torch}", fontsize=10)
+    axes.legend()
+    figure.tight_layout()
+    figure.savefig(path, dpi=120)
+
+
+def table(rows: list[Row]) -> Table:
+    """What the CSV says, short."""
+    shown = Table(
+        "n", "batch", "dtype", "torch us", "auto us", "auto is", "GFLOP/s", "auto vs torch", "blocked vs torch"
+    )
+    for r in rows:
+        cells = (r.n, r.batch, r.dtype, f"{r.torch_us_p50:.0f}", f"{r.auto_us_p50:.0f}", r.auto_is)
+        ratios = (f"{r.auto_gflop_s:.0f}", f"{r.ratio_auto:.2f}x", f"{r.ratio_blocked:.2f}x")
+        shown.add_row(*map(str, cells), *ratios)
+    return shown
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--threads", type=int, default=1, help="threads of torch's pool")
+    parser.add_argument("--seconds", type=float, default=1.0, help="time per shape; at least three rounds are made")
+    parser.add_argument("--output", type=Path, help="folder for the CSV and the plot")
+    arguments = parser.parse_args()
+    with _threads(arguments.threads):
+        results = [measure(n, batch, dtype, arguments.seconds) for n, batch, dtype in tqdm(list(shapes()))]
+    Console(width=140).print(table(results))
+    if arguments.output is not None:
+        write(results, arguments.output)
