@@ -8,6 +8,8 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
+from incline_fast.linalg import cholesky_ex
+
 __all__ = [
     "BLOCK",
     "Form",
@@ -209,7 +211,7 @@ def _cholesky(kernel: Tensor) -> tuple[Tensor, float] | str:
     The inverse turns every solve into a product, which a GEMM does at twice the speed of a triangular solve. Its error
     grows with the condition of the factor, the square root of the one that is checked here.
     """
-    factor, info = torch.linalg.cholesky_ex(kernel)
+    factor, info = cholesky_ex(kernel)
     if int(info):
         return f"Cholesky: pivot {int(info)} of {len(kernel)} is not positive"
     identity = torch.eye(len(kernel), dtype=kernel.dtype, device=kernel.device)
