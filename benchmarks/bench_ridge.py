@@ -1,6 +1,6 @@
 """Time the fit of one layer's map against the usual solvers.
 
-python benchmarks/bench_ridge.py -o benchmarks/results/ridge      writes ridge.csv and ridge.png
+python benchmarks/bench_ridge.py layer -o benchmarks/results/ridge_layer      writes ridge_layer.csv and .png
 
 Providers run in turn (A B C A B C ...), and every ratio is the median over rounds of the ratio within a round, so that
 a machine that slows down slows both. A provider is timed only after its held-out predictions were compared with those
@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import csv
+import os
 import statistics
 import subprocess
 import time
@@ -52,7 +53,7 @@ def one_layer(n: int, d: int) -> tuple[str, list[Case], np.ndarray | None, Calla
     Y = X @ torch.randn(d, d, generator=g).div_(d**0.5) + 0.1 * torch.randn(n, d, generator=g)
     held_out = torch.randn(HELD_OUT, d, generator=g).double()
     x64, y64 = X.double(), Y.double()
-    a64, b64, a32, b32 = x64.numpy(), y64.numpy(), X.numpy(), Y.numpy()
+    a64, b64 = x64.numpy(), y64.numpy()
     lam = 1e-6 * float(x64.square().sum()) / d
 
     def predict(W: Any) -> np.ndarray:
@@ -71,7 +72,6 @@ def one_layer(n: int, d: int) -> tuple[str, list[Case], np.ndarray | None, Calla
         Case("incline_fast, dense W", ours(0.0, True), 1e-5),
         Case("incline_fast ridge, dense W", ours(lam, True), 1e-5),
         Case("numpy.linalg.lstsq fp64", lambda: np.linalg.lstsq(a64, b64, rcond=None)[0], 1e-6),
-        Case("numpy.linalg.lstsq fp32", lambda: np.linalg.lstsq(a32, b32, rcond=None)[0], 1e-3),
         Case("torch.linalg.lstsq gelsd fp64", lambda: torch.linalg.lstsq(x64, y64, driver="gelsd").solution, 1e-6),
         Case("scipy.linalg.lstsq gelsy fp64", lambda: scipy.linalg.lstsq(a64, b64, lapack_driver="gelsy")[0], 1e-6),
         *(
@@ -84,7 +84,9 @@ def one_layer(n: int, d: int) -> tuple[str, list[Case], np.ndarray | None, Calla
         ),
         *_himalaya(a64, b64, lam),
     ]
-    minimum_norm = predict(np.linalg.pinv(a64) @ b64)
+    # Not by any provider's own driver.
+    U, S, Vh = torch.linalg.svd(x64, full_matrices=False)
+    minimum_norm = predict((Vh.T / S) @ (U.T @ y64))
 
     def read(result: Any) -> np.ndarray:
         return result.predict(held_out).numpy() if isinstance(result, Ridge) else predict(result)
@@ -182,6 +184,7 @@ def measure(
                 "held_out_error": f"{errors[case.name]:.1e}" if case.name in errors else "",
                 "rounds": rounds,
                 "threads": torch.get_num_threads(),
+                "load": round(os.getloadavg()[0], 1),
                 "torch": torch.__version__,
                 "commit": _commit(),
             }
@@ -190,21 +193,19 @@ def measure(
 
 
 def plot(rows: list[dict[str, Any]], path: Path) -> None:
-    """Bars of the median times, one panel per kind of work."""
+    """Bars of the median times."""
     from matplotlib.figure import Figure
 
-    works = list(dict.fromkeys(row["work"] for row in rows))
-    figure = Figure(figsize=(9, 2 + 0.32 * len(rows)), layout="constrained")
-    sizes = [sum(row["work"] == work for row in rows) for work in works]
-    for axes, work in zip(figure.subplots(len(works), 1, height_ratios=sizes, squeeze=False)[:, 0], works, strict=True):
-        part = [row for row in rows if row["work"] == work][::-1]
-        bars = axes.barh([row["provider"] for row in part], [row["ms_p50"] for row in part], color="#4269d0")
-        axes.bar_label(bars, [f"{row['ms_p50']:.0f} ms   {row['ratio_to_first']:g}x" for row in part], padding=3)
-        axes.set_title(work, loc="left", fontsize=10)
-        axes.set_xscale("log")
-        axes.set_xlim(right=8 * max(row["ms_p50"] for row in part))
-        axes.spines[["top", "right"]].set_visible(False)
-    axes.set_xlabel("median time in ms")
+    figure = Figure(figsize=(9, 1.4 + 0.32 * len(rows)), layout="constrained")
+    axes = figure.subplots()
+    part = rows[::-1]
+    bars = axes.barh([row["provider"] for row in part], [row["ms_p50"] for row in part], color="#4269d0")
+    axes.bar_label(bars, [f"{row['ms_p50']:.0f} ms   {row['ratio_to_first']:g}x" for row in part], padding=3)
+    axes.set_title(f"{rows[0]['work']}, {rows[0]['threads']} threads", loc="left", fontsize=10)
+    axes.set_xscale("log")
+    axes.set_xlim(right=8 * max(row["ms_p50"] for row in part))
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.set_xlabel("median time in ms; ratio to the first")
     figure.savefig(path, dpi=130)
 
 
@@ -216,26 +217,23 @@ def _commit() -> str:
 def main() -> None:
     """Run everything and print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("work", choices=("layer", "lambda", "streaming"))
     parser.add_argument("-o", "--output", type=Path, help="write OUTPUT.csv and OUTPUT.png")
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--rounds", type=int, default=5, help="of the slow solvers; the fast comparisons do four times")
+    parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--quick", action="store_true", help="small sizes, to see that it runs")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
-    n, d, rows_streamed, d_streamed = (50, 256, 1000, 128) if arguments.quick else (500, 4096, 20000, 2048)
-    rows = []
-    for work, rounds in (
-        (one_layer(n, d), arguments.rounds),
-        (selection(n, d), 4 * arguments.rounds),
-        (streaming(rows_streamed, d_streamed), arguments.rounds),
-    ):
-        rows += measure(*work, rounds)
-        print(rows[-1]["work"])
-        for row in rows:
-            if row["work"] == rows[-1]["work"]:
-                print(
-                    f"  {row['provider']:<34}{row['ms_p50']:>10} ms{row['ratio_to_first']:>9}x  {row['held_out_error']}"
-                )
+    small = arguments.quick
+    work = {
+        "layer": lambda: one_layer(50, 256) if small else one_layer(500, 4096),
+        "lambda": lambda: selection(50, 256) if small else selection(500, 4096),
+        "streaming": lambda: streaming(1000, 128) if small else streaming(20000, 2048),
+    }[arguments.work]()
+    rows = measure(*work, arguments.rounds)
+    print(rows[0]["work"])
+    for row in rows:
+        print(f"  {row['provider']:<34}{row['ms_p50']:>10} ms{row['ratio_to_first']:>9}x  {row['held_out_error']}")
     if arguments.output:
         arguments.output.parent.mkdir(parents=True, exist_ok=True)
         with arguments.output.with_suffix(".csv").open("w", newline="") as file:

@@ -214,6 +214,9 @@ def test_lam_zero_is_numpys_minimum_norm(n, d, rank):
         by_gram = Ridge(0.0, fit_intercept=False, on_breakdown="eigh").fit(X, Y)
         assert by_gram.path_taken_ == "eigh"
         assert error(by_gram.coef_, expected.T) < 1e-6
+        # A lam far below rounding is 0, and not a divisor of rounding errors.
+        tiny = Ridge(1e-25, fit_intercept=False, on_breakdown="eigh").fit(X, Y)
+        assert error(tiny.coef_, expected.T) < 1e-6
         with pytest.raises(RidgeBreakdownError, match="Cholesky"):
             Ridge(0.0, fit_intercept=False, on_breakdown="raise").fit(X, Y)
 
@@ -266,16 +269,19 @@ def test_features_that_do_not_vary_predict_the_mean(n):
     torch.testing.assert_close(fitted.predict(X), Y.mean(0).expand(n, 3))
 
 
-def test_constant_features_get_no_weight():
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("standardize", [False, True])
+def test_constant_features_get_no_weight(standardize, weighted):
+    """Also where a weighted mean is not exactly their value."""
     X, Y = data(30, 6)
     X[:, 2] = 1 / 3
-    for standardize in (False, True):
-        fitted = Ridge(standardize=standardize).fit(X, Y)
-        assert not fitted.coef_[:, 2].any()
-        others = [0, 1, 3, 4, 5]
-        alone = Ridge(fitted.lam_ * 5 / 6, standardize=standardize).fit(X[:, others], Y)
-        unscaled = Ridge(fitted.lam_ * 5 / 6).fit(X[:, others], Y) if not standardize else alone
-        assert error(fitted.coef_[:, others], unscaled.coef_.numpy()) < 1e-8
+    weight = torch.linspace(0.1, 2.3, 30, dtype=torch.float64) if weighted else None
+    fitted = Ridge(standardize=standardize).fit(X, Y, weight)
+    assert not fitted.coef_[:, 2].any()
+    others = [0, 1, 3, 4, 5]
+    # The mean eigenvalue is over one feature less.
+    alone = Ridge(fitted.lam_ * 5 / 6, standardize=standardize).fit(X[:, others], Y, weight)
+    assert error(fitted.coef_[:, others], alone.coef_.numpy()) < 1e-8
 
 
 def test_one_row():
