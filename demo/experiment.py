@@ -22,8 +22,8 @@ __all__ = ["CONTROLS", "LANGUAGES", "LAST_LAYER", "OURS", "PAPER", "Learned", "T
 LANGUAGES = {"fr": "French", "de": "German", "tr": "Turkish"}
 
 DEV, TEST, SEED = 150, 180, 0
-LAMS = (0.03, 0.1, 0.3, 1.0)
-DEV_ALPHAS = (0.1, 0.15, 0.2, 0.25, 0.3)
+LAMS = (0.03, 0.1, 0.3)
+DEV_ALPHAS = (0.1, 0.15, 0.2, 0.25)
 
 # As many as the paper used, and fewer than the model is wide: the minimum-norm map then fits them exactly.
 PAPER_PAIRS = 500
@@ -34,10 +34,10 @@ PAPER = "the paper's recipe"
 LAST_LAYER = "affine ridge, last layer only"
 
 GRIDS: dict[str, Sequence[float]] = {
-    OURS: (0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.4, 0.5),
-    **dict.fromkeys(CONTROLS, (0.02, 0.03, 0.05, 0.07, 0.1, 0.15, 0.2)),
-    PAPER: (-0.05, 0.01, 0.02, 0.05, 0.1, 0.2),
-    LAST_LAYER: (0.3, 0.5, 0.7, 0.8, 0.9, 1.0),
+    OURS: (0.05, 0.1, 0.15, 0.2, 0.25, 0.35, 0.5),
+    **dict.fromkeys(CONTROLS, (0.03, 0.05, 0.08, 0.12, 0.2)),
+    PAPER: (-0.05, 0.01, 0.02, 0.05, 0.2),
+    LAST_LAYER: (0.5, 0.7, 0.9, 1.0),
 }
 
 
