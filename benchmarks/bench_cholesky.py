@@ -184,6 +184,8 @@ if __name__ == "__main__":
     parser.add_argument("--seconds", type=float, default=1.0, help="time per shape; at least three rounds are made")
     parser.add_argument("--output", type=Path, help="folder for the CSV and the plot")
     arguments = parser.parse_args()
+    if arguments.output is not None:
+        arguments.output.mkdir(parents=True, exist_ok=True)
     with _threads(arguments.threads):
         results = [measure(n, batch, dtype, arguments.seconds) for n, batch, dtype in tqdm(list(shapes()))]
     Console(width=140).print(table(results))
