@@ -5,14 +5,22 @@ from __future__ import annotations
 import sys
 from contextlib import nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import typer
 
-# transformers takes seconds to import: the commands import what they need, so that --help answers soon.
-if TYPE_CHECKING:
-    from incline_fast.alignment import Alignment
-    from incline_fast.text import ParallelText
+from incline_fast.cli_support import (
+    continue_prompts,
+    load_model,
+    parallel_text,
+    parse_alphas,
+    parse_lam,
+    parse_layers,
+    print_alignment,
+    print_generation,
+    read_lines,
+    unescape,
+)
 
 __all__ = ["app", "main"]
 
@@ -114,8 +122,8 @@ def fit(
     from incline_fast._distributed import rank_and_size, started_by_torchrun, together
     from incline_fast.fit import fit as fit_alignment
 
-    text = _parallel_text(pairs, source, target, languages, skip_bad_lines)
-    loaded, tokenizer = _load_model(model, dtype, device)
+    text = parallel_text(pairs, source, target, languages, skip_bad_lines)
+    loaded, tokenizer = load_model(model, dtype, device)
     distributed = started_by_torchrun()
     with together(rank_timeout) if distributed else nullcontext():
         rank, _ = rank_and_size(distributed)
@@ -125,12 +133,12 @@ def fit(
             text.source,
             text.target,
             preset=preset,
-            template=_unescape(template),
+            template=unescape(template),
             pooling=pooling,
             estimator=estimator,
-            lam=_lam(lam),
+            lam=parse_lam(lam),
             form=form,
-            layers=_layers(layers),
+            layers=parse_layers(layers),
             holdout=holdout,
             resume=resume,
             source_language=text.source_language,
@@ -140,7 +148,7 @@ def fit(
     if rank > 0:
         return
     alignment.save(output)
-    _print_alignment(alignment)
+    print_alignment(alignment)
     typer.echo(f"wrote {output}")
 
 
@@ -178,10 +186,10 @@ def generate(
     from incline_fast.alignment import Alignment
     from incline_fast.intervene import intervene
 
-    texts = list(prompt or []) + (_lines(prompts) if prompts else [])
+    texts = list(prompt or []) + (read_lines(prompts) if prompts else [])
     if not texts:
         raise typer.BadParameter("no prompt; give --prompt TEXT or --prompts FILE")
-    loaded, tokenizer = _load_model(model, dtype, device)
+    loaded, tokenizer = load_model(model, dtype, device)
     maps = Alignment.load(alignment, loaded)
     strength = maps.metadata.recommended_alpha if alpha is None else alpha
     if strength is None:
@@ -190,11 +198,11 @@ def generate(
         )
     template = (maps.metadata.template if apply_template else None) or "{sentence}"
     inputs = [template.replace("{sentence}", text) for text in texts]
-    with intervene(loaded, maps, alpha=strength, positions=positions, mode=mode, layers=_layers(layers)):
-        edited = _continue(loaded, tokenizer, inputs, max_new_tokens)
-    plain = _continue(loaded, tokenizer, inputs, max_new_tokens) if compare else [None] * len(texts)
+    with intervene(loaded, maps, alpha=strength, positions=positions, mode=mode, layers=parse_layers(layers)):
+        edited = continue_prompts(loaded, tokenizer, inputs, max_new_tokens)
+    plain = continue_prompts(loaded, tokenizer, inputs, max_new_tokens) if compare else [None] * len(texts)
     for text, with_maps, without in zip(texts, edited, plain, strict=True):
-        _print_generation(text, with_maps, without, strength)
+        print_generation(text, with_maps, without, strength)
 
 
 @app.command()
@@ -224,11 +232,11 @@ def sweep(
     from incline_fast.alignment import Alignment
     from incline_fast.sweep import sweep as run_sweep
 
-    text = _parallel_text(pairs, source, target, None, skip_bad_lines)
-    grid = _alphas(alphas)
-    loaded, tokenizer = _load_model(model, dtype, device)
+    text = parallel_text(pairs, source, target, None, skip_bad_lines)
+    grid = parse_alphas(alphas)
+    loaded, tokenizer = load_model(model, dtype, device)
     maps = Alignment.load(alignment, loaded)
-    result = run_sweep(loaded, tokenizer, maps, text.source, text.target, alphas=grid, layers=_layers(layers))
+    result = run_sweep(loaded, tokenizer, maps, text.source, text.target, alphas=grid, layers=parse_layers(layers))
     typer.echo(result.table())
     if output:
         result.to_csv(output)
@@ -254,10 +262,10 @@ def info(
     from incline_fast.ops import explain
 
     maps = Alignment.load(alignment)
-    _print_alignment(maps)
+    print_alignment(maps)
     typer.echo(f"backend   {explain()}")
     if model:
-        loaded, _ = _load_model(model, "auto", "cpu")
+        loaded, _ = load_model(model, "auto", "cpu")
         maps.check(loaded)
         typer.echo(f"fits      {model}")
 
@@ -287,128 +295,3 @@ def main() -> None:
     except (ValueError, TypeError, OSError, ArithmeticError) as error:
         typer.secho(f"incline-fast: {error}", fg=typer.colors.RED, err=True)
         sys.exit(1)
-
-
-def _load_model(name: str, dtype: str, device: str) -> tuple[Any, Any]:
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    model = AutoModelForCausalLM.from_pretrained(name, dtype=dtype).to(device).eval()
-    return model, AutoTokenizer.from_pretrained(name)
-
-
-def _parallel_text(
-    pairs: Path | None, source: Path | None, target: Path | None, languages: str | None, skip_bad_lines: bool
-) -> ParallelText:
-    from incline_fast.text import ParallelText
-
-    codes = (languages or ",").split(",")
-    if len(codes) != 2:
-        raise typer.BadParameter(f"languages is {languages!r}; expected two, separated by a comma, such as fr,en")
-    if (pairs is None) == (source is None and target is None) or (source is None) != (target is None):
-        raise typer.BadParameter("give either --pairs FILE, or both --source FILE and --target FILE")
-    options: dict[str, Any] = {
-        "on_problem": "skip" if skip_bad_lines else "error",
-        "source_language": codes[0] or None,
-        "target_language": codes[1] or None,
-    }
-    if source is not None and target is not None:
-        text = ParallelText.from_files(source, target, **options)
-    elif pairs is not None and pairs.suffix == ".jsonl":
-        text = ParallelText.from_jsonl(pairs, **options)
-    else:
-        assert pairs is not None
-        text = ParallelText.from_tsv(pairs, **options)
-    for problem in text.problems:
-        typer.secho(str(problem), fg=typer.colors.YELLOW, err=True)
-    return text
-
-
-def _layers(text: str | None) -> list[int] | None:
-    """``"4-6,9"`` -> ``[4, 5, 6, 9]``."""
-    if text is None:
-        return None
-    chosen: list[int] = []
-    for part in text.split(","):
-        first, _, last = part.strip().partition("-")
-        if not first.isdecimal() or (last and not last.isdecimal()) or (last and int(last) < int(first)):
-            raise typer.BadParameter(f"layers is {text!r}; expected numbers and ranges such as 4-12,18")
-        chosen += range(int(first), int(last or first) + 1)
-    return sorted(set(chosen))
-
-
-def _lam(text: str | None) -> float | Literal["loo"] | None:
-    if text == "loo":
-        return "loo"
-    try:
-        return None if text is None else float(text)
-    except ValueError:
-        raise typer.BadParameter(f"lam is {text!r}; expected a number >= 0, or loo") from None
-
-
-def _alphas(text: str) -> list[float]:
-    """``"0:0.3:0.1"`` -> ``[0.0, 0.1, 0.2, 0.3]``; ``"0,0.5"`` -> ``[0.0, 0.5]``."""
-    try:
-        if ":" not in text:
-            return [float(part) for part in text.split(",")]
-        first, last, step = map(float, text.split(":"))
-        count = round((last - first) / step) + 1
-        if step <= 0 or count < 1:
-            raise ValueError
-    except (ValueError, ZeroDivisionError):
-        raise typer.BadParameter(f"alphas is {text!r}; expected first:last:step or a list such as 0,0.1,0.2") from None
-    # Rounded so that 0:1:0.05 lists 0.15 and not 0.15000000000000002.
-    return [round(first + i * step, 10) for i in range(count)]
-
-
-def _lines(path: Path) -> list[str]:
-    content = sys.stdin.read() if str(path) == "-" else path.read_text(encoding="utf-8")
-    return [line for line in content.splitlines() if line.strip()]
-
-
-def _unescape(template: str | None) -> str | None:
-    # Shells do not turn \n into a line break, and a template needs one more often than it needs a backslash.
-    return None if template is None else template.replace("\\n", "\n")
-
-
-def _continue(model: Any, tokenizer: Any, prompts: list[str], max_new_tokens: int) -> list[str]:
-    """Greedy continuations of all prompts as one left-padded batch."""
-    import torch
-
-    tokenizer.padding_side = "left"
-    if tokenizer.pad_token is None:
-        tokenizer.pad_token = tokenizer.eos_token
-    batch = tokenizer(prompts, return_tensors="pt", padding=True).to(model.device)
-    with torch.inference_mode():
-        tokens = model.generate(**batch, max_new_tokens=max_new_tokens, do_sample=False)
-    continued: list[str] = tokenizer.batch_decode(tokens[:, batch["input_ids"].shape[1] :], skip_special_tokens=True)
-    return continued
-
-
-def _print_generation(prompt: str, edited: str, plain: str | None, alpha: float) -> None:
-    typer.secho(prompt, bold=True)
-    if plain is not None:
-        typer.echo(f"  plain        {plain.strip()!r}")
-    typer.echo(f"  alpha {alpha:<6g} {edited.strip()!r}")
-
-
-def _print_alignment(alignment: Alignment) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    about = alignment.metadata
-    console = Console()
-    console.print(repr(alignment), highlight=False, markup=False)
-    for name in ("preset", "template", "pooling", "recommended_alpha", "library_version"):
-        console.print(f"{name:<18}{getattr(about, name)!r}", highlight=False, markup=False)
-    table = Table("site", "map", "lam", "solved by", "held-out error", "notes")
-    for layer, map in alignment.maps.items():
-        error = about.fit_error.get(layer)
-        table.add_row(
-            str(layer),
-            "dense" if map.rank is None else f"rank {map.rank}",
-            f"{about.lam[layer]:g}" if layer in about.lam else "",
-            about.solver.get(layer, ""),
-            "" if error is None else f"{error:.3f}",
-            "; ".join(about.notes.get(layer, [])),
-        )
-    console.print(table)

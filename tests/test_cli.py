@@ -9,7 +9,8 @@ from tiny_tokenizer import sentences, tiny_tokenizer
 from typer.testing import CliRunner, Result
 
 from incline_fast import Alignment
-from incline_fast.cli import _alphas, _layers, app, main
+from incline_fast.cli import app, main
+from incline_fast.cli_support import parse_alphas, parse_layers
 
 COMMANDS = ("fit", "generate", "sweep", "info", "bench")
 
@@ -135,12 +136,12 @@ def test_a_model_that_does_not_fit_is_one_line_on_stderr(
     ("text", "sites"), [("3", [3]), ("1-3,7", [1, 2, 3, 7]), ("5,4-6", [4, 5, 6])], ids=["one", "range", "overlap"]
 )
 def test_layers_are_numbers_and_ranges(text: str, sites: list[int]) -> None:
-    assert _layers(text) == sites
+    assert parse_layers(text) == sites
 
 
 def test_alphas_are_a_grid_or_a_list() -> None:
-    assert _alphas("0:0.3:0.1") == [0.0, 0.1, 0.2, 0.3]
-    assert _alphas("-0.5,1") == [-0.5, 1.0]
+    assert parse_alphas("0:0.3:0.1") == [0.0, 0.1, 0.2, 0.3]
+    assert parse_alphas("-0.5,1") == [-0.5, 1.0]
 
 
 @pytest.mark.parametrize(
