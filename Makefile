@@ -51,5 +51,5 @@ $(VENV)/.torch: constraints.txt
 
 $(VENV)/.installed: $(VENV)/.torch pyproject.toml setup.py $(CSRC)
 	@echo "== compiling and installing incline_fast"
-	$(PIP) install -c constraints.txt --no-build-isolation -e ".[dev]"
+	CFLAGS=-Werror $(PIP) install -c constraints.txt --no-build-isolation -e ".[dev]"
 	touch $@
