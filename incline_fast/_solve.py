@@ -36,7 +36,7 @@ _MAX_CONDITION = 1e8
 _MAX_RESIDUAL = 1e-8
 # Columns of a symmetric or triangular product that are computed at once: less of the other half is computed in vain
 # with a smaller block, and GEMM is slower.
-BLOCK = 128
+BLOCK = 256
 
 
 class RidgeBreakdownError(ArithmeticError):
