@@ -21,7 +21,9 @@ __all__ = ["CONTROLS", "LANGUAGES", "LAST_LAYER", "OURS", "PAPER", "Learned", "T
 
 LANGUAGES = {"fr": "French", "de": "German", "tr": "Turkish"}
 
-FIT, DEV, TEST, SEED = 700, 120, 180, 0
+DEV, TEST = 150, 180
+# A split that nobody had looked at when the recipe was fixed.
+SEED = 1
 LAMS = (0.03, 0.1, 0.3)
 DEV_ALPHAS = (0.1, 0.15, 0.2, 0.25)
 
@@ -88,7 +90,7 @@ def split_text(catalogs: Sequence[Path], language: str) -> Split:
     """The language's pairs, in three parts that share no sentence."""
     text = ParallelText.from_gettext(catalogs, language)
     left_out = ", ".join(f"{count} {reason}" for reason, count in sorted(text.left_out.items()))
-    split = text.split(fit=FIT, dev=DEV, test=TEST, seed=SEED)
+    split = text.split(dev=DEV, test=TEST, seed=SEED)
     sizes = f"{len(split.fit)} to fit, {len(split.dev)} to choose lambda and alpha, {len(split.test)} held out"
     print(f"   {LANGUAGES[language]}: {sizes} (left out: {left_out})", flush=True)
     return split
