@@ -37,7 +37,7 @@ OVERHEAD = [Problem(hidden_size=64, mode="cache")]
 """So small that a call costs what calling costs."""
 QUICK = OVERHEAD + [
     Problem(num_tokens=m, rank=rank, dtype=dtype, map_dtype=dtype)
-    for rank, dtype, m in product((None, 64), LOW, (1, 4))
+    for rank, dtype, m in product((None, 64), LOW, (1, 4, 32))
 ]
 TOKENS = (1, 2, 4, 8, 16, 32, 128)
 FULL = (
