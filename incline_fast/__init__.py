@@ -13,6 +13,7 @@ from incline_fast.maps import AffineMap
 from incline_fast.models import UnsupportedModelError
 from incline_fast.nn import AffineLayerNorm, AffineRMSNorm
 from incline_fast.ops import explain
+from incline_fast.ridge import Ridge, RidgeAccumulator
 
 __all__ = [
     "AffineLayerNorm",
@@ -24,6 +25,8 @@ __all__ = [
     "Intervention",
     "InterventionError",
     "NonFiniteStateError",
+    "Ridge",
+    "RidgeAccumulator",
     "UnsupportedModelError",
     "explain",
     "fit",
