@@ -122,7 +122,7 @@ def _machine() -> dict[str, Any]:
         "torch": torch.__version__,
         "transformers": transformers.__version__,
         "incline_fast": AlignmentMetadata().library_version,
-        "backend": str(explain()),
+        "backend": explain().partition(":")[0],
         "date": datetime.now(UTC).strftime("%Y-%m-%d"),
     }
 
