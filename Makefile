@@ -33,7 +33,7 @@ lint: $(VENV)/.installed
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/python docs/build_api.py --check
-	$(BIN)/clang-format --dry-run -Werror $(CSRC)
+	$(BIN)/clang-format --dry-run -Werror $(CSRC) $(wildcard tests/cpp/*.cpp tests/cpp/*.h)
 
 bench: $(VENV)/.installed
 	$(BIN)/incline-fast bench

@@ -25,6 +25,8 @@ const Isa& select() {
        affine_norm_avx512, cholesky_block_avx512},
       {"avx2", __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c"),
        affine_norm_avx2, cholesky_block_avx2},
+#elif defined(__aarch64__)
+      {"neon", true, affine_norm_neon, cholesky_block_neon},
 #endif
       {"scalar", true, affine_norm_scalar, cholesky_block_scalar},
   };

@@ -13,6 +13,9 @@ void affine_norm_avx2(const AffineNorm& op, const Threads& threads);
 void cholesky_block_avx2(const CholeskyBlock& op, const Threads& threads);
 void affine_norm_avx512(const AffineNorm& op, const Threads& threads);
 void cholesky_block_avx512(const CholeskyBlock& op, const Threads& threads);
+#elif defined(__aarch64__)
+void affine_norm_neon(const AffineNorm& op, const Threads& threads);
+void cholesky_block_neon(const CholeskyBlock& op, const Threads& threads);
 #endif
 
 }  // namespace incline_fast::cpu
