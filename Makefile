@@ -2,6 +2,7 @@
 #
 #   make demo     set up, then learn maps between languages on a real model, apply them, and write demo/report.html
 #   make test     set up, then run the whole test suite
+#   make test-gpu-emulated    execute the GPU kernels in the emulators of tests/emulation (no GPU needed)
 #   make lint     formatting, lint and types
 #   make setup    the set-up alone: .venv, CPU torch, the compiled extension, the model, the parallel text
 #
@@ -13,10 +14,11 @@ MODEL ?= gemma3
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
-CSRC := $(shell find csrc -name '*.cpp' -o -name '*.h')
+CSRC := $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu')
+CXX_TESTS := $(shell find tests -name '*.cpp' -o -name '*.h' -o -name '*.cu')
 export PYTHONUNBUFFERED := 1
 
-.PHONY: setup demo test lint bench clean
+.PHONY: setup demo test test-gpu-emulated lint bench clean
 
 setup: $(VENV)/.installed
 	$(BIN)/python -m demo.fetch --model $(MODEL)
@@ -26,14 +28,17 @@ demo: setup
 
 test: $(VENV)/.installed
 	$(BIN)/python -m demo.fetch --model gemma3
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto  # one core per worker
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto -m "not gpu_emulated"  # one core per worker
+
+test-gpu-emulated: $(VENV)/.installed
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto -m gpu_emulated
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/python docs/build_api.py --check
-	$(BIN)/clang-format --dry-run -Werror $(CSRC) $(wildcard tests/cpp/*.cpp tests/cpp/*.h)
+	$(BIN)/clang-format --dry-run -Werror $(CSRC) $(CXX_TESTS)
 
 bench: $(VENV)/.installed
 	$(BIN)/incline-fast bench

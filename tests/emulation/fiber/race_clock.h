@@ -1,0 +1,33 @@
+// What a thread knows of the others' past. The race detector asks it whether an earlier access is ordered before now.
+#pragma once
+
+#include <array>
+#include <cstdint>
+#include <memory>
+#include <unordered_map>
+
+namespace cuda_on_cpu {
+
+// Block number -> barrier epoch before which everything in that block is known; (block, thread) -> that thread's own
+// step up to which it is known.
+struct Knowledge {
+  std::unordered_map<std::uint32_t, std::uint32_t> blocks;
+  std::unordered_map<std::uint64_t, std::uint32_t> threads;
+
+  void join(const Knowledge& other);
+  static std::uint64_t key(std::uint32_t block, std::uint32_t thread) {
+    return static_cast<std::uint64_t>(block) << 32 | thread;
+  }
+};
+
+using SharedKnowledge = std::shared_ptr<const Knowledge>;
+
+struct ThreadClock {
+  std::uint32_t step = 1;                 // counts this thread's fences and warp barriers
+  std::array<std::uint32_t, 32> lanes{};  // step of each lane of the own warp that a warp barrier made known
+  SharedKnowledge known;                  // acquired: this thread's accesses come after it
+  SharedKnowledge seen;                   // read by an atomic; a fence turns it into `known`
+  SharedKnowledge released;               // what an atomic of this thread hands on: known at its last fence
+};
+
+}  // namespace cuda_on_cpu

@@ -1,0 +1,420 @@
+// Fibers, barriers and the seeded order in which everything runs.
+#include <link.h>
+
+#include <algorithm>
+#include <cstdint>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <memory>
+#include <mutex>
+#include <random>
+#include <thread>
+
+#include "grid.h"
+#include "launch_limits.h"
+#include "races.h"
+
+namespace cuda_on_cpu {
+
+Here here;
+Fiber* current = nullptr;
+
+namespace {
+
+constexpr unsigned char kGarbage = 0xCB;   // what shared memory holds before it is written
+constexpr unsigned kIdleLimit = 1u << 14;  // rounds without progress before a launch counts as hanging
+
+struct Schedule {
+  std::uint64_t seed = 0;  // 0: blocks and threads in their natural order
+  unsigned resident = 4;   // blocks in flight at once
+};
+
+struct Grid {
+  dim3 shape, block_shape;
+  std::size_t dynamic_bytes = 0;
+  void (*body)(const void*) = nullptr;
+  const void* arguments = nullptr;
+  std::vector<unsigned> order;  // of the blocks
+  std::size_t next = 0;
+  std::mt19937_64 random;
+  unsigned idle_rounds = 0;
+  bool failed = false;
+};
+
+// One block in flight: an operating-system thread that runs only while it holds the baton.
+struct Worker {
+  std::thread thread;
+  std::binary_semaphore wake{0};
+  bool finished = false;
+};
+
+Schedule schedule;
+Grid grid;
+std::binary_semaphore baton{0};
+Worker* holder = nullptr;  // of the baton
+std::string message;
+std::mutex one_launch;
+
+bool chance(unsigned one_in) { return schedule.seed != 0 && grid.random() % one_in == 0; }
+
+void pass_the_baton() {
+  Worker& self = *holder;
+  baton.release();
+  self.wake.acquire();
+}
+
+std::string name_of(const Fiber& fiber) {
+  char text[160];
+  const uint3 b = fiber.view.block, t = fiber.view.thread;
+  std::snprintf(text, sizeof text, "block (%u, %u, %u) thread (%u, %u, %u)", b.x, b.y, b.z, t.x, t.y, t.z);
+  return text;
+}
+
+std::string name_of(Where at) { return std::string(at.file_name()) + ":" + std::to_string(at.line()); }
+
+void resume(Fiber& fiber) {
+  current = &fiber;
+  here = fiber.view;
+  fiber.gave_way = false;
+  switch_context(fiber.block->scheduler, fiber.context, false);
+  current = nullptr;
+}
+
+void leave(bool finished) { switch_context(current->context, current->block->scheduler, finished); }
+
+// ---- barriers
+// --------------------------------------------------------------------------------------------------------
+
+void release_block_if_complete(Block& block) {
+  const Fiber* first = nullptr;
+  unsigned waiting = 0, count = 0;
+  for (const Fiber& fiber : block.fibers) {
+    if (fiber.state != State::kAtBlockBarrier) continue;
+    if (first == nullptr) first = &fiber;
+    if (fiber.place.line() != first->place.line() || std::strcmp(fiber.place.file_name(), first->place.file_name())) {
+      report("divergent barrier: " + name_of(*first) + " waits at " + name_of(first->place) + ", " + name_of(fiber) +
+             " at " + name_of(fiber.place));
+    }
+    waiting++;
+    count += fiber.predicate;
+  }
+  if (waiting == 0 || waiting < block.live) return;
+  block.barrier = {count, waiting};
+  races::order_block(block);
+  for (Fiber& fiber : block.fibers) {
+    if (fiber.state == State::kAtBlockBarrier) fiber.state = State::kReady;
+  }
+}
+
+// Releases the lanes that wait together with `fiber` once all of its mask has come.
+void release_warp_if_complete(Fiber& fiber, bool orders_memory) {
+  const unsigned base = fiber.number & ~31u;
+  Fiber* group[32];
+  unsigned count = 0;
+  for (unsigned lane = 0; lane < 32; lane++) {
+    if (!(fiber.mask >> lane & 1) || base + lane >= fiber.block->fibers.size()) continue;
+    Fiber& other = fiber.block->fibers[base + lane];
+    if (other.state == State::kDone) continue;
+    if (other.state != State::kAtWarpBarrier || other.mask != fiber.mask) return;
+    if (std::strcmp(other.operation, fiber.operation) != 0) return;
+    group[count++] = &other;
+  }
+  if (orders_memory) races::order_warp(group, count);
+  for (unsigned i = 0; i < count; i++) group[i]->state = State::kReady;
+}
+
+// A thread that returns may be the last one that others wait for.
+void release_after_return(Fiber& fiber) {
+  release_block_if_complete(*fiber.block);
+  const unsigned base = fiber.number & ~31u;
+  for (unsigned lane = 0; lane < 32 && base + lane < fiber.block->fibers.size(); lane++) {
+    Fiber& other = fiber.block->fibers[base + lane];
+    if (other.state == State::kAtWarpBarrier)
+      release_warp_if_complete(other, std::strcmp(other.operation, "__syncwarp") == 0);
+  }
+}
+
+void report_deadlock(const Block& block) {
+  std::string text = "deadlock: every thread that is left waits for one that cannot come";
+  int listed = 0;
+  for (const Fiber& fiber : block.fibers) {
+    if (fiber.state == State::kDone || listed++ == 8) continue;
+    char mask[32] = "";
+    if (fiber.state == State::kAtWarpBarrier) std::snprintf(mask, sizeof mask, " with mask %08x", fiber.mask);
+    if (listed <= 8) text += "\n  " + name_of(fiber) + ": " + fiber.operation + mask + " at " + name_of(fiber.place);
+  }
+  report(text);
+}
+
+// ---- a block
+// ---------------------------------------------------------------------------------------------------------
+
+void fiber_main() {
+  arrive_on_new_stack(current->block->scheduler);
+  grid.body(grid.arguments);
+  current->state = State::kDone;
+  current->block->live--;
+  release_after_return(*current);
+  leave(true);
+}
+
+// The thread-local image of this library in the calling thread: that is where `__shared__` variables lie.
+void find_static_shared(Block& block) {
+  static thread_local volatile char touched;
+  touched = 1;  // the image is made on first use
+  dl_iterate_phdr(
+      [](dl_phdr_info* info, std::size_t, void* data) {
+        auto& block = *static_cast<Block*>(data);
+        const auto self = reinterpret_cast<std::uintptr_t>(&here);
+        bool ours = false;
+        std::size_t bytes = 0;
+        for (int i = 0; i < info->dlpi_phnum; i++) {
+          const auto& header = info->dlpi_phdr[i];
+          const std::uintptr_t start = info->dlpi_addr + header.p_vaddr;
+          ours |= header.p_type == PT_LOAD && self >= start && self < start + header.p_memsz;
+          if (header.p_type == PT_TLS) bytes = header.p_memsz;
+        }
+        if (!ours) return 0;
+        block.static_shared = static_cast<char*>(info->dlpi_tls_data);
+        block.static_bytes = bytes;
+        return 1;
+      },
+      &block);
+}
+
+uint3 unravel(unsigned index, dim3 shape) {
+  return {index % shape.x, index / shape.x % shape.y, index / shape.x / shape.y};
+}
+
+void prepare_block(Block& block, unsigned number, char* dynamic, StackPool& stacks) {
+  block.number = number;
+  block.dynamic_shared = dynamic;
+  block.dynamic_bytes = grid.dynamic_bytes;
+  find_static_shared(block);
+  std::memset(block.static_shared, kGarbage, block.static_bytes);
+  std::memset(dynamic, kGarbage, grid.dynamic_bytes);
+  const unsigned threads = grid.block_shape.x * grid.block_shape.y * grid.block_shape.z;
+  block.fibers.resize(threads);
+  block.live = threads;
+  for (unsigned i = 0; i < threads; i++) {
+    Fiber& fiber = block.fibers[i];
+    fiber.block = &block;
+    fiber.number = i;
+    fiber.view = {
+        unravel(i, grid.block_shape), unravel(number, grid.shape), grid.block_shape, grid.shape, i % 32, dynamic};
+    fiber.stack = stacks.take();
+    fiber.context = make_context(fiber.stack, fiber_main);
+  }
+  races::begin_block(block);
+}
+
+// One turn of every thread that can run. Says whether any of them got further than giving way.
+bool run_round(std::vector<Fiber*>& order) {
+  if (schedule.seed != 0) std::shuffle(order.begin(), order.end(), grid.random);
+  bool progress = false, ran = false;
+  for (Fiber* fiber : order) {
+    if (fiber->state != State::kReady) continue;
+    resume(*fiber);
+    ran = true;
+    progress |= !fiber->gave_way;
+    if (grid.failed) return false;
+    if (chance(16)) pass_the_baton();
+    if (grid.failed) return false;
+  }
+  if (!ran) report_deadlock(*order.front()->block);
+  return progress;
+}
+
+void run_block(unsigned number, char* dynamic, StackPool& stacks) {
+  Block block;
+  prepare_block(block, number, dynamic, stacks);
+  std::vector<Fiber*> order;
+  for (Fiber& fiber : block.fibers) order.push_back(&fiber);
+  while (block.live != 0 && !grid.failed) {
+    if (run_round(order)) {
+      grid.idle_rounds = 0;
+    } else if (!grid.failed) {
+      if (++grid.idle_rounds > kIdleLimit) {
+        report("no progress: the blocks in flight wait in a loop for something that none of them brings; " +
+               name_of(*order.front()) + " is at " + name_of(order.front()->place));
+      }
+      pass_the_baton();
+    }
+  }
+  for (Fiber& fiber : block.fibers) stacks.give_back(fiber.stack);
+}
+
+void work(Worker& self) {
+  self.wake.acquire();
+  StackPool stacks;
+  void* dynamic = nullptr;
+  // Exactly as long as asked for, so that AddressSanitizer sees what lies beyond.
+  if (posix_memalign(&dynamic, 128, std::max<std::size_t>(grid.dynamic_bytes, 1)) != 0) std::abort();
+  while (grid.next < grid.order.size() && !grid.failed) {
+    run_block(grid.order[grid.next++], static_cast<char*>(dynamic), stacks);
+    if (!grid.failed) pass_the_baton();
+  }
+  std::free(dynamic);
+  self.finished = true;
+  baton.release();
+}
+
+// Hands the baton round until every worker is done.
+void run_workers(unsigned count) {
+  std::vector<std::unique_ptr<Worker>> workers;
+  for (unsigned i = 0; i < count; i++) {
+    workers.push_back(std::make_unique<Worker>());
+    workers.back()->thread = std::thread(work, std::ref(*workers.back()));
+  }
+  std::size_t turn = 0;
+  while (!workers.empty()) {
+    turn = schedule.seed != 0 ? grid.random() % workers.size() : turn % workers.size();
+    Worker& chosen = *workers[turn];
+    holder = &chosen;
+    chosen.wake.release();
+    baton.acquire();
+    if (chosen.finished) {
+      chosen.thread.join();
+      workers.erase(workers.begin() + static_cast<std::ptrdiff_t>(turn));
+    } else {
+      turn++;
+    }
+  }
+}
+
+}  // namespace
+
+// ---- what kernels call
+// -----------------------------------------------------------------------------------------------
+
+void report(const std::string& text) {
+  if (!grid.failed) message = text;  // the first error is the cause
+  grid.failed = true;
+}
+
+void fail(const char* what, Where at) {
+  report(std::string(what) + ": " + name_of_current() + " at " + name_of(at));
+  abandon_thread();
+}
+
+void abandon_thread() {
+  if (current != nullptr) leave(true);
+  std::abort();  // a failed thread is never resumed, and host code has nowhere to go
+}
+
+std::string name_of_current() { return current == nullptr ? "host code" : name_of(*current); }
+
+BarrierResult block_barrier(bool predicate, Where at) {
+  current->state = State::kAtBlockBarrier;
+  current->operation = "__syncthreads";
+  current->predicate = predicate;
+  current->place = at;
+  release_block_if_complete(*current->block);
+  leave(false);
+  return current->block->barrier;
+}
+
+void warp_barrier(unsigned mask, const char* operation, bool orders_memory, Where at) {
+  if (!(mask >> here.lane & 1)) fail("a lane is not in the mask that it names", at);
+  current->state = State::kAtWarpBarrier;
+  current->operation = operation;
+  current->mask = mask;
+  current->place = at;
+  release_warp_if_complete(*current, orders_memory);
+  leave(false);
+}
+
+unsigned exchange(unsigned mask, const void* mine, std::size_t bytes, void* all, const char* operation, Where at) {
+  current->published = mine;
+  warp_barrier(mask, operation, false, at);
+  const Block& block = *current->block;
+  const unsigned base = current->number & ~31u;
+  unsigned present = 0;
+  for (unsigned lane = 0; lane < 32 && base + lane < block.fibers.size(); lane++) {
+    const Fiber& other = block.fibers[base + lane];
+    if (!(mask >> lane & 1) || other.state == State::kDone) continue;
+    std::memcpy(static_cast<char*>(all) + lane * bytes, other.published, bytes);
+    present |= 1u << lane;
+  }
+  warp_barrier(mask, operation, false, at);  // what was published must stay until all have read it
+  return present;
+}
+
+void give_way(Where at) {
+  if (schedule.seed != 0 && !chance(2)) return;
+  current->gave_way = true;
+  current->place = at;
+  leave(false);
+}
+
+void fence() { races::order_fence(*current); }
+
+void announce_atomic(const void* address, std::size_t bytes, AtomicKind kind, Where at) {
+  if (reinterpret_cast<std::uintptr_t>(address) % bytes) fail("an atomic is not aligned to its size", at);
+  races::record(*current, address, bytes, races::Access::kAtomic, nullptr, at);
+  races::order_atomic(*current, address, kind);
+}
+
+void start_copy(void* shared, const void* global, std::size_t bytes, std::size_t bytes_to_read, Where at) {
+  races::record(*current, global, bytes_to_read, races::Access::kRead, nullptr, at);
+  races::record(*current, shared, bytes, races::Access::kWrite, nullptr, at);  // it may land at any time from now on
+  std::memset(shared, kGarbage, bytes);
+  current->copies.push_back({shared, global, bytes, bytes_to_read, false, at});
+}
+
+void commit_copies() { current->copies.push_back({.ends_group = true}); }
+
+void wait_copies(int groups_left) {
+  auto& copies = current->copies;
+  int groups = 0;
+  for (const Copy& copy : copies) groups += copy.ends_group;
+  auto next = copies.begin();
+  for (; groups > groups_left; ++next) {
+    if (next->ends_group) {
+      groups--;
+      continue;
+    }
+    races::record(*current, next->shared, next->bytes, races::Access::kWrite, nullptr, next->place);
+    std::memset(next->shared, 0, next->bytes);
+    std::memcpy(next->shared, next->global, next->bytes_to_read);
+  }
+  copies.erase(copies.begin(), next);
+}
+
+void run_grid(const void* kernel, dim3 shape, dim3 block_shape, std::size_t dynamic_bytes, void (*body)(const void*),
+              const void* arguments, Where at) {
+  const std::scoped_lock lock(one_launch);
+  grid = Grid{shape, block_shape, dynamic_bytes, body, arguments, {}, 0, std::mt19937_64(schedule.seed), 0, false};
+  const std::string complaint = check_limits(kernel, shape, block_shape, dynamic_bytes);
+  if (!complaint.empty()) {
+    report(complaint + " at " + name_of(at));
+    note_launch(cudaErrorInvalidConfiguration);
+    return;
+  }
+  grid.order.resize(static_cast<std::size_t>(shape.x) * shape.y * shape.z);
+  for (std::size_t i = 0; i < grid.order.size(); i++) grid.order[i] = static_cast<unsigned>(i);
+  if (schedule.seed != 0) std::shuffle(grid.order.begin(), grid.order.end(), grid.random);
+  races::begin_launch();
+  run_workers(static_cast<unsigned>(std::min<std::size_t>(schedule.resident, grid.order.size())));
+  note_launch(grid.failed ? cudaErrorLaunchFailure : cudaSuccess);
+}
+
+}  // namespace cuda_on_cpu
+
+// ---- what tests call
+// -------------------------------------------------------------------------------------------------
+
+extern "C" {
+// seed 0: natural order, each block as far as it gets; otherwise an order drawn from the seed, with blocks interleaved.
+// resident: how many blocks are in flight at once. 1 shows that no block waits for one that has not started.
+void cuda_on_cpu_schedule(std::uint64_t seed, unsigned resident) { cuda_on_cpu::schedule = {seed, resident}; }
+
+// The message of the first error since the last call, or null.
+const char* cuda_on_cpu_take_error() {
+  static std::string taken;
+  taken.swap(cuda_on_cpu::message);
+  cuda_on_cpu::message.clear();
+  return taken.empty() ? nullptr : taken.c_str();
+}
+}
