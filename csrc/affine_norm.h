@@ -13,7 +13,7 @@
 
 namespace incline_fast {
 
-enum class DType : std::int8_t { kFloat32, kFloat64, kBFloat16, kFloat16 };
+enum class DType : std::int8_t { kFloat32, kFloat64, kBFloat16, kFloat16, kInt8 };  // kInt8: maps only
 
 // A strided array whose last dimension holds one row. `data` is null where an optional tensor is absent.
 struct Rows {
@@ -34,6 +34,7 @@ struct Maps {
   std::int64_t map_stride = 0;     // in elements; also of a packed stack
   std::int64_t column_stride = 0;  // unpacked only
   std::int64_t depth_stride = 0;   // unpacked only
+  const float* scale = nullptr;    // [G, columns], multiplies the finished sums of int8 maps; null for others
 };
 
 enum class Norm : std::int8_t { kRms, kLayer };

@@ -3,6 +3,7 @@
 #include <torch/csrc/stable/ops.h>
 
 #include <cstddef>
+#include <string>
 
 #include "affine_norm.h"
 #include "check.h"
@@ -21,6 +22,8 @@ struct Arguments {
   const MaybeTensor& norm_bias;
   const MaybeTensor& down;
   const Tensor& up;
+  const MaybeTensor& down_scale;
+  const MaybeTensor& up_scale;
   const MaybeTensor& bias;
   const MaybeTensor& row_alpha;
   const MaybeTensor& row_beta;
@@ -48,12 +51,28 @@ Rows vector(const char* name, const MaybeTensor& tensor, std::int64_t size, cons
   return rows(*tensor);
 }
 
-Maps maps(const char* name, const Tensor& tensor, std::int64_t columns, std::int64_t depth, bool is_double) {
+// The factors of int8 maps; null for other maps.
+const float* scales(const std::string& map, const Tensor& tensor, const MaybeTensor& scale, std::int64_t columns) {
+  const std::string name = map + "_scale";
+  if (tensor.scalar_type() != ScalarType::Char) {
+    if (scale.has_value()) fail(name, " is given, but ", map, " is not int8; only int8 weights have a scale");
+    return nullptr;
+  }
+  if (!scale.has_value()) fail(name, " is absent, but ", map, " is int8; expected float32 [G, ", columns, "]");
+  check_cpu(name.c_str(), *scale);
+  check_dtype(name.c_str(), *scale, {ScalarType::Float});
+  check_shape(name.c_str(), *scale, {tensor.size(0), columns}, "one factor per output column");
+  if (!scale->is_contiguous()) fail(name, " is not contiguous; pass ", name, ".contiguous()");
+  return static_cast<const float*>(scale->const_data_ptr());
+}
+
+Maps maps(const char* name, const Tensor& tensor, const MaybeTensor& scale, std::int64_t columns, std::int64_t depth,
+          bool is_double) {
   check_cpu(name, tensor);
   if (is_double) {
     check_dtype(name, tensor, {ScalarType::Double});
   } else {
-    check_dtype(name, tensor, {ScalarType::Float, ScalarType::BFloat16, ScalarType::Half});
+    check_dtype(name, tensor, {ScalarType::Float, ScalarType::BFloat16, ScalarType::Half, ScalarType::Char});
   }
   const std::int64_t panels = (columns + kPanel - 1) / kPanel;
   const auto s = tensor.sizes(), t = tensor.strides();
@@ -64,13 +83,22 @@ Maps maps(const char* name, const Tensor& tensor, std::int64_t columns, std::int
          ", ", depth, ", ", kPanel, "] with G >= 1");
   }
   if (packed && !tensor.is_contiguous()) fail(name, " is packed but not contiguous; pass ", name, ".contiguous()");
-  return {address(tensor, false), dtype_of(tensor), packed, columns, depth, t[0], packed ? 0 : t[1], packed ? 0 : t[2]};
+  return {address(tensor, false),
+          dtype_of(tensor),
+          packed,
+          columns,
+          depth,
+          t[0],
+          packed ? 0 : t[1],
+          packed ? 0 : t[2],
+          scales(name, tensor, scale, columns)};
 }
 
 void describe_maps(const Arguments& args, bool is_double, AffineNorm& op) {
   const std::int64_t hidden = op.hidden_size;
   if (!args.down.has_value()) {
-    op.up = maps("up", args.up, hidden, hidden, is_double);
+    op.up = maps("up", args.up, args.up_scale, hidden, hidden, is_double);
+    if (args.down_scale.has_value()) fail("down_scale is given, but down is not int8; only int8 weights have a scale");
     op.num_maps = args.up.size(0);
     return;
   }
@@ -78,8 +106,8 @@ void describe_maps(const Arguments& args, bool is_double, AffineNorm& op) {
     fail("up has shape ", show(shape(args.up)), "; expected [G, d, rank] or packed [G, P, rank, ", kPanel, "]");
   }
   const std::int64_t rank = args.up.size(2);
-  op.up = maps("up", args.up, hidden, rank, is_double);
-  op.down = maps("down", *args.down, rank, hidden, is_double);
+  op.up = maps("up", args.up, args.up_scale, hidden, rank, is_double);
+  op.down = maps("down", *args.down, args.down_scale, rank, hidden, is_double);
   op.num_maps = args.up.size(0);
   if (args.down->size(0) != op.num_maps) {
     fail("down holds ", args.down->size(0), " maps; expected ", op.num_maps, ", as many as up");
@@ -173,41 +201,44 @@ void in_place(const Tensor& y, const Tensor& stream, bool add_y, const Arguments
 }  // namespace
 
 std::tuple<Tensor, Tensor> affine_rms_norm(const Tensor& x, const MaybeTensor& residual, const Tensor& weight,
-                                           const MaybeTensor& down, const Tensor& up, const MaybeTensor& bias,
+                                           const MaybeTensor& down, const Tensor& up, const MaybeTensor& down_scale,
+                                           const MaybeTensor& up_scale, const MaybeTensor& bias,
                                            const MaybeTensor& row_alpha, const MaybeTensor& row_beta,
                                            const MaybeTensor& row_map, double alpha, double beta, double eps,
                                            double weight_offset) {
   return functional(x, residual,
-                    {Norm::kRms, weight, std::nullopt, down, up, bias, row_alpha, row_beta, row_map, alpha, beta, eps,
-                     weight_offset});
+                    {Norm::kRms, weight, std::nullopt, down, up, down_scale, up_scale, bias, row_alpha, row_beta,
+                     row_map, alpha, beta, eps, weight_offset});
 }
 
 std::tuple<Tensor, Tensor> affine_layer_norm(const Tensor& x, const MaybeTensor& residual, const Tensor& weight,
                                              const MaybeTensor& norm_bias, const MaybeTensor& down, const Tensor& up,
+                                             const MaybeTensor& down_scale, const MaybeTensor& up_scale,
                                              const MaybeTensor& bias, const MaybeTensor& row_alpha,
                                              const MaybeTensor& row_beta, const MaybeTensor& row_map, double alpha,
                                              double beta, double eps, double weight_offset) {
-  return functional(
-      x, residual,
-      {Norm::kLayer, weight, norm_bias, down, up, bias, row_alpha, row_beta, row_map, alpha, beta, eps, weight_offset});
+  return functional(x, residual,
+                    {Norm::kLayer, weight, norm_bias, down, up, down_scale, up_scale, bias, row_alpha, row_beta,
+                     row_map, alpha, beta, eps, weight_offset});
 }
 
 void affine_rms_norm_(Tensor y, Tensor stream, bool add_y, const Tensor& weight, const MaybeTensor& down,
-                      const Tensor& up, const MaybeTensor& bias, const MaybeTensor& row_alpha,
-                      const MaybeTensor& row_beta, const MaybeTensor& row_map, double alpha, double beta, double eps,
-                      double weight_offset) {
+                      const Tensor& up, const MaybeTensor& down_scale, const MaybeTensor& up_scale,
+                      const MaybeTensor& bias, const MaybeTensor& row_alpha, const MaybeTensor& row_beta,
+                      const MaybeTensor& row_map, double alpha, double beta, double eps, double weight_offset) {
   in_place(y, stream, add_y,
-           {Norm::kRms, weight, std::nullopt, down, up, bias, row_alpha, row_beta, row_map, alpha, beta, eps,
-            weight_offset});
+           {Norm::kRms, weight, std::nullopt, down, up, down_scale, up_scale, bias, row_alpha, row_beta, row_map, alpha,
+            beta, eps, weight_offset});
 }
 
 void affine_layer_norm_(Tensor y, Tensor stream, bool add_y, const Tensor& weight, const MaybeTensor& norm_bias,
-                        const MaybeTensor& down, const Tensor& up, const MaybeTensor& bias,
-                        const MaybeTensor& row_alpha, const MaybeTensor& row_beta, const MaybeTensor& row_map,
-                        double alpha, double beta, double eps, double weight_offset) {
-  in_place(
-      y, stream, add_y,
-      {Norm::kLayer, weight, norm_bias, down, up, bias, row_alpha, row_beta, row_map, alpha, beta, eps, weight_offset});
+                        const MaybeTensor& down, const Tensor& up, const MaybeTensor& down_scale,
+                        const MaybeTensor& up_scale, const MaybeTensor& bias, const MaybeTensor& row_alpha,
+                        const MaybeTensor& row_beta, const MaybeTensor& row_map, double alpha, double beta, double eps,
+                        double weight_offset) {
+  in_place(y, stream, add_y,
+           {Norm::kLayer, weight, norm_bias, down, up, down_scale, up_scale, bias, row_alpha, row_beta, row_map, alpha,
+            beta, eps, weight_offset});
 }
 
 std::string cpu_isa() { return cpu::isa_name(); }

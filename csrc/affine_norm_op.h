@@ -14,13 +14,15 @@ using torch::stable::Tensor;
 using MaybeTensor = std::optional<Tensor>;
 
 std::tuple<Tensor, Tensor> affine_rms_norm(const Tensor& x, const MaybeTensor& residual, const Tensor& weight,
-                                           const MaybeTensor& down, const Tensor& up, const MaybeTensor& bias,
+                                           const MaybeTensor& down, const Tensor& up, const MaybeTensor& down_scale,
+                                           const MaybeTensor& up_scale, const MaybeTensor& bias,
                                            const MaybeTensor& row_alpha, const MaybeTensor& row_beta,
                                            const MaybeTensor& row_map, double alpha, double beta, double eps,
                                            double weight_offset);
 
 std::tuple<Tensor, Tensor> affine_layer_norm(const Tensor& x, const MaybeTensor& residual, const Tensor& weight,
                                              const MaybeTensor& norm_bias, const MaybeTensor& down, const Tensor& up,
+                                             const MaybeTensor& down_scale, const MaybeTensor& up_scale,
                                              const MaybeTensor& bias, const MaybeTensor& row_alpha,
                                              const MaybeTensor& row_beta, const MaybeTensor& row_map, double alpha,
                                              double beta, double eps, double weight_offset);
@@ -28,14 +30,15 @@ std::tuple<Tensor, Tensor> affine_layer_norm(const Tensor& x, const MaybeTensor&
 // In place: `stream` holds the residual stream on entry and r' on return; `y` receives the normalised rows. With
 // `add_y`, y holds a block's output on entry and is added to the stream first.
 void affine_rms_norm_(Tensor y, Tensor stream, bool add_y, const Tensor& weight, const MaybeTensor& down,
-                      const Tensor& up, const MaybeTensor& bias, const MaybeTensor& row_alpha,
-                      const MaybeTensor& row_beta, const MaybeTensor& row_map, double alpha, double beta, double eps,
-                      double weight_offset);
+                      const Tensor& up, const MaybeTensor& down_scale, const MaybeTensor& up_scale,
+                      const MaybeTensor& bias, const MaybeTensor& row_alpha, const MaybeTensor& row_beta,
+                      const MaybeTensor& row_map, double alpha, double beta, double eps, double weight_offset);
 
 void affine_layer_norm_(Tensor y, Tensor stream, bool add_y, const Tensor& weight, const MaybeTensor& norm_bias,
-                        const MaybeTensor& down, const Tensor& up, const MaybeTensor& bias,
-                        const MaybeTensor& row_alpha, const MaybeTensor& row_beta, const MaybeTensor& row_map,
-                        double alpha, double beta, double eps, double weight_offset);
+                        const MaybeTensor& down, const Tensor& up, const MaybeTensor& down_scale,
+                        const MaybeTensor& up_scale, const MaybeTensor& bias, const MaybeTensor& row_alpha,
+                        const MaybeTensor& row_beta, const MaybeTensor& row_map, double alpha, double beta, double eps,
+                        double weight_offset);
 
 std::string cpu_isa();
 

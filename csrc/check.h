@@ -47,6 +47,8 @@ inline const char* name_of(ScalarType type) {
       return "bfloat16";
     case ScalarType::Half:
       return "float16";
+    case ScalarType::Char:
+      return "int8";
     case ScalarType::Int:
       return "int32";
     case ScalarType::Long:
@@ -100,7 +102,9 @@ inline DType dtype_of(const Tensor& tensor) {
       return DType::kBFloat16;
     case ScalarType::Half:
       return DType::kFloat16;
-    default:  // check_float has refused everything else
+    case ScalarType::Char:
+      return DType::kInt8;
+    default:  // check_dtype has refused everything else
       return DType::kFloat32;
   }
 }

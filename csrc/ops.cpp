@@ -6,21 +6,21 @@
 
 STABLE_TORCH_LIBRARY(incline_fast, m) {
   m.def(
-      "affine_rms_norm(Tensor x, Tensor? residual, Tensor weight, Tensor? down, Tensor up, Tensor? bias, "
-      "Tensor? row_alpha, Tensor? row_beta, Tensor? row_map, float alpha, float beta, float eps, "
-      "float weight_offset) -> (Tensor, Tensor)");
+      "affine_rms_norm(Tensor x, Tensor? residual, Tensor weight, Tensor? down, Tensor up, Tensor? down_scale, "
+      "Tensor? up_scale, Tensor? bias, Tensor? row_alpha, Tensor? row_beta, Tensor? row_map, float alpha, float beta, "
+      "float eps, float weight_offset) -> (Tensor, Tensor)");
   m.def(
       "affine_layer_norm(Tensor x, Tensor? residual, Tensor weight, Tensor? norm_bias, Tensor? down, Tensor up, "
-      "Tensor? bias, Tensor? row_alpha, Tensor? row_beta, Tensor? row_map, float alpha, float beta, float eps, "
-      "float weight_offset) -> (Tensor, Tensor)");
+      "Tensor? down_scale, Tensor? up_scale, Tensor? bias, Tensor? row_alpha, Tensor? row_beta, Tensor? row_map, "
+      "float alpha, float beta, float eps, float weight_offset) -> (Tensor, Tensor)");
   m.def(
       "affine_rms_norm_(Tensor(a!) y, Tensor(b!) stream, bool add_y, Tensor weight, Tensor? down, Tensor up, "
-      "Tensor? bias, Tensor? row_alpha, Tensor? row_beta, Tensor? row_map, float alpha, float beta, float eps, "
-      "float weight_offset) -> ()");
+      "Tensor? down_scale, Tensor? up_scale, Tensor? bias, Tensor? row_alpha, Tensor? row_beta, Tensor? row_map, "
+      "float alpha, float beta, float eps, float weight_offset) -> ()");
   m.def(
       "affine_layer_norm_(Tensor(a!) y, Tensor(b!) stream, bool add_y, Tensor weight, Tensor? norm_bias, "
-      "Tensor? down, Tensor up, Tensor? bias, Tensor? row_alpha, Tensor? row_beta, Tensor? row_map, float alpha, "
-      "float beta, float eps, float weight_offset) -> ()");
+      "Tensor? down, Tensor up, Tensor? down_scale, Tensor? up_scale, Tensor? bias, Tensor? row_alpha, "
+      "Tensor? row_beta, Tensor? row_map, float alpha, float beta, float eps, float weight_offset) -> ()");
   m.def("cholesky_block(Tensor A) -> (Tensor, Tensor)");
   m.def("cholesky_block_(Tensor(a!) A, Tensor(b!)? inverse, Tensor(c!) info, int first) -> ()");
   m.def("triangular_inverse(Tensor L) -> Tensor");

@@ -204,4 +204,4 @@ def _model_layer_norm(weight: Tensor, norm_bias: Tensor) -> torch.nn.LayerNorm:
 
 
 def _clone(map: AffineMap) -> AffineMap:
-    return AffineMap(None if map.down is None else map.down.clone(), map.up.clone())
+    return map.convert(Tensor.clone)

@@ -127,7 +127,8 @@ class SiteEdit:
         before = torch.linalg.vector_norm(state, dim=-1, dtype=torch.float32) if self.control.watch else None
         if self.norm is None:
             maps = self.map
-            edited, _ = reference.affine_residual(state, maps.down, maps.up, None, self.bias, alpha, beta, None)
+            weights = (maps.down, maps.up, maps.down_scale, maps.up_scale)
+            edited, _ = reference.affine_residual(state, *weights, None, self.bias, alpha, beta, None)
             normed = state.copy_(edited)
         else:
             normed = self.norm(state, alpha=alpha, beta=beta)

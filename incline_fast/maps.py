@@ -1,23 +1,26 @@
 """AffineMap: the linear part of an intervention, dense or low rank, one map or a stack of them.
 
 A map learned from n < d sentences has rank at most n (the dual form of least squares), so it is kept as two factors:
-``up @ (down @ h)`` reads ``2 rank d`` weights instead of ``d^2``.
+``up @ (down @ h)`` reads ``2 rank d`` weights instead of ``d^2``. An int8 map reads half of what a bf16 map does.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import overload
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-__all__ = ["PANEL", "AffineMap", "pack", "unpack"]
+__all__ = ["PANEL", "AffineMap", "dequantized", "pack", "unpack"]
 
 PANEL = 16
 """Output columns per panel of the packed layout: one 512-bit or two 256-bit fp32 vectors."""
 
-MAP_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+MAP_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64, torch.int8)
+INT8_MAX = 127
+"""Largest quantised weight; -128 is not used, so that a matrix and its negative quantise alike."""
 
 
 class AffineMap:
@@ -26,14 +29,27 @@ class AffineMap:
     Attributes:
         up: ``[G, d, rank]`` (low rank) or ``[G, d, d]`` (dense).
         down: ``[G, rank, d]`` or None (dense).
+        up_scale, down_scale: fp32 ``[G, d]`` and ``[G, rank]`` of an int8 map, one factor per row of ``up`` and
+            ``down``; None otherwise. See :meth:`quantize`.
     """
 
-    __slots__ = ("_packed", "down", "up")
+    __slots__ = ("_packed", "down", "down_scale", "up", "up_scale")
 
-    def __init__(self, down: Tensor | None, up: Tensor) -> None:
+    def __init__(
+        self,
+        down: Tensor | None,
+        up: Tensor,
+        *,
+        down_scale: Tensor | None = None,
+        up_scale: Tensor | None = None,
+    ) -> None:
         _check(down, up)
+        _check_scale("down", down, down_scale)
+        _check_scale("up", up, up_scale)
         self.down = down
         self.up = up
+        self.down_scale = down_scale
+        self.up_scale = up_scale
         self._packed: tuple[Tensor | None, Tensor] | None = None
 
     @classmethod
@@ -54,8 +70,17 @@ class AffineMap:
         kinds = {(m.hidden_size, m.rank, m.dtype) for m in maps}
         if len(kinds) > 1:
             raise ValueError(f"maps differ in (hidden_size, rank, dtype): {sorted(map(str, kinds))}; all must be equal")
-        downs = [m.down for m in maps if m.down is not None]
-        return cls(torch.cat(downs) if downs else None, torch.cat([m.up for m in maps]))
+
+        def joined(parts: list[Tensor | None]) -> Tensor | None:
+            present = [part for part in parts if part is not None]
+            return torch.cat(present) if present else None
+
+        return cls(
+            joined([m.down for m in maps]),
+            torch.cat([m.up for m in maps]),
+            down_scale=joined([m.down_scale for m in maps]),
+            up_scale=joined([m.up_scale for m in maps]),
+        )
 
     @property
     def hidden_size(self) -> int:
@@ -88,21 +113,71 @@ class AffineMap:
         return self.up.device
 
     def to(self, dtype: torch.dtype | None = None, device: torch.device | str | None = None) -> AffineMap:
-        """The same map with its weights converted; returns self when nothing changes."""
-        up = self.up.to(device=device, dtype=dtype)
-        down = None if self.down is None else self.down.to(device=device, dtype=dtype)
-        return self if up is self.up and down is self.down else AffineMap(down, up)
+        """The same map with its weights converted, an int8 map multiplied out; returns self when nothing changes.
+
+        Raises:
+            TypeError: dtype int8 was asked of a float map, which is what :meth:`quantize` makes.
+        """
+        if dtype not in (None, self.dtype):
+            if dtype is torch.int8:
+                raise TypeError(f"dtype is torch.int8 and the map is {self.dtype}; quantize() makes int8 maps")
+            down, up = self._weights(torch.float64 if dtype is torch.float64 else torch.float32)
+            return AffineMap(None if down is None else down.to(device, dtype), up.to(device, dtype))
+        return self.convert(lambda tensor: tensor.to(device=device))
+
+    def convert(self, function: Callable[[Tensor], Tensor]) -> AffineMap:
+        """The map with ``function`` applied to its weights; self where it returns each of them unchanged.
+
+        The scales of an int8 map follow to the device and stay fp32, so that ``module.half()`` leaves them exact.
+        """
+        up = function(self.up)
+        down = None if self.down is None else function(self.down)
+        if up is self.up and down is self.down:
+            return self
+        up_scale = None if self.up_scale is None else self.up_scale.to(up.device)
+        down_scale = None if self.down_scale is None else self.down_scale.to(up.device)
+        return AffineMap(down, up, down_scale=down_scale, up_scale=up_scale)
+
+    def quantize(self) -> AffineMap:
+        """The map with int8 weights and one fp32 scale per output column: half the bytes of bf16.
+
+        ``w[j, k] ~ scale[j] q[j, k]`` with ``scale[j] = max_k |w[j, k]| / 127`` and q rounded to the nearest of
+        -127..127, for each factor of a low-rank map (symmetric quantisation, Jacob et al., CVPR 2018, arXiv
+        1712.05877). The op sums over q in fp32 and multiplies the finished sum, so nothing but the weights is
+        approximated: each is off by at most ``scale[j] / 2``.
+
+        With normal weights and states, d from 640 to 4096, the image M h is off by 0.75% to 0.87% of its root mean
+        square (two factors: 1% to 1.1%), where bf16 weights cost 0.17% (0.24%). **Measure it on your model's states**:
+        maps of SmolLM2 135M lose 1% to 5%, those of Gemma 3 270M 7% to 44%, because a few dimensions of its residual
+        stream are so large that the small weights which meet them decide the image (benchmarks/README.md).
+
+        Raises:
+            ValueError: a weight is not finite.
+        """
+        if self.dtype is torch.int8:
+            return self
+        up, up_scale = _quantized("up", self.up)
+        if self.down is None:
+            return AffineMap(None, up, up_scale=up_scale)
+        down, down_scale = _quantized("down", self.down)
+        return AffineMap(down, up, down_scale=down_scale, up_scale=up_scale)
 
     def apply(self, h: Tensor, index: int = 0) -> Tensor:
-        """``M_index h`` in plain PyTorch; h is ``[..., d]`` and is converted to the map's dtype."""
-        z = h.to(self.dtype)
-        if self.down is not None:
-            z = z @ self.down[index].T
-        return z @ self.up[index].T
+        """``M_index h`` in plain PyTorch; h is ``[..., d]`` and is converted to the map's dtype (int8: to fp32)."""
+        down, up = self._weights()
+        z = h.to(up.dtype)
+        if down is not None:
+            z = z @ down[index].T
+        return z @ up[index].T
 
     def as_dense(self) -> Tensor:
-        """The maps as matrices ``[G, d, d]``."""
-        return self.up if self.down is None else self.up @ self.down
+        """The maps as matrices ``[G, d, d]``, those of int8 maps in fp32."""
+        down, up = self._weights()
+        return up if down is None else up @ down
+
+    def _weights(self, compute: torch.dtype = torch.float32) -> tuple[Tensor | None, Tensor]:
+        """``(down, up)`` as numbers: int8 weights times their scales, in ``compute``."""
+        return dequantized(self.down, self.down_scale, compute), dequantized(self.up, self.up_scale, compute)
 
     def packed(self) -> tuple[Tensor | None, Tensor]:
         """``(down, up)`` in the panel layout of the CPU kernels, see :func:`pack`.
@@ -143,6 +218,25 @@ def unpack(packed: Tensor, num_columns: int) -> Tensor:
     return packed.transpose(2, 3).reshape(G, panels * PANEL, K)[:, :num_columns]
 
 
+@overload
+def dequantized(weight: Tensor, scale: Tensor | None, compute: torch.dtype) -> Tensor: ...
+@overload
+def dequantized(weight: Tensor | None, scale: Tensor | None, compute: torch.dtype) -> Tensor | None: ...
+def dequantized(weight: Tensor | None, scale: Tensor | None, compute: torch.dtype) -> Tensor | None:
+    """``scale[g, j] weight[g, j, k]`` in dtype ``compute``; the weight itself where there is no scale."""
+    return weight if weight is None or scale is None else weight.to(compute) * scale.to(compute).unsqueeze(-1)
+
+
+def _quantized(name: str, weight: Tensor) -> tuple[Tensor, Tensor]:
+    """int8 ``[G, N, K]`` and fp32 scales ``[G, N]``; a row of zeros keeps the scale 0."""
+    weight = weight.detach()
+    scale = (weight.abs().amax(-1, keepdim=True).double() / INT8_MAX).float()
+    if not bool(scale.isfinite().all()):
+        raise ValueError(f"{name} holds NaN, infinite values or more than fp32 can; finite weights can be quantised")
+    rounded = (weight / scale.clamp_min(torch.finfo(torch.float32).tiny)).round_()
+    return rounded.clamp_(-INT8_MAX, INT8_MAX).to(torch.int8), scale.squeeze(-1)
+
+
 def _as_stack(name: str, value: Tensor) -> Tensor:
     if not isinstance(value, Tensor) or value.dim() not in (2, 3):
         shape = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
@@ -166,3 +260,24 @@ def _check(down: Tensor | None, up: Tensor) -> None:
         raise ValueError(f"down has shape {tuple(down.shape)}, up {tuple(up.shape)}; expected down [{G}, {rank}, {d}]")
     if rank < 1:
         raise ValueError("rank is 0; a low-rank map needs at least one row in down")
+
+
+def _check_scale(name: str, weight: Tensor | None, scale: Tensor | None) -> None:
+    """int8 weights have a scale per output column, others have none."""
+    if weight is None or weight.dtype is not torch.int8:
+        if scale is not None:
+            kind = "absent" if weight is None else weight.dtype
+            raise ValueError(f"{name}_scale is given, but {name} is {kind}; only int8 weights have a scale")
+        return
+    expected = tuple(weight.shape[:2])
+    if scale is None:
+        raise TypeError(
+            f"{name} has dtype torch.int8 and no {name}_scale; quantize() makes int8 maps with their scales"
+        )
+    if scale.dtype is not torch.float32 or tuple(scale.shape) != expected or scale.device != weight.device:
+        raise ValueError(
+            f"{name}_scale is {scale.dtype} {tuple(scale.shape)} on {scale.device}; expected torch.float32 {expected} "
+            f"on {weight.device}"
+        )
+    if scale.requires_grad:
+        raise ValueError(f"{name}_scale requires a gradient; int8 maps are constants, differentiate the float map")

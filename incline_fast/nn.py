@@ -58,7 +58,7 @@ class _AffineNorm(torch.nn.Module):
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         """Move or convert the map together with the layer's tensors (``.to``, ``.half``, ``.cuda``)."""
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        self.map = AffineMap(None if self.map.down is None else fn(self.map.down), fn(self.map.up))
+        self.map = self.map.convert(fn)
         return self
 
     def extra_repr(self) -> str:

@@ -4,9 +4,10 @@
     r' = beta_i r_i + alpha_i (M_{g(i)} r_i + b_{g(i)})        rows with g(i) < 0 keep r' = r
     y  = RMSNorm(r') (weight + weight_offset)                  or LayerNorm(r') weight + norm_bias
 
-``M_g`` is dense, ``M_g = up_g``, or low rank, ``M_g = up_g down_g``. Sums are accumulated in fp32 (fp64 when an input
-is fp64); r' is rounded once, to the dtype of the residual stream, and the norm reads the rounded value, so that the
-fused form and ``add`` followed by ``norm`` see the same numbers.
+``M_g`` is dense, ``M_g = up_g``, or low rank, ``M_g = up_g down_g``. The rows of an int8 factor are multiplied by their
+scales after the sum: ``M_g r = up_scale_g * (up_g r)``. Sums are accumulated in fp32 (fp64 when an input is fp64); r'
+is rounded once, to the dtype of the residual stream, and the norm reads the rounded value, so that the fused form and
+``add`` followed by ``norm`` see the same numbers.
 
 ``alpha = 1, beta = 1`` is the intervention of INCLINE (Wang et al., ACL 2025, arXiv 2410.12462, section 3.2);
 ``beta = 1 - alpha`` interpolates between the state and its image.
@@ -28,6 +29,8 @@ def affine_rms_norm(
     down: Tensor | None,
     up: Tensor,
     *,
+    down_scale: Tensor | None = None,
+    up_scale: Tensor | None = None,
     residual: Tensor | None = None,
     bias: Tensor | None = None,
     alpha: PerRow = 1.0,
@@ -43,6 +46,7 @@ def affine_rms_norm(
         weight: ``[d]`` norm weight, any float dtype.
         down: ``[G, rank, d]`` or None for dense maps.
         up: ``[G, d, rank]``, or ``[G, d, d]`` for dense maps.
+        down_scale, up_scale: fp32 ``[G, rank]`` and ``[G, d]`` where the weights are int8, None otherwise.
         residual: ``[..., d]`` residual stream or None.
         bias: ``[G, d]`` or ``[d]``, added to the map's output.
         alpha, beta: numbers, or tensors ``[num_tokens]``.
@@ -53,7 +57,7 @@ def affine_rms_norm(
     Returns:
         ``(y, r')``: y in x's dtype, r' in the residual's dtype (x's without a residual), both shaped like x.
     """
-    edited, compute = affine_residual(x, down, up, residual, bias, alpha, beta, row_map)
+    edited, compute = affine_residual(x, down, up, down_scale, up_scale, residual, bias, alpha, beta, row_map)
     value = edited.to(compute)
     normed = value * torch.rsqrt(value.square().mean(-1, keepdim=True) + eps)
     return (normed * (weight.to(compute) + weight_offset)).to(x.dtype), edited
@@ -66,6 +70,8 @@ def affine_layer_norm(
     down: Tensor | None,
     up: Tensor,
     *,
+    down_scale: Tensor | None = None,
+    up_scale: Tensor | None = None,
     residual: Tensor | None = None,
     bias: Tensor | None = None,
     alpha: PerRow = 1.0,
@@ -78,7 +84,7 @@ def affine_layer_norm(
 
     The variance is the mean of squared deviations from the mean (two passes), never ``E[x^2] - mean^2``.
     """
-    edited, compute = affine_residual(x, down, up, residual, bias, alpha, beta, row_map)
+    edited, compute = affine_residual(x, down, up, down_scale, up_scale, residual, bias, alpha, beta, row_map)
     value = edited.to(compute)
     centred = value - value.mean(-1, keepdim=True)
     normed = centred * torch.rsqrt(centred.square().mean(-1, keepdim=True) + eps)
@@ -92,6 +98,8 @@ def affine_residual(
     x: Tensor,
     down: Tensor | None,
     up: Tensor,
+    down_scale: Tensor | None,
+    up_scale: Tensor | None,
     residual: Tensor | None,
     bias: Tensor | None,
     alpha: PerRow,
@@ -104,24 +112,36 @@ def affine_residual(
     h = x.to(compute) if residual is None else x.to(compute) + residual.to(compute)
     rows = h.reshape(-1, h.shape[-1])
     index = torch.zeros(rows.shape[0], dtype=torch.long, device=x.device) if row_map is None else row_map.long()
-    image = _project(rows, down, up, bias, index.clamp(min=0), compute)
+    image = _project(rows, down, up, down_scale, up_scale, bias, index.clamp(min=0), compute)
     moved = _per_row(beta, compute) * rows + _per_row(alpha, compute) * image
     edited = torch.where((index >= 0).unsqueeze(-1), moved, rows)
     return edited.reshape(h.shape).to(stream.dtype), compute
 
 
 def _project(
-    rows: Tensor, down: Tensor | None, up: Tensor, bias: Tensor | None, index: Tensor, compute: torch.dtype
+    rows: Tensor,
+    down: Tensor | None,
+    up: Tensor,
+    down_scale: Tensor | None,
+    up_scale: Tensor | None,
+    bias: Tensor | None,
+    index: Tensor,
+    compute: torch.dtype,
 ) -> Tensor:
     """``M_{g(i)} rows_i + b_{g(i)}`` for every row; maps are applied one after another, never gathered per row."""
     image = torch.zeros_like(rows)
     for g in range(up.shape[0]):
-        z = rows if down is None else rows @ down[g].to(compute).T
-        z = z @ up[g].to(compute).T
+        z = rows if down is None else _product(rows, down, down_scale, g)
+        z = _product(z, up, up_scale, g)
         if bias is not None:
             z = z + (bias if bias.dim() == 1 else bias[g]).to(compute)
         image = torch.where((index == g).unsqueeze(-1), z, image)
     return image
+
+
+def _product(rows: Tensor, weight: Tensor, scale: Tensor | None, g: int) -> Tensor:
+    image = rows @ weight[g].to(rows.dtype).T
+    return image if scale is None else image * scale[g]
 
 
 def _per_row(value: PerRow, compute: torch.dtype) -> Tensor | float:

@@ -48,7 +48,11 @@ def same(a: Alignment, b: Alignment) -> bool:
         a.form == b.form
         and a.metadata == b.metadata
         and a.layers == b.layers
-        and all(equal(a.maps[i].up, b.maps[i].up) and equal(a.maps[i].down, b.maps[i].down) for i in a.layers)
+        and all(
+            equal(getattr(a.maps[i], part), getattr(b.maps[i], part))
+            for i in a.layers
+            for part in ("up", "down", "up_scale", "down_scale")
+        )
         and a.bias.keys() == b.bias.keys()
         and all(torch.equal(a.bias[i], b.bias[i]) for i in a.bias)
     )

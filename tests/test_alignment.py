@@ -46,6 +46,17 @@ def test_maps_keep_their_dtype_in_the_file_and_biases_stay_exact(tmp_path, dtype
     assert loaded.bias[1].dtype == torch.float32
 
 
+def test_int8_maps_come_back_from_the_file_with_their_scales(tmp_path):
+    quantized = example().quantize()
+    quantized.save(tmp_path / "a.safetensors")
+    loaded = Alignment.load(tmp_path / "a.safetensors")
+    assert same(loaded, quantized)
+    assert loaded.describe()["dtypes"] == ["int8"]
+    assert torch.equal(loaded.bias[1], example().bias[1])
+    assert same(loaded.quantize(), quantized)
+    assert loaded.to(torch.bfloat16).maps[1].up_scale is None
+
+
 def test_a_map_too_large_for_float16_is_not_converted_silently():
     alignment = Alignment.from_maps({0: torch.full((D, D), 7e4)})
     with pytest.raises(AlignmentError, match="site 0 holds NaN or infinite"):

@@ -112,6 +112,23 @@ def test_a_version_is_a_number(saved, version):
         Alignment.load(saved)
 
 
+@pytest.mark.parametrize(
+    ("scale", "reason"),
+    [
+        (torch.ones(D, 1), r"layer.2.up_scale has shape \(6, 1\); expected a vector"),
+        (torch.ones(D + 1), r"up_scale is torch.float32 \(1, 7\)"),
+        (torch.ones(D, dtype=torch.bfloat16), "up_scale is torch.bfloat16"),
+        (torch.full((D,), float("inf")), "layer.2.up_scale holds NaN or infinite"),
+    ],
+)
+def test_wrong_scales_are_refused(tmp_path, scale, reason):
+    path = tmp_path / "a.safetensors"
+    example().quantize().save(path)
+    rewrite(path, tensors=put("layer.2.up_scale", scale))
+    with pytest.raises(AlignmentError, match=reason):
+        Alignment.load(path)
+
+
 def put(name, value):
     return lambda tensors: tensors.update({name: value})
 
@@ -131,6 +148,8 @@ def put(name, value):
         (put("layer.2.up", torch.zeros(D + 1, D + 1)), "differ in hidden size"),
         (put("layer.10.down", torch.zeros(4, D)), "down has shape"),
         (put("layer.10.down", torch.zeros(3, D, dtype=torch.bfloat16)), "must agree"),
+        (put("layer.2.up", torch.zeros(D, D, dtype=torch.int8)), "no up_scale"),
+        (put("layer.2.up_scale", torch.zeros(D)), r"unexpected tensors \['layer.2.up_scale'\]"),
         (put("layer.1.bias", torch.zeros(D + 1)), r"bias\[1\]"),
         (put("layer.1.bias", torch.zeros(1, D)), r"bias\[1\]"),
         (put("layer.2.up", torch.zeros(D, D, dtype=torch.int32)), "layer.2.up has dtype torch.int32; allowed"),

@@ -3,7 +3,10 @@
 import pytest
 import torch
 
+from incline_fast import AffineRMSNorm
 from incline_fast.maps import PANEL, AffineMap, pack, unpack
+
+INT8 = torch.zeros(1, 3, 3, dtype=torch.int8)
 
 
 def random_map(d: int, rank: int | None, seed: int = 0) -> AffineMap:
@@ -64,12 +67,62 @@ def test_to_converts_weights_and_keeps_identity_when_nothing_changes() -> None:
     assert half.down.dtype is torch.bfloat16
 
 
+def test_int8_weights_are_the_nearest_multiples_of_their_rows_scale() -> None:
+    W = torch.tensor([[[1.27, -1.27, 0.014, 0.016], [0.0, 0.0, 0.0, 0.0], [-254.0, 127.0, 1.0, 3.0], [0.5, 0, 0, 0]]])
+    map = AffineMap.dense(W).quantize()
+    torch.testing.assert_close(map.up_scale, torch.tensor([[0.01, 0.0, 2.0, 0.5 / 127]]))
+    expected = [[127, -127, 1, 2], [0, 0, 0, 0], [-127, 64, 0, 2], [127, 0, 0, 0]]  # 0.5 and 1.5: ties to even
+    assert map.up.tolist() == [expected]
+    assert map.dtype is torch.int8
+    assert map.quantize() is map
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64])
+@pytest.mark.parametrize("rank", [None, 3])
+def test_quantised_weights_are_off_by_half_a_step(rank: int | None, dtype: torch.dtype) -> None:
+    map = AffineMap.stack([random_map(20, rank, seed) for seed in range(2)]).to(dtype)
+    quantized = map.quantize()
+    for name in ("up", "down"):
+        exact, q, scale = (
+            getattr(m, part) for m, part in ((map, name), (quantized, name), (quantized, name + "_scale"))
+        )
+        if exact is not None:
+            error = (q.double() * scale.double().unsqueeze(-1) - exact.double()).abs()
+            assert (error <= scale.double().unsqueeze(-1) * (0.5 + 1e-6)).all()
+    again = quantized.to(torch.float64)
+    torch.testing.assert_close(again.as_dense(), quantized.as_dense().double(), rtol=1e-5, atol=1e-6)
+    h = torch.randn(4, 20)
+    torch.testing.assert_close(quantized.apply(h, 1).double(), again.apply(h, 1), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("rank", [None, 3])
+def test_int8_maps_stack_and_keep_their_scales_when_a_module_is_converted(rank: int | None) -> None:
+    maps = [random_map(20, rank, seed).quantize() for seed in range(3)]
+    stack = AffineMap.stack(maps)
+    h = torch.randn(4, 20)
+    for index, map in enumerate(maps):
+        assert torch.equal(stack.apply(h, index), map.apply(h))
+    layer = AffineRMSNorm(torch.ones(20), stack).half()
+    assert layer.weight.dtype is torch.float16
+    assert layer.map is stack
+
+
 @pytest.mark.parametrize(
     ("build", "error", "message"),
     [
         (lambda: AffineMap.dense(torch.zeros(3, 4)), ValueError, r"\(3, 4\).*square"),
         (lambda: AffineMap.dense(torch.zeros(3)), ValueError, r"W is \(3,\)"),
-        (lambda: AffineMap.dense(torch.zeros(3, 3, dtype=torch.int8)), TypeError, "int8.*allowed"),
+        (lambda: AffineMap.dense(torch.zeros(3, 3, dtype=torch.int16)), TypeError, "int16.*allowed"),
+        (lambda: AffineMap.dense(torch.zeros(3, 3, dtype=torch.int8)), TypeError, "no up_scale; quantize"),
+        (lambda: AffineMap(None, torch.zeros(1, 3, 3), up_scale=torch.ones(1, 3)), ValueError, "only int8 weights"),
+        (lambda: AffineMap(None, INT8, up_scale=torch.ones(1, 4)), ValueError, r"\(1, 4\).*expected.*\(1, 3\)"),
+        (
+            lambda: AffineMap(None, INT8, up_scale=torch.ones(1, 3).requires_grad_()),
+            ValueError,
+            "int8 maps are constants",
+        ),
+        (lambda: AffineMap.dense(torch.full((3, 3), float("nan"))).quantize(), ValueError, "up holds NaN"),
+        (lambda: random_map(4, None).to(torch.int8), TypeError, "quantize\\(\\) makes int8 maps"),
         (lambda: AffineMap.low_rank(torch.zeros(2, 5), torch.zeros(4, 2)), ValueError, r"down has shape \(1, 2, 5\)"),
         (lambda: AffineMap.low_rank(torch.zeros(0, 4), torch.zeros(4, 0)), ValueError, "rank is 0"),
         (lambda: AffineMap.low_rank(torch.zeros(2, 4).bfloat16(), torch.zeros(4, 2)), TypeError, "must agree"),

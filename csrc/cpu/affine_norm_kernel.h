@@ -125,13 +125,17 @@ class AffineNormKernel {
   }
 
   void gemm(const Maps& maps, std::int64_t map, Scratch<const T> x, Scratch<T> z, std::int64_t count) {
-    with_storage_type(maps.dtype, [&](auto* type) {
-      using W = std::remove_pointer_t<decltype(type)>;
-      // fp64 maps go with fp64 sums and only with them; the caller has checked it.
-      if constexpr (std::is_same_v<W, double> == std::is_same_v<T, double>) {
-        PanelGemm<V, W>(maps, map, x, z, count).run(threads_);
-      }
-    });
+    // fp64 maps go with fp64 sums and only with them; the caller has checked it.
+    if constexpr (std::is_same_v<T, double>) {
+      PanelGemm<V, double>(maps, map, x, z, count).run(threads_);
+    } else if (maps.dtype == DType::kInt8) {
+      PanelGemm<V, std::int8_t>(maps, map, x, z, count).run(threads_);
+    } else {
+      with_storage_type(maps.dtype, [&](auto* type) {
+        using W = std::remove_pointer_t<decltype(type)>;
+        if constexpr (!std::is_same_v<W, double>) PanelGemm<V, W>(maps, map, x, z, count).run(threads_);
+      });
+    }
   }
 
   void finish_row(std::int64_t i, std::int64_t token, bool edit) {

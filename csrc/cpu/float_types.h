@@ -31,6 +31,7 @@ inline float float_of(std::uint32_t bits) {
 
 inline float widen(float value) { return value; }
 inline double widen(double value) { return value; }
+inline float widen(std::int8_t value) { return static_cast<float>(value); }
 inline float widen(BFloat16 value) { return float_of(static_cast<std::uint32_t>(value.bits) << 16); }
 
 inline float widen(Float16 value) {

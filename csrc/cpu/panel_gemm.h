@@ -110,6 +110,8 @@ class PanelGemm {
 
   PanelGemm(const Maps& maps, std::int64_t map, Scratch<const T> x, Scratch<T> z, std::int64_t num_rows)
       : reader_(maps, map),
+        scale_(maps.scale == nullptr ? nullptr : maps.scale + map * maps.columns),
+        columns_(maps.columns),
         depth_(maps.depth),
         panels_(ceil_div(maps.columns, kPanel)),
         x_(x),
@@ -170,9 +172,24 @@ class PanelGemm {
         }
       }
     }
+    if (scale_ == nullptr) return;
+    for (int s = 0; s < kStreamCount; ++s) scale_panel(first + s * spacing, row, count);
+  }
+
+  // Multiplies the finished sums of a panel's columns by their scales.
+  void scale_panel(std::int64_t panel, std::int64_t row, std::int64_t count) const {
+    const std::int64_t begin = panel * kPanel, columns = std::min<std::int64_t>(kPanel, columns_ - begin);
+    alignas(64) T factors[kPanel] = {};
+    std::copy_n(scale_ + begin, columns, factors);
+    for (std::int64_t i = row; i < row + count; ++i) {
+      T* z = z_.row(i) + begin;
+      for (int v = 0; v < kPanel; v += V::kLanes) V::store(z + v, V::mul(V::load(z + v), V::load(factors + v)));
+    }
   }
 
   PanelReader<W> reader_;
+  const float* scale_;
+  std::int64_t columns_;
   std::int64_t depth_;
   std::int64_t panels_;
   Scratch<const T> x_;

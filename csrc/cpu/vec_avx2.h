@@ -24,6 +24,9 @@ struct Avx2Float {
   static Register load(const Float16* p) {
     return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
   }
+  static Register load(const std::int8_t* p) {
+    return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p))));
+  }
   static void store(float* p, Register a) { _mm256_storeu_ps(p, a); }
   static void store(BFloat16* p, Register a) {
     const __m256i bits = _mm256_castps_si256(a);

@@ -26,6 +26,9 @@ struct Avx512Float {
   static Register load(const Float16* p) {
     return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
   }
+  static Register load(const std::int8_t* p) {
+    return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))));
+  }
   static void store(float* p, Register a) { _mm512_storeu_ps(p, a); }
   static void store(BFloat16* p, Register a) {
     const __m512i bits = _mm512_castps_si512(a);

@@ -14,7 +14,8 @@ __all__ = ["PerRow", "check", "check_in_place", "check_row_map", "num_rows", "op
 PerRow = float | Tensor
 
 FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
-LOW_FLOATS = FLOATS[:3]
+MAP_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.int8)
+"""What goes with sums in fp32; with sums in fp64 maps are fp64."""
 
 
 def num_rows(x: Tensor) -> int:
@@ -40,7 +41,8 @@ def op_tail(
     down, up = map.packed()
     alpha_scale, row_alpha = per_row(alpha)
     beta_scale, row_beta = per_row(beta)
-    return down, up, bias, row_alpha, row_beta, row_map, alpha_scale, beta_scale, eps, weight_offset
+    scales = (map.down_scale, map.up_scale)
+    return down, up, *scales, bias, row_alpha, row_beta, row_map, alpha_scale, beta_scale, eps, weight_offset
 
 
 def check(
@@ -50,6 +52,8 @@ def check(
     norm_bias: Tensor | None,
     down: Tensor | None,
     up: Tensor,
+    down_scale: Tensor | None,
+    up_scale: Tensor | None,
     bias: Tensor | None,
     row_alpha: Tensor | None,
     row_beta: Tensor | None,
@@ -77,6 +81,8 @@ def check(
             _dtype(name, vector, FLOATS)
             _shape(name, vector, (size,), meaning)
     _check_maps(x, residual, down, up)
+    _check_scale("up", up, up_scale, hidden)
+    _check_scale("down", down, down_scale, up.shape[2])
     if bias is not None:
         _dtype("bias", bias, FLOATS)
         if bias.dim() == 1:
@@ -86,14 +92,26 @@ def check(
     if row_map is not None:
         _dtype("row_map", row_map, (torch.int32,))
         _shape("row_map", row_map, (rows,), "the number of rows of x")
-    for name, tensor in _named(residual, weight, norm_bias, down, up, bias, row_alpha, row_beta, row_map):
+    for name, tensor in {
+        "residual": residual,
+        "weight": weight,
+        "norm_bias": norm_bias,
+        "down": down,
+        "up": up,
+        "down_scale": down_scale,
+        "up_scale": up_scale,
+        "bias": bias,
+        "row_alpha": row_alpha,
+        "row_beta": row_beta,
+        "row_map": row_map,
+    }.items():
         if tensor is not None and tensor.device != x.device:
             raise ValueError(f"{name} is on device {tensor.device}; expected {x.device}, the device of x")
 
 
 def _check_maps(x: Tensor, residual: Tensor | None, down: Tensor | None, up: Tensor) -> None:
     double = torch.float64 in (x.dtype, x.dtype if residual is None else residual.dtype)
-    allowed = (torch.float64,) if double else LOW_FLOATS
+    allowed = (torch.float64,) if double else MAP_DTYPES
     hidden = x.shape[-1]
     _dtype("up", up, allowed)
     if down is None:
@@ -120,6 +138,17 @@ def _map_shape(name: str, weight: Tensor, columns: int, depth: int) -> None:
         )
 
 
+def _check_scale(name: str, weight: Tensor | None, scale: Tensor | None, columns: int) -> None:
+    if weight is None or weight.dtype is not torch.int8:
+        if scale is not None:
+            raise ValueError(f"{name}_scale is given, but {name} is not int8; only int8 weights have a scale")
+        return
+    if scale is None:
+        raise ValueError(f"{name}_scale is absent, but {name} is int8; expected float32 [G, {columns}]")
+    _dtype(f"{name}_scale", scale, (torch.float32,))
+    _shape(f"{name}_scale", scale, (weight.shape[0], columns), "one factor per output column")
+
+
 def _dtype(name: str, tensor: Tensor, allowed: tuple[torch.dtype, ...]) -> None:
     if tensor.dtype not in allowed:
         names = ", ".join(dict.fromkeys(str(dtype).removeprefix("torch.") for dtype in allowed))
@@ -129,11 +158,6 @@ def _dtype(name: str, tensor: Tensor, allowed: tuple[torch.dtype, ...]) -> None:
 def _shape(name: str, tensor: Tensor, expected: tuple[int, ...], meaning: str) -> None:
     if tuple(tensor.shape) != expected:
         raise ValueError(f"{name} has shape {tuple(tensor.shape)}; expected {expected}, {meaning}")
-
-
-def _named(*tensors: Tensor | None) -> zip[tuple[str, Tensor | None]]:
-    names = ("residual", "weight", "norm_bias", "down", "up", "bias", "row_alpha", "row_beta", "row_map")
-    return zip(names, tensors, strict=True)
 
 
 def check_row_map(row_map: Tensor | None, num_maps: int) -> None:

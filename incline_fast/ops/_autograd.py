@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from incline_fast.maps import pack, unpack
+from incline_fast.maps import dequantized, pack, unpack
 
 __all__ = ["Constants", "Gradients", "Inputs", "backward", "save"]
 
@@ -30,6 +30,8 @@ class Inputs(NamedTuple):
     norm_bias: Tensor | None
     down: Tensor | None
     up: Tensor
+    down_scale: Tensor | None
+    up_scale: Tensor | None
     bias: Tensor | None
     row_alpha: Tensor | None
     row_beta: Tensor | None
@@ -55,14 +57,23 @@ class Gradients(NamedTuple):
     weight: Tensor
     norm_bias: Tensor | None
     down: Tensor | None
-    up: Tensor
+    up: Tensor | None
+    down_scale: None
+    up_scale: None
     bias: Tensor | None
     row_alpha: Tensor | None
     row_beta: Tensor | None
 
 
 def save(ctx: Any, inputs: Inputs, constants: Constants, edited: Tensor) -> None:
-    """Keep what :func:`backward` needs."""
+    """Keep what :func:`backward` needs.
+
+    Raises:
+        ValueError: a scale requires a gradient.
+    """
+    for name, scale in (("down_scale", inputs.down_scale), ("up_scale", inputs.up_scale)):
+        if scale is not None and scale.requires_grad:
+            raise ValueError(f"{name} requires a gradient; int8 maps are constants, differentiate the float map")
     ctx.save_for_backward(*inputs, edited)
     ctx.constants = constants
 
@@ -90,8 +101,10 @@ def backward(ctx: Any, grad_y: Tensor, grad_edited: Tensor) -> Gradients:
         residual=None if inputs.residual is None else grad_r.to(inputs.residual.dtype),
         weight=grad_weight.to(inputs.weight.dtype),
         norm_bias=None if inputs.norm_bias is None else grad_norm_bias.to(inputs.norm_bias.dtype),
-        down=None if inputs.down is None else _like(torch.stack(affine.grad_down), inputs.down),
-        up=_like(torch.stack(affine.grad_up), inputs.up),
+        down=None if inputs.down is None else _like(affine.grad_down, inputs.down),
+        up=_like(affine.grad_up, inputs.up),
+        down_scale=None,
+        up_scale=None,
         bias=None if inputs.bias is None else affine.bias_gradient(inputs.bias),
         row_alpha=affine.per_row(inputs.row_alpha, constants.alpha, affine.image),
         row_beta=affine.per_row(inputs.row_beta, constants.beta, r),
@@ -116,8 +129,10 @@ class _AffineBackward:
 
     def __init__(self, inputs: Inputs, constants: Constants, r: Tensor, grad_v: Tensor) -> None:
         rank = inputs.up.shape[2]
-        up = _linear(inputs.up, r.shape[1]).to(r.dtype)
-        down = None if inputs.down is None else _linear(inputs.down, rank).to(r.dtype)
+        up = dequantized(_linear(inputs.up, r.shape[1]), inputs.up_scale, r.dtype).to(r.dtype)
+        down = None
+        if inputs.down is not None:
+            down = dequantized(_linear(inputs.down, rank), inputs.down_scale, r.dtype).to(r.dtype)
         alpha = _strength(constants.alpha, inputs.row_alpha, r)
         beta = _strength(constants.beta, inputs.row_beta, r)
         row_map = inputs.row_map
@@ -163,6 +178,9 @@ def _linear(weight: Tensor, columns: int) -> Tensor:
     return unpack(weight, columns) if weight.dim() == 4 else weight
 
 
-def _like(gradient: Tensor, weight: Tensor) -> Tensor:
-    """The gradient ``[G, N, K]`` in the layout and dtype of ``weight``."""
+def _like(gradients: list[Tensor], weight: Tensor) -> Tensor | None:
+    """The gradients ``[N, K]`` of G maps in the layout and dtype of ``weight``; int8 weights have none."""
+    if not weight.is_floating_point():
+        return None
+    gradient = torch.stack(gradients)
     return (pack(gradient) if weight.dim() == 4 else gradient).to(weight.dtype)

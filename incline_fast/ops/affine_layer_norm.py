@@ -47,7 +47,7 @@ def affine_layer_norm(
         x: ``[..., d]``, fp32, bf16, fp16 or fp64, any strides; with ``residual`` it is added to the residual stream.
         weight: ``[d]`` norm weight, any float dtype.
         norm_bias: ``[d]`` or None, any float dtype.
-        map: the linear part; fp32, bf16 or fp16 whatever x is, but fp64 exactly when x or residual is.
+        map: the linear part; fp32, bf16, fp16 or int8 whatever x is, but fp64 exactly when x or residual is.
         residual: ``[..., d]``, in x's dtype, fp32 or fp64; None where x itself is the residual stream.
         bias: ``[d]`` or ``[G, d]`` added to the map's output, any float dtype.
         alpha, beta: numbers, or float tensors ``[num_tokens]``.
@@ -74,7 +74,8 @@ def affine_layer_norm(
         y = torch.empty_like(stream) if residual is None else x.clone(memory_format=torch.contiguous_format)
         torch.ops.incline_fast.affine_layer_norm_.default(y, stream, residual is not None, weight, norm_bias, *tail)
         return y, stream
-    check(x, residual, weight, norm_bias, map.down, map.up, bias, per_row(alpha)[1], per_row(beta)[1], row_map)
+    weights = (map.down, map.up, map.down_scale, map.up_scale)
+    check(x, residual, weight, norm_bias, *weights, bias, per_row(alpha)[1], per_row(beta)[1], row_map)
     check_row_map(row_map, map.num_maps)
     return reference.affine_layer_norm(
         x,
@@ -82,6 +83,8 @@ def affine_layer_norm(
         norm_bias,
         map.down,
         map.up,
+        down_scale=map.down_scale,
+        up_scale=map.up_scale,
         residual=residual,
         bias=bias,
         alpha=alpha,
@@ -146,6 +149,8 @@ def _fake(
     norm_bias: Tensor | None,
     down: Tensor | None,
     up: Tensor,
+    down_scale: Tensor | None,
+    up_scale: Tensor | None,
     bias: Tensor | None,
     row_alpha: Tensor | None,
     row_beta: Tensor | None,
@@ -155,7 +160,7 @@ def _fake(
     eps: float,
     weight_offset: float,
 ) -> tuple[Tensor, Tensor]:
-    check(x, residual, weight, norm_bias, down, up, bias, row_alpha, row_beta, row_map)
+    check(x, residual, weight, norm_bias, down, up, down_scale, up_scale, bias, row_alpha, row_beta, row_map)
     return x.new_empty(x.shape), (x if residual is None else residual).new_empty(x.shape)
 
 

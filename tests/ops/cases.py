@@ -100,7 +100,8 @@ def make(
 ) -> Case:
     """A random case; ``shape`` are x's leading dimensions. Maps keep the scale of what they are applied to."""
     g = torch.Generator().manual_seed(seed)
-    map_dtype = map_dtype or dtype
+    quantized = map_dtype is torch.int8
+    map_dtype = torch.float32 if quantized else map_dtype or dtype
     vector_dtype = vector_dtype or dtype
 
     def normal(*size: int, to: torch.dtype = dtype, scale: float = 1.0) -> Tensor:
@@ -119,7 +120,7 @@ def make(
         norm,
         normal(*shape, hidden),
         normal(hidden, to=vector_dtype) + 1,
-        map,
+        map.quantize() if quantized else map,
         normal(hidden, to=vector_dtype) if norm == "layer" else None,
         options,
     )

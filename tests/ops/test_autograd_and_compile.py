@@ -99,6 +99,33 @@ def test_gradients_have_the_dtype_of_their_inputs(dtype: torch.dtype, norm: str,
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("rank", [None, 2])
+@pytest.mark.parametrize("norm", NORMS)
+def test_gradients_flow_around_an_int8_map(norm: str, rank: int | None, backend: str) -> None:
+    """The map is a constant; every other input has the gradient that the multiplied-out map gives it."""
+    case = make(norm, 7, (3,), rank=rank, map_dtype=torch.int8, alpha=0.5)
+    gradients = []
+    for map in (case.map, case.map.to(torch.float32)):
+        tensors = {name: t.requires_grad_() for name, t in leaves(case).items()}
+        y, edited = case.but(**tensors, map=map)(backend)
+        (y * edited).sum().backward()
+        gradients.append({name: t.grad for name, t in tensors.items()})
+    for name, gradient in gradients[0].items():
+        torch.testing.assert_close(gradient, gradients[1][name])
+
+
+@compiled
+@pytest.mark.parametrize("norm", NORMS)
+def test_a_scale_has_no_gradient(norm: str) -> None:
+    case = make(norm, 7, (3,), map_dtype=torch.int8)
+    arguments = list(op_arguments(case, packed=True))
+    scale = next(i for i, value in enumerate(arguments) if value is case.map.up_scale)
+    arguments[scale] = case.map.up_scale.clone().requires_grad_()
+    with pytest.raises(ValueError, match="up_scale requires a gradient; int8 maps are constants"):
+        getattr(torch.ops.incline_fast, f"affine_{norm}_norm").default(*arguments)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("residual", [None, torch.float64])
 @pytest.mark.parametrize("norm", NORMS)
 def test_in_place_form_under_autograd(norm: str, residual: torch.dtype | None, backend: str) -> None:
@@ -139,8 +166,18 @@ def op_arguments(case: Case, packed: bool) -> tuple[Any, ...]:
     down, up = case.map.packed() if packed else (case.map.down, case.map.up)
     o = case.options
     norm = (case.weight,) if case.norm == "rms" else (case.weight, case.norm_bias)
+    scales = (case.map.down_scale, case.map.up_scale)
     rows = (o.get("alpha"), o.get("beta"), o.get("row_map"))
-    return (case.x, o.get("residual"), *norm, down, up, o.get("bias"), *rows, 0.5, 1.0, 1e-6, 1.0)
+    return (case.x, o.get("residual"), *norm, down, up, *scales, o.get("bias"), *rows, 0.5, 1.0, 1e-6, 1.0)
+
+
+@compiled
+@pytest.mark.parametrize("rank", [None, 2])
+@pytest.mark.parametrize("norm", NORMS)
+def test_opcheck_int8(norm: str, rank: int | None) -> None:
+    case = make(norm, 5, (4,), rank=rank, map_dtype=torch.int8, alpha=torch.rand(4), beta=torch.rand(4))
+    op = getattr(torch.ops.incline_fast, f"affine_{norm}_norm").default
+    torch.library.opcheck(op, op_arguments(case.but(x=case.x.requires_grad_()), packed=True))
 
 
 @compiled

@@ -38,6 +38,7 @@ def batches(draw: st.DrawFn):
         rank=rank and min(rank, hidden),
         num_maps=3,
         dtype=dtype,
+        map_dtype=dtype if dtype is torch.float64 else draw(st.sampled_from([dtype, torch.bfloat16, torch.int8])),
         residual_dtype=draw(st.sampled_from([None, dtype])),
         seed=draw(st.integers(0, 5)),
         alpha=torch.linspace(-1, 1, rows),

@@ -56,7 +56,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "map size": ({"map": dense(D + 1)}, r"up has shape .*; expected \[G, 6, 6\] or packed \[G, 1, 6, 16\] with G >= 1"),
     "map fp64 with fp32": (
         {"map": dense(D, torch.float64)},
-        r"up has dtype float64; allowed: float32, bfloat16, float16",
+        r"up has dtype float64; allowed: float32, bfloat16, float16, int8",
     ),
     "map fp32 with fp64": ({"x": tensor(ROWS, D, dtype=torch.float64)}, r"up has dtype float32; allowed: float64"),
     "map rank size": (
@@ -107,13 +107,53 @@ def test_tensors_on_two_devices() -> None:
 
 compiled = pytest.mark.skipif(EXTENSION is None, reason="pure-Python installation")
 
+INT8 = torch.int8
+SCALES: dict[str, tuple[tuple[torch.Tensor | None, ...], str]] = {
+    "absent": (
+        (None, tensor(1, D, D, dtype=INT8), None, None),
+        r"up_scale is absent, but up is int8; expected float32",
+    ),
+    "float map": ((None, tensor(1, D, D), None, tensor(1, D)), "up_scale is given, but up is not int8"),
+    "dense map": ((None, tensor(1, D, D), tensor(1, 2), None), "down_scale is given, but down is not int8"),
+    "size": (
+        (None, tensor(1, D, D, dtype=INT8), None, tensor(1, D + 1)),
+        r"up_scale has shape \(1, 7\); expected \(1, 6\), one factor per output column",
+    ),
+    "dtype": (
+        (None, tensor(1, D, D, dtype=INT8), None, tensor(1, D, dtype=torch.float16)),
+        "up_scale has dtype float16; allowed: float32",
+    ),
+    "factor": (
+        (tensor(1, 2, D, dtype=INT8), tensor(1, D, 2), tensor(1, 3), None),
+        r"down_scale has shape \(1, 3\); expected \(1, 2\), one factor per output column",
+    ),
+}
+
+
+@compiled
+@pytest.mark.parametrize("name", SCALES)
+def test_scales_of_int8_maps(name: str) -> None:
+    """AffineMap lets none of these through; the torch op and its fake kernel refuse them themselves."""
+    (down, up, down_scale, up_scale), message = SCALES[name]
+    rest = (down, up, down_scale, up_scale, None, None, None, None, 1.0, 1.0, 1e-6, 0.0)
+    with pytest.raises(ValueError, match=message):
+        torch.ops.incline_fast.affine_rms_norm(tensor(ROWS, D), None, tensor(D), *rest)
+    with pytest.raises(ValueError, match=message):
+        torch.ops.incline_fast.affine_rms_norm.default._op(  # the fake kernel, through the meta device
+            tensor(ROWS, D).to("meta"), None, tensor(D).to("meta"), *[_meta(value) for value in rest]
+        )
+
+
+def _meta(value: object) -> object:
+    return value.to("meta") if isinstance(value, torch.Tensor) else value
+
 
 @compiled
 def test_packed_map_that_is_not_contiguous() -> None:
     packed = torch.zeros(1, 1, D, 32)[..., ::2]
     with pytest.raises(ValueError, match=r"up is packed but not contiguous; pass up.contiguous\(\)"):
         torch.ops.incline_fast.affine_rms_norm(
-            tensor(ROWS, D), None, tensor(D), None, packed, None, None, None, None, 1.0, 1.0, 1e-6, 0.0
+            tensor(ROWS, D), None, tensor(D), None, packed, *[None] * 6, 1.0, 1.0, 1e-6, 0.0
         )
 
 
@@ -126,10 +166,7 @@ def test_numbers_of_maps_that_differ() -> None:
             tensor(D),
             tensor(2, 2, D),
             tensor(3, D, 2),
-            None,
-            None,
-            None,
-            None,
+            *[None] * 6,
             1.0,
             1.0,
             0.0,

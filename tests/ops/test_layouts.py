@@ -120,19 +120,20 @@ def test_in_place_writes_only_its_rows(backend: str) -> None:
 
 
 @compiled
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("map_dtype", [torch.float32, torch.bfloat16, torch.float16, torch.int8])
 @pytest.mark.parametrize("hidden", [1, 15, 16, 111, 1100])
 @pytest.mark.parametrize("rank", [None, 7])
-def test_linear_layout_gives_the_packed_bits(rank: int | None, hidden: int, dtype: torch.dtype) -> None:
+def test_linear_layout_gives_the_packed_bits(rank: int | None, hidden: int, map_dtype: torch.dtype) -> None:
     """[G, N, K] maps, contiguous or strided, are brought into panels on the fly."""
     rank = rank and min(rank, hidden)
-    case = make("rms", hidden, (9,), rank=rank, dtype=dtype)
+    case = make("rms", hidden, (9,), rank=rank, map_dtype=map_dtype)
     run = torch.ops.incline_fast.affine_rms_norm.default
     map = case.map
+    scales = (map.down_scale, map.up_scale)
 
     def call(down: Tensor | None, up: Tensor) -> tuple[Tensor, Tensor]:
         bias = case.options["bias"]
-        return run(case.x, None, case.weight, down, up, bias, None, None, None, 0.5, 1.0, 1e-6, 0.0)
+        return run(case.x, None, case.weight, down, up, *scales, bias, None, None, None, 0.5, 1.0, 1e-6, 0.0)
 
     wanted = call(*map.packed())
     down = map.down

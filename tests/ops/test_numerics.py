@@ -15,6 +15,7 @@ from incline_fast.maps import AffineMap
 HIDDEN = [1, 7, 8, 15, 16, 17, 111, 768, 769, 2048]
 ROWS = [0, 1, 2, 3, 7, 33]
 LOW = [torch.float32, torch.bfloat16, torch.float16]
+MAPS = [*LOW, torch.int8]
 ALPHAS = [0.0, 1.0, -0.5]
 
 
@@ -62,7 +63,17 @@ def test_sizes(hidden: int, rank: int | None, backend: str) -> None:
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("map_dtype", LOW)
+@pytest.mark.parametrize("rank", [None, 1, 7])
+def test_int8_maps_of_odd_sizes(rank: int | None, backend: str) -> None:
+    """Whole and partial panels; the scales of stacked maps do not mix."""
+    sizes = [hidden for hidden in HIDDEN if hidden >= (rank or 1) and hidden < 1000]
+    for number, (hidden, rows) in enumerate(itertools.product(sizes, (1, 5, 33))):
+        options = spread_options(number, rows)
+        check(make("rms", hidden, (rows,), rank=rank, map_dtype=torch.int8, seed=number, **options), backend)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("map_dtype", MAPS)
 @pytest.mark.parametrize("dtype", LOW)
 def test_dtypes(dtype: torch.dtype, map_dtype: torch.dtype, backend: str) -> None:
     for number, (rank, wide, vectors, norm) in enumerate(
