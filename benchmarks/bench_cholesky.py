@@ -27,7 +27,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from incline_fast._files import replacing
-from incline_fast.bench import _commit, _cpu_name, _threads
+from incline_fast.bench.machine import commit, cpu_name, threads
 from incline_fast.linalg import cholesky_ex, explain
 
 Factor = Callable[[Tensor], tuple[Tensor, Tensor]]
@@ -94,9 +94,9 @@ def measure(n: int, batch: int, dtype: torch.dtype, seconds: float) -> Row:
         rounds=len(times["auto"]),
         error=error,
         load_average=os.getloadavg()[0],
-        device=_cpu_name(),
+        device=cpu_name(),
         torch=torch.__version__,
-        commit=_commit(),
+        commit=commit(),
     )
 
 
@@ -186,7 +186,7 @@ if __name__ == "__main__":
     arguments = parser.parse_args()
     if arguments.output is not None:
         arguments.output.mkdir(parents=True, exist_ok=True)
-    with _threads(arguments.threads):
+    with threads(arguments.threads):
         results = [measure(n, batch, dtype, arguments.seconds) for n, batch, dtype in tqdm(list(shapes()))]
     Console(width=140).print(table(results))
     if arguments.output is not None:

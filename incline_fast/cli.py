@@ -272,19 +272,44 @@ def info(
 
 @app.command()
 def bench(
-    quick: Annotated[bool, typer.Option("--quick", help="A few shapes, under a minute.")] = False,
-    output: Annotated[Path | None, typer.Option("-o", "--output", help="Write the rows as CSV.")] = None,
+    quick: Annotated[bool, typer.Option("--quick", help="The same as `--table quick`: under a minute.")] = False,
+    table: Annotated[
+        list[str] | None, typer.Option(help="A table to measure, may be repeated; all of them without it.")
+    ] = None,
+    shape: Annotated[
+        list[str] | None, typer.Option(help="A shape in the words that head its rows, may be repeated.")
+    ] = None,
+    providers: Annotated[
+        str | None, typer.Option(help="Who takes part, e.g. `eager,fused`, instead of those of each table.")
+    ] = None,
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", help="CSV; new rows replace equal ones, others are kept.")
+    ] = None,
     threads: Annotated[int, typer.Option(help="Threads of torch's pool.", min=1)] = 1,
 ) -> None:
-    """Time the fused op against plain PyTorch on this machine.
+    """Time the fused op against plain PyTorch and its peers on this machine.
 
     Paired runs, medians, weights from DRAM; every result is checked against the fp64 reference before it is timed.
 
         incline-fast bench --quick
+
+    One table into a file, one shape again, another instruction set:
+
+        incline-fast bench --table dense-bf16 -o cpu.csv
+
+        incline-fast bench --shape 'rms 4 2048 dense bfloat16 bfloat16 dram' --providers eager,fused
+
+        INCLINE_FAST_CPU_ISA=avx2 incline-fast bench --quick
     """
     from incline_fast.bench import main as run_bench
 
-    run_bench(quick=quick, output=output, threads=threads)
+    run_bench(
+        tables=[*(["quick"] if quick else []), *(table or [])],
+        shapes=shape or [],
+        providers=providers.split(",") if providers else [],
+        output=output,
+        threads=threads,
+    )
 
 
 def main() -> None:

@@ -6,6 +6,9 @@
 
 #include <arm_neon.h>
 
+#include <cstdint>
+#include <cstring>
+
 #include "float_types.h"
 
 namespace incline_fast::cpu {
@@ -25,6 +28,11 @@ struct NeonFloat {
   }
   static Register load(const Float16* p) {
     return vcvt_f32_f16(vreinterpret_f16_u16(vld1_u16(reinterpret_cast<const std::uint16_t*>(p))));
+  }
+  static Register load(const std::int8_t* p) {
+    std::uint32_t four;
+    std::memcpy(&four, p, sizeof four);
+    return vcvtq_f32_s32(vmovl_s16(vget_low_s16(vmovl_s8(vreinterpret_s8_u32(vdup_n_u32(four))))));
   }
   static void store(float* p, Register a) { vst1q_f32(p, a); }
   static void store(BFloat16* p, Register a) {

@@ -25,6 +25,8 @@ inline const char* name_of(DType dtype) {
       return "bfloat16";
     case DType::kFloat16:
       return "float16";
+    case DType::kInt8:
+      return "int8";
   }
   return "unknown";
 }
@@ -72,10 +74,13 @@ class MapArray {
     if (packed_) {
       for (std::int64_t i = 0; i < array_.columns(); ++i) array_.set(0, i, 0.0);  // columns that pad the last panel
     }
-    const double scale = 1.0 / std::sqrt(static_cast<double>(depth));
+    const double size = 1.0 / std::sqrt(static_cast<double>(depth));
+    if (c.map == DType::kInt8) {
+      for (std::int64_t i = 0; i < c.maps * columns; ++i) scale_.push_back(static_cast<float>(size * (1 + i % 3) / 99));
+    }
     for (std::int64_t g = 0; g < c.maps; ++g) {
       for (std::int64_t n = 0; n < columns; ++n) {
-        for (std::int64_t k = 0; k < depth; ++k) place(g, n, k, scale * draw(random));
+        for (std::int64_t k = 0; k < depth; ++k) place(g, n, k, size * draw(random));
       }
     }
   }
@@ -87,6 +92,7 @@ class MapArray {
     maps.map_stride = packed_ ? panels_ * depth_ * kPanel : columns_ * array_.row_stride();
     maps.column_stride = packed_ ? 0 : array_.row_stride();
     maps.depth_stride = packed_ ? 0 : array_.column_stride();
+    maps.scale = scale_.empty() ? nullptr : scale_.data();
     return maps;
   }
 
@@ -101,8 +107,9 @@ class MapArray {
     const std::int64_t row = packed_ ? 0 : g * columns_ + n;
     const std::int64_t column =
         packed_ ? ((g * panels_ + n / kPanel) * depth_ + k) * kPanel + n % kPanel : k;  // [G, panels, depth, 16]
-    array_.set(row, column, value);
-    values_[index(g, n, k)] = array_.get(row, column);
+    const double scale = scale_.empty() ? 1.0 : scale_[g * columns_ + n];
+    array_.set(row, column, scale_.empty() ? value : std::clamp(std::nearbyint(value / scale), -127.0, 127.0));
+    values_[index(g, n, k)] = scale * array_.get(row, column);
   }
 
   std::int64_t columns_;
@@ -110,6 +117,7 @@ class MapArray {
   bool packed_;
   std::int64_t panels_;
   Array array_;
+  std::vector<float> scale_;  // [G, columns] of int8 maps
   std::vector<double> values_;
 };
 

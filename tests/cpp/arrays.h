@@ -17,7 +17,18 @@
 
 namespace incline_fast::test {
 
-constexpr std::int64_t bytes_of(DType dtype) { return dtype == DType::kFloat64 ? 8 : dtype == DType::kFloat32 ? 4 : 2; }
+// As cpu::with_storage_type, and int8, which no row has.
+template <class F>
+void with_element_type(DType dtype, F f) {
+  if (dtype == DType::kInt8) return f(static_cast<std::int8_t*>(nullptr));
+  cpu::with_storage_type(dtype, f);
+}
+
+inline std::int64_t bytes_of(DType dtype) {
+  std::int64_t bytes = 0;
+  with_element_type(dtype, [&](auto* type) { bytes = sizeof *type; });
+  return bytes;
+}
 
 // A number of mean 0 and variance 1; cheap, because the tests draw a hundred million of them.
 inline double draw(std::mt19937& random) { return (static_cast<double>(random()) * 0x1p-31 - 1.0) * std::sqrt(3.0); }
@@ -46,7 +57,7 @@ class Array {
 
   double get(std::int64_t row, std::int64_t column) const {
     double value = 0;
-    cpu::with_storage_type(dtype_, [&](auto* type) {
+    with_element_type(dtype_, [&](auto* type) {
       std::remove_pointer_t<decltype(type)> element;
       std::memcpy(&element, at(row, column), sizeof element);
       value = static_cast<double>(cpu::widen(element));
@@ -56,7 +67,7 @@ class Array {
 
   // Stores the value rounded to the array's dtype.
   void set(std::int64_t row, std::int64_t column, double value) {
-    cpu::with_storage_type(dtype_, [&](auto* type) {
+    with_element_type(dtype_, [&](auto* type) {
       const auto element = cpu::narrow<std::remove_pointer_t<decltype(type)>>(value);
       std::memcpy(const_cast<std::byte*>(at(row, column)), &element, sizeof element);
     });

@@ -72,10 +72,12 @@ struct Dtypes {
   DType x, map, residual;
 };
 
-constexpr DType kF32 = DType::kFloat32, kF64 = DType::kFloat64, kBF16 = DType::kBFloat16, kF16 = DType::kFloat16;
-constexpr Dtypes kDtypes[] = {{kF32, kF32, kF32}, {kF32, kBF16, kF32},   {kF32, kF16, kF32},  {kF64, kF64, kF64},
-                              {kF32, kF64, kF64}, {kBF16, kBF16, kBF16}, {kBF16, kF32, kF32}, {kBF16, kBF16, kF32},
-                              {kF16, kF16, kF16}, {kF16, kF32, kF16},    {kBF16, kF16, kBF16}};
+constexpr DType kF32 = DType::kFloat32, kF64 = DType::kFloat64, kBF16 = DType::kBFloat16, kF16 = DType::kFloat16,
+                kI8 = DType::kInt8;
+constexpr Dtypes kDtypes[] = {{kF32, kF32, kF32}, {kF32, kBF16, kF32},   {kF32, kF16, kF32},   {kF64, kF64, kF64},
+                              {kF32, kF64, kF64}, {kBF16, kBF16, kBF16}, {kBF16, kF32, kF32},  {kBF16, kBF16, kF32},
+                              {kF16, kF16, kF16}, {kF16, kF32, kF16},    {kBF16, kF16, kBF16}, {kBF16, kI8, kBF16},
+                              {kF32, kI8, kF32}};
 
 // Shapes and dtypes in full; the switches are drawn, so that every pair of them meets somewhere.
 void check_affine_norms(Report& report) {
@@ -125,7 +127,7 @@ void check_cholesky(Report& report) {
 }
 
 DType dtype_named(const std::string& name) {
-  for (const DType dtype : {kF32, kF64, kBF16, kF16}) {
+  for (const DType dtype : {kF32, kF64, kBF16, kF16, kI8}) {
     if (name == name_of(dtype)) return dtype;
   }
   throw std::invalid_argument("unknown dtype " + name);

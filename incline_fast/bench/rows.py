@@ -1,0 +1,92 @@
+"""One row per provider and problem, and the CSV that holds them."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any, get_type_hints
+
+from incline_fast._files import replacing
+
+__all__ = ["Row", "merged", "read_csv", "write_csv"]
+
+
+@dataclass(frozen=True)
+class Row:
+    """One provider on one problem. A ratio is the median of (the other's time / this one's) over neighbouring calls."""
+
+    op: str
+    backend: str
+    norm: str
+    num_tokens: int
+    hidden_size: int
+    rank: int | None
+    dtype: str
+    map_dtype: str
+    mode: str
+    us_p50: float
+    us_p20: float
+    us_p80: float
+    gb_s: float
+    pct_roofline: float | None
+    ratio_vs_eager: float | None
+    ratio_vs_compile: float | None
+    ratio_vs_hook: float | None
+    ratio_vs_max_autotune: float | None
+    ratio_vs_simd_ml_kernels: float | None
+    max_err: float
+    device: str
+    threads: int
+    torch: str
+    commit: str
+    table: str
+
+    @property
+    def shape(self) -> str:
+        """The problem in the words of ``str(Problem)``."""
+        rank = "dense" if self.rank is None else self.rank
+        return f"{self.norm} {self.num_tokens} {self.hidden_size} {rank} {self.dtype} {self.map_dtype} {self.mode}"
+
+    @property
+    def key(self) -> tuple[Any, ...]:
+        """What tells a row from the others of a file; a new measurement of the same replaces it."""
+        return self.table, self.backend, self.shape, self.threads
+
+
+def merged(old: Sequence[Row], new: Sequence[Row]) -> list[Row]:
+    """The old rows, in their order, with the new ones in the place of those that they repeat."""
+    return list(({row.key: row for row in old} | {row.key: row for row in new}).values())
+
+
+def write_csv(rows: Sequence[Row], path: Path) -> None:
+    """Write the rows; numbers keep four digits, absent ones are empty."""
+    with replacing(path) as temporary, temporary.open("w", newline="") as file:
+        writer = csv.DictWriter(file, [field.name for field in fields(Row)])
+        writer.writeheader()
+        for row in rows:
+            cells = asdict(row)
+            writer.writerow({k: f"{v:.4g}" if isinstance(v, float) else v for k, v in cells.items()})
+
+
+def read_csv(path: Path) -> list[Row]:
+    """The rows that :func:`write_csv` wrote.
+
+    Raises:
+        ValueError: the columns are others.
+    """
+    with path.open(newline="") as file:
+        reader = csv.DictReader(file)
+        names = [field.name for field in fields(Row)]
+        if reader.fieldnames != names:
+            raise ValueError(f"{path} has the columns {reader.fieldnames}; expected {names}")
+        return [Row(**{name: _parsed(name, text) for name, text in line.items()}) for line in reader]
+
+
+def _parsed(name: str, text: str) -> Any:
+    kind = get_type_hints(Row)[name]
+    if text == "" and kind is not str:
+        return None
+    number = int if kind in (int, int | None) else float
+    return text if kind is str else number(text)

@@ -1,0 +1,157 @@
+"""Checking and timing. Every provider is first checked against the fp64 reference; then all are timed in turn, call by
+call, so that a ratio compares neighbours in time on a machine whose speed drifts.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from incline_fast.bench.machine import commit, cpu_name
+from incline_fast.bench.problems import Data, Problem, dtype_name
+from incline_fast.bench.providers import PROVIDERS, Run
+from incline_fast.bench.rows import Row
+
+__all__ = ["measure", "with_roofline"]
+
+RMS_ERROR = {torch.float32: 1e-5, torch.bfloat16: 2e-2, torch.float16: 2e-3}
+"""Largest accepted error of a provider before it is timed, relative to the reference's root mean square."""
+
+
+def measure(problem: Problem, providers: Sequence[str], seconds: float = 1.0, table: str = "") -> list[Row]:
+    """Check and time the providers on one problem.
+
+    Args:
+        problem: the shape.
+        providers: names out of ``PROVIDERS``, all fit for the problem.
+        seconds: time to spend on all providers together, after checking and warming up.
+        table: name of the table that the rows belong to.
+
+    Raises:
+        ArithmeticError: a provider disagrees with the fp64 reference.
+    """
+    torch._dynamo.reset()  # graphs of other shapes would count against the recompile limit, and keep their weights
+    with torch.no_grad():
+        data = Data(problem)
+        runs = {name: PROVIDERS[name].make(data) for name in providers}
+        errors = {name: _check(name, run, data) for name, run in runs.items()}
+        times = _interleave(runs, data, seconds)
+    return [_row(name, problem, times, errors[name], table) for name in providers]
+
+
+def with_roofline(rows: Sequence[Row], seconds: float = 0.5) -> list[Row]:
+    """Fill ``pct_roofline``: the least time that the row's bytes and flops take at this machine's best, over its time.
+
+    The best bandwidth is the highest that a sum, a matrix-vector product or any row of the run reached, the best speed
+    that of a square matrix product in the row's dtype. Rows with cached weights are left out: no bandwidth bounds them.
+    """
+    matrix, vector = torch.ones(1 << 14, 1 << 12), torch.ones(1 << 12)
+    readers: tuple[Callable[[], Tensor], ...] = (matrix.sum, lambda: matrix @ vector)
+    read = max(matrix.nbytes / min(_repeat(reader, seconds)) / 1e3 for reader in readers)
+    read = max([read] + [row.gb_s for row in rows if row.mode == "dram"])
+    speed: dict[str, float] = {}
+    for dtype in {row.dtype for row in rows}:
+        a, b = torch.randn(2, 1024, 1024).to(getattr(torch, dtype))
+        speed[dtype] = 2 * 1024**3 / min(_repeat(lambda a=a, b=b: a @ b, seconds)) / 1e3  # type: ignore[misc]
+
+    def percent(row: Row) -> float | None:
+        if row.mode == "cache":
+            return None
+        flops = 2 * row.num_tokens * row.hidden_size * (2 * row.rank if row.rank else row.hidden_size)
+        return 100 * max(row.gb_s / read, flops / row.us_p50 / 1e3 / speed[row.dtype])
+
+    return [replace(row, pct_roofline=percent(row)) for row in rows]
+
+
+def _check(name: str, run: Run, data: Data) -> float:
+    """Largest absolute error of the results; refuses a provider that computes something else."""
+    worst = 0.0
+    right = (data.image(),) if PROVIDERS[name].gemm_only else data.expected()
+    for actual, expected in zip(run(data.x.clone(), 0), right, strict=True):
+        error = actual.double() - expected
+        size = (error.square().mean() / expected.square().mean()).sqrt().item()
+        if not size < RMS_ERROR[data.problem.dtype]:
+            raise ArithmeticError(f"{name} is wrong on {data.problem}: relative error {size:.2g}; nothing was timed")
+        worst = max(worst, error.abs().max().item())
+    return worst
+
+
+def _interleave(runs: dict[str, Run], data: Data, seconds: float) -> dict[str, list[float]]:
+    """Microseconds of every call. Neighbouring calls read different copies, and who comes first takes turns."""
+    names, copies = list(runs), data.problem.copies
+    times: dict[str, list[float]] = {name: [] for name in names}
+    call, warm, end = 0, False, 0.0
+    while not warm or time.perf_counter() < end or len(times[names[0]]) < 7:
+        shift = call % len(names)
+        for name in names[shift:] + names[:shift]:
+            run, x = runs[name], data.x.clone()
+            begin = time.perf_counter_ns()
+            run(x, call % copies)
+            times[name].append((time.perf_counter_ns() - begin) / 1e3)
+            call += 1
+        call += 1  # so that the starting provider moves on when their number divides the calls
+        if not warm and len(times[names[0]]) == 5:
+            times = {name: [] for name in names}
+            warm, end = True, time.perf_counter() + seconds
+    return times
+
+
+def _repeat(function: Callable[[], object], seconds: float) -> list[float]:
+    """Microseconds of calls during ``seconds``."""
+    times: list[float] = []
+    end = time.perf_counter() + seconds
+    while time.perf_counter() < end or len(times) < 3:
+        begin = time.perf_counter_ns()
+        function()
+        times.append((time.perf_counter_ns() - begin) / 1e3)
+    return times
+
+
+def _row(name: str, problem: Problem, times: dict[str, list[float]], error: float, table: str) -> Row:
+    mine = times[name]
+    p20, p50, p80 = (statistics.quantiles(mine, n=10)[decile] for decile in (1, 4, 7))
+
+    def ratio(other: str) -> float | None:
+        if other not in times:
+            return None
+        return statistics.median(theirs / own for theirs, own in zip(times[other], mine, strict=True))
+
+    return Row(
+        op=f"affine_{problem.norm}_norm",
+        backend=_label(name),
+        norm=problem.norm,
+        num_tokens=problem.num_tokens,
+        hidden_size=problem.hidden_size,
+        rank=problem.rank,
+        dtype=dtype_name(problem.dtype),
+        map_dtype=dtype_name(problem.map_dtype),
+        mode=problem.mode,
+        us_p50=p50,
+        us_p20=p20,
+        us_p80=p80,
+        gb_s=problem.bytes / p50 / 1e3,
+        pct_roofline=None,
+        ratio_vs_eager=ratio("eager"),
+        ratio_vs_compile=ratio("compile"),
+        ratio_vs_hook=ratio("hook"),
+        ratio_vs_max_autotune=ratio("max_autotune"),
+        ratio_vs_simd_ml_kernels=ratio("simd_ml_kernels"),
+        max_err=error,
+        device=cpu_name(),
+        threads=torch.get_num_threads(),
+        torch=torch.__version__,
+        commit=commit(),
+        table=table,
+    )
+
+
+def _label(name: str) -> str:
+    """A provider's name in the rows, with what a reader has to know about it."""
+    if PROVIDERS[name].gemm_only:
+        return f"{name} (gemm alone)"
+    return f"{name}[{torch.ops.incline_fast.cpu_isa()}]" if PROVIDERS[name].ours else name
