@@ -11,7 +11,7 @@ import torch
 
 from benchmarks import roofline
 from benchmarks.roofline import GPUS, Gpu, find_gpu, predict
-from incline_fast.bench_providers import Problem
+from incline_fast.bench.problems import Problem
 
 BF16 = torch.bfloat16
 ROUND = Gpu("round", bandwidth=1.0, tensor=100, vector=10, multiprocessors=100, clock_ghz=1.0, source="made up")

@@ -82,7 +82,9 @@ TABLES: dict[str, Table] = {
     "low-rank-bf16": Table("rank 64, and rank 500 at d = 4096, in bf16", _low_rank(BF16), ("eager", "hook", *OURS)),
     "int8": Table(
         "int8 maps; the others read the same map in the dtype of x",
-        _grid(BF16, INT8, WIDTHS, (1, 2, 4, 8)) + _grid(FP32, INT8, (2048,), (1, 4)) + _grid(BF16, INT8, (4096,), (1, 4), 64),
+        _grid(BF16, INT8, WIDTHS, (1, 2, 4, 8))
+        + _grid(FP32, INT8, (2048,), (1, 4))
+        + _grid(BF16, INT8, (4096,), (1, 4), 64),
         ("eager", "hook", *OURS),
     ),
     "mixed": Table(
