@@ -3,6 +3,7 @@
 #   make demo     set up, then learn maps between languages on a real model, apply them, and write demo/report.html
 #   make test     set up, then run the whole test suite
 #   make test-gpu-emulated    execute the GPU kernels in the emulators of tests/emulation (no GPU needed)
+#   make gpu                  build, check and measure on this machine's GPU with the installed torch; under ten minutes
 #   make lint     formatting, lint and types
 #   make setup    the set-up alone: .venv, CPU torch, the compiled extension, the model, the parallel text
 #
@@ -18,7 +19,7 @@ CSRC := $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu')
 CXX_TESTS := $(shell find tests -name '*.cpp' -o -name '*.h' -o -name '*.cu')
 export PYTHONUNBUFFERED := 1
 
-.PHONY: setup demo test test-gpu-emulated lint bench clean
+.PHONY: setup demo test test-gpu-emulated gpu lint bench clean
 
 setup: $(VENV)/.installed
 	$(BIN)/python -m demo.fetch --model $(MODEL)
@@ -32,6 +33,10 @@ test: $(VENV)/.installed
 
 test-gpu-emulated: $(VENV)/.installed
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto -m gpu_emulated
+
+# No virtual environment and no network: what is measured is the torch and the CUDA that the machine has.
+gpu:
+	PYTHONPATH=. $(PYTHON) -m benchmarks.gpu
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .

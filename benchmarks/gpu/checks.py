@@ -1,0 +1,210 @@
+"""Are the kernels right on this device? python -m benchmarks.gpu.checks [--small] prints one line per check.
+
+    parity    every backend against the fp64 reference, functional and in place
+    replay    a captured graph, replayed with new inputs and without anything being reset between
+    streams   two streams at once, whose launches must not share the counters through which programs hand over
+    cholesky  the blocked factorisation against fp64
+
+``--small`` is what the sanitizers run, a hundred times slower.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from itertools import product
+
+import torch
+from torch import Tensor
+
+from benchmarks.gpu.device import Cuda, Device
+from incline_fast import ops, reference
+from incline_fast.linalg import cholesky_ex
+from incline_fast.maps import AffineMap
+
+__all__ = ["LARGE", "SMALL", "Case", "make", "run_checks"]
+
+BF16, FP16, FP32 = torch.bfloat16, torch.float16, torch.float32
+RELATIVE_RMS = {FP32: 1e-6, FP16: 1e-3, BF16: 5e-3}
+"""Root mean square of the error over that of the result, for sums up to 256 long; beyond, times sqrt(length / 256)."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """A problem's arguments on the device; ``call`` are the keyword arguments that all forms share."""
+
+    norm: str
+    x: Tensor
+    residual: Tensor | None
+    weight: Tensor
+    map: AffineMap
+    call: dict[str, Tensor | float]
+
+    def functional(self, backend: str) -> tuple[Tensor, Tensor]:
+        """(y, r')."""
+        options = {**self.call, "residual": self.residual, "backend": backend}
+        if self.norm == "rms":
+            return ops.affine_rms_norm(self.x, self.weight, self.map, **options)  # type: ignore[arg-type]
+        return ops.affine_layer_norm(self.x, self.weight, self.weight, self.map, **options)  # type: ignore[arg-type]
+
+    def in_place(self, backend: str, x: Tensor, residual: Tensor | None) -> tuple[Tensor, Tensor]:
+        """(y, r') of the form that writes to x and residual."""
+        options = {**self.call, "residual": residual, "backend": backend}
+        if self.norm == "rms":
+            y = ops.affine_rms_norm_(x, self.weight, self.map, **options)  # type: ignore[arg-type]
+        else:
+            y = ops.affine_layer_norm_(x, self.weight, self.weight, self.map, **options)  # type: ignore[arg-type]
+        return y, x if residual is None else residual
+
+    def expected(self) -> tuple[Tensor, Tensor]:
+        """fp64 (y, r') of the same numbers."""
+        map = self.map.to(torch.float64)
+        options = {
+            k: v.double() if isinstance(v, Tensor) and v.is_floating_point() else v for k, v in self.call.items()
+        }
+        x, residual, weight = self.x.double(), self.residual, self.weight.double()
+        options["residual"] = None if residual is None else residual.double()  # type: ignore[assignment]
+        if self.norm == "rms":
+            return reference.affine_rms_norm(x, weight, map.down, map.up, **options)  # type: ignore[arg-type]
+        return reference.affine_layer_norm(x, weight, weight, map.down, map.up, **options)  # type: ignore[arg-type]
+
+
+Shape = tuple[str, int, int, int | None, torch.dtype, torch.dtype, bool]
+"""(norm, tokens, hidden, rank, dtype, map dtype, with a residual)"""
+SMALL: tuple[Shape, ...] = (
+    ("rms", 1, 769, None, BF16, BF16, False),
+    ("layer", 3, 256, 20, FP16, torch.int8, True),
+    ("rms", 70, 64, None, FP32, BF16, True),
+)
+LARGE: tuple[Shape, ...] = SMALL + tuple(
+    ("rms" if m % 2 else "layer", m, d, rank, dtype, map_dtype, residual)
+    for (dtype, map_dtype), (m, d), rank, residual in product(
+        ((BF16, BF16), (FP16, FP16), (FP32, FP32), (FP32, BF16), (BF16, torch.int8), (BF16, FP16)),
+        ((1, 4096), (5, 769), (17, 5125), (64, 2048), (300, 1024)),
+        (None, 1, 500),
+        (False, True),
+    )
+)
+
+
+def make(shape: Shape, device: torch.device) -> Case:
+    """Three maps of which rows use two, and every fifth row none."""
+    norm, tokens, hidden, rank, dtype, map_dtype, with_residual = shape
+    g = torch.Generator().manual_seed(hidden + tokens)
+
+    def normal(*size: int, scale: float = 1.0) -> Tensor:
+        return torch.randn(*size, generator=g) * scale
+
+    if rank is None:
+        map = AffineMap.dense(normal(3, hidden, hidden, scale=hidden**-0.5))
+    else:
+        map = AffineMap.low_rank(normal(3, rank, hidden, scale=hidden**-0.5), normal(3, hidden, rank, scale=rank**-0.5))
+    map = map.quantize() if map_dtype is torch.int8 else map.to(map_dtype)
+    rows = torch.arange(tokens, dtype=torch.int32)
+    call: dict[str, Tensor | float] = {
+        "bias": normal(3, hidden).to(device, dtype),
+        "alpha": torch.linspace(0.2, 0.6, tokens).to(device),
+        "row_map": torch.where(rows % 5 == 4, -1, rows % 2 * 2).to(device),
+    }
+    x = normal(tokens, hidden).to(device, dtype)
+    residual = normal(tokens, hidden).to(device, dtype) if with_residual else None
+    return Case(norm, x, residual, (normal(hidden) + 1).to(device, dtype), map.to(device=device), call)
+
+
+def _judge(actual: tuple[Tensor, ...], expected: tuple[Tensor, ...], length: int) -> str:
+    """Empty if all are near, otherwise what is not."""
+    for name, tensor, wanted in zip(("y", "r'"), actual, expected, strict=True):
+        error = ((tensor.double() - wanted).square().mean() / wanted.square().mean()).sqrt().item()
+        bound = RELATIVE_RMS[tensor.dtype] * max(1.0, length / 256) ** 0.5
+        if not error < bound:
+            return f"{name} is off by {error:.2g} in relative root mean square, allowed {bound:.2g}"
+    return ""
+
+
+def _parity(case: Case, backend: str, device: Device) -> str:
+    expected, hidden = case.expected(), case.x.shape[-1]
+    actual = case.functional(backend)
+    wrong = _judge(actual, expected, hidden)
+    again = case.in_place(backend, case.x.clone(), None if case.residual is None else case.residual.clone())
+    if not wrong and not all(torch.equal(a, b) for a, b in zip(actual, again, strict=True)):
+        wrong = "the in-place form gives other bits"
+    return wrong
+
+
+def _replay(case: Case, backend: str, device: Device) -> str:
+    x, residual = case.x.clone(), None if case.residual is None else case.residual.clone()
+    outputs: list[tuple[Tensor, Tensor]] = []
+    replay = device.capture(lambda: outputs.append(case.in_place(backend, x, residual)))
+    for attempt in range(3):
+        x.copy_(case.x * (attempt + 1))
+        if residual is not None:
+            residual.copy_(case.residual)
+        changed = Case(case.norm, case.x * (attempt + 1), case.residual, case.weight, case.map, case.call)
+        replay()
+        device.synchronize()
+        if not all(torch.equal(a, b) for a, b in zip(outputs[-1], changed.functional(backend), strict=True)):
+            return f"replay {attempt + 1} gives other bits than the same call outside of a graph"
+    return ""
+
+
+def _streams(case: Case, backend: str, device: Device) -> str:
+    wanted = case.functional(backend)
+    device.synchronize()
+    results: list[tuple[Tensor, Tensor]] = []
+    streams = (device.stream(), device.stream())
+    for _ in range(20):
+        for stream in streams:
+            with stream:
+                results.append(case.functional(backend))
+    device.synchronize()
+    wrong = sum(not all(torch.equal(a, b) for a, b in zip(result, wanted, strict=True)) for result in results)
+    return f"{wrong} of {len(results)} calls give other bits" if wrong else ""
+
+
+def _cholesky(size: int, dtype: torch.dtype, device: Device) -> str:
+    g = torch.Generator().manual_seed(size)
+    X = torch.randn(size, size, generator=g, dtype=torch.float64)
+    A = (X @ X.T / size + torch.eye(size, dtype=torch.float64)).to(device.torch_device, dtype)
+    L, info = cholesky_ex(A, backend="blocked")
+    wanted = torch.linalg.cholesky(A.double())
+    error = (L - wanted).abs().max().item()
+    bound = 30 * size * torch.finfo(dtype).eps
+    return "" if info.item() == 0 and error < bound else f"info {info.item()}, off by {error:.2g}, allowed {bound:.2g}"
+
+
+def run_checks(device: Device, shapes: tuple[Shape, ...]) -> Iterator[tuple[str, str]]:
+    """(name, what is wrong or empty) of every check; one that raises is wrong too."""
+    kinds: dict[str, Callable[[Case, str, Device], str]] = {"parity": _parity, "replay": _replay, "streams": _streams}
+    for shape in shapes:
+        case = make(shape, device.torch_device)
+        for kind, check in kinds.items():
+            if kind != "parity" and shape not in SMALL:
+                continue
+            for backend in device.backends:
+                yield f"{kind} {backend} {shape}", _guarded(check, case, backend, device)
+    for size, dtype in product((100, 300), (torch.float32, torch.float64)):
+        yield f"cholesky {size} {dtype}", _guarded(_cholesky, size, dtype, device)
+
+
+def _guarded(check: Callable[..., str], *arguments: object) -> str:
+    try:
+        return check(*arguments)
+    except Exception as error:
+        return f"{type(error).__name__}: {error}"
+
+
+def main(small: bool, device: Device | None = None) -> int:
+    """Print every check's verdict; returns the exit status."""
+    wrong = 0
+    for name, reason in run_checks(device or Cuda(), SMALL if small else LARGE):
+        print(f"{'FAILED' if reason else 'ok    '} {name} {reason}".rstrip(), flush=True)
+        wrong += bool(reason)
+    print(f"{wrong} checks failed")
+    return int(wrong > 0)
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--small", action="store_true", help="three shapes, for the sanitizers")
+    raise SystemExit(main(parser.parse_args().small))
