@@ -103,7 +103,8 @@ def _count_bits(machine: Machine, current: Instruction, lanes: Lanes) -> None:
         if current.name == "bfind" and kind[0] == "s":
             raise PTXError("the emulator knows bfind for unsigned types alone", current)
         leading = np.where(value == 0, bits, digits[:, ::-1].argmax(1))
-        result = leading if current.name == "clz" else np.where(value == 0, -1, bits - 1 - leading)
+        place = leading if "shiftamt" in current.parts else bits - 1 - leading
+        result = leading if current.name == "clz" else np.where(value == 0, -1, place)
     machine.write(current.operands[0], result.astype(np.int64).astype(np.uint32), "u32", lanes)
 
 
