@@ -6,9 +6,8 @@
 #include <string>
 
 #include "affine_norm.h"
+#include "backend.h"
 #include "check.h"
-#include "cpu/dispatch.h"
-#include "torch_threads.h"
 
 namespace incline_fast {
 namespace {
@@ -17,6 +16,7 @@ constexpr std::int64_t kPanel = 16;
 
 // Arguments that all four forms share.
 struct Arguments {
+  const Tensor& x;  // or the stream: what all other tensors have to share a device with
   Norm norm;
   const Tensor& weight;
   const MaybeTensor& norm_bias;
@@ -43,32 +43,34 @@ Rows rows(const Tensor& tensor, bool output = false) {
   return {address(tensor, output), dtype_of(tensor), tensor.dim(), tensor.sizes().data(), tensor.strides().data()};
 }
 
-Rows vector(const char* name, const MaybeTensor& tensor, std::int64_t size, const char* meaning) {
+Rows vector(const Arguments& args, const char* name, const MaybeTensor& tensor, std::int64_t size,
+            const char* meaning) {
   if (!tensor.has_value()) return {};
-  check_cpu(name, *tensor);
+  check_device(name, *tensor, args.x);
   check_float(name, *tensor);
   check_shape(name, *tensor, {size}, meaning);
   return rows(*tensor);
 }
 
 // The factors of int8 maps; null for other maps.
-const float* scales(const std::string& map, const Tensor& tensor, const MaybeTensor& scale, std::int64_t columns) {
+const float* scales(const Arguments& args, const std::string& map, const Tensor& tensor, const MaybeTensor& scale,
+                    std::int64_t columns) {
   const std::string name = map + "_scale";
   if (tensor.scalar_type() != ScalarType::Char) {
     if (scale.has_value()) fail(name, " is given, but ", map, " is not int8; only int8 weights have a scale");
     return nullptr;
   }
   if (!scale.has_value()) fail(name, " is absent, but ", map, " is int8; expected float32 [G, ", columns, "]");
-  check_cpu(name.c_str(), *scale);
+  check_device(name.c_str(), *scale, args.x);
   check_dtype(name.c_str(), *scale, {ScalarType::Float});
   check_shape(name.c_str(), *scale, {tensor.size(0), columns}, "one factor per output column");
   if (!scale->is_contiguous()) fail(name, " is not contiguous; pass ", name, ".contiguous()");
   return static_cast<const float*>(scale->const_data_ptr());
 }
 
-Maps maps(const char* name, const Tensor& tensor, const MaybeTensor& scale, std::int64_t columns, std::int64_t depth,
-          bool is_double) {
-  check_cpu(name, tensor);
+Maps maps(const Arguments& args, const char* name, const Tensor& tensor, const MaybeTensor& scale, std::int64_t columns,
+          std::int64_t depth, bool is_double) {
+  check_device(name, tensor, args.x);
   if (is_double) {
     check_dtype(name, tensor, {ScalarType::Double});
   } else {
@@ -91,13 +93,13 @@ Maps maps(const char* name, const Tensor& tensor, const MaybeTensor& scale, std:
           t[0],
           packed ? 0 : t[1],
           packed ? 0 : t[2],
-          scales(name, tensor, scale, columns)};
+          scales(args, name, tensor, scale, columns)};
 }
 
 void describe_maps(const Arguments& args, bool is_double, AffineNorm& op) {
   const std::int64_t hidden = op.hidden_size;
   if (!args.down.has_value()) {
-    op.up = maps("up", args.up, args.up_scale, hidden, hidden, is_double);
+    op.up = maps(args, "up", args.up, args.up_scale, hidden, hidden, is_double);
     if (args.down_scale.has_value()) fail("down_scale is given, but down is not int8; only int8 weights have a scale");
     op.num_maps = args.up.size(0);
     return;
@@ -106,8 +108,8 @@ void describe_maps(const Arguments& args, bool is_double, AffineNorm& op) {
     fail("up has shape ", show(shape(args.up)), "; expected [G, d, rank] or packed [G, P, rank, ", kPanel, "]");
   }
   const std::int64_t rank = args.up.size(2);
-  op.up = maps("up", args.up, args.up_scale, hidden, rank, is_double);
-  op.down = maps("down", *args.down, args.down_scale, rank, hidden, is_double);
+  op.up = maps(args, "up", args.up, args.up_scale, hidden, rank, is_double);
+  op.down = maps(args, "down", *args.down, args.down_scale, rank, hidden, is_double);
   op.num_maps = args.up.size(0);
   if (args.down->size(0) != op.num_maps) {
     fail("down holds ", args.down->size(0), " maps; expected ", op.num_maps, ", as many as up");
@@ -116,7 +118,7 @@ void describe_maps(const Arguments& args, bool is_double, AffineNorm& op) {
 
 void describe_bias(const Arguments& args, AffineNorm& op) {
   if (!args.bias.has_value()) return;
-  check_cpu("bias", *args.bias);
+  check_device("bias", *args.bias, args.x);
   check_float("bias", *args.bias);
   if (args.bias->dim() == 1) {
     check_shape("bias", *args.bias, {op.hidden_size}, "the hidden size");
@@ -128,11 +130,12 @@ void describe_bias(const Arguments& args, AffineNorm& op) {
 
 void describe_row_map(const Arguments& args, AffineNorm& op) {
   if (!args.row_map.has_value()) return;
-  check_cpu("row_map", *args.row_map);
+  check_device("row_map", *args.row_map, args.x);
   check_dtype("row_map", *args.row_map, {ScalarType::Int});
   check_shape("row_map", *args.row_map, {op.num_rows}, "the number of rows of x");
   op.row_map = static_cast<const std::int32_t*>(args.row_map->const_data_ptr());
   op.row_map_stride = args.row_map->stride(0);
+  if (!backend::reads_values()) return;
   for (std::int64_t i = 0; i < op.num_rows; ++i) {
     const std::int32_t map = op.row_map[i * op.row_map_stride];
     if (map >= op.num_maps) fail("row_map holds ", map, "; allowed: below ", op.num_maps, ", the number of maps");
@@ -140,12 +143,13 @@ void describe_row_map(const Arguments& args, AffineNorm& op) {
 }
 
 void check_stream(const Tensor& x, const MaybeTensor& residual) {
+  check_served("x", x);
   check_float("x", x);
   if (x.dim() < 1 || x.size(x.dim() - 1) < 1) {
     fail("x has shape ", show(shape(x)), "; expected [..., d] with d >= 1");
   }
   if (!residual.has_value()) return;
-  check_cpu("residual", *residual);
+  check_device("residual", *residual, x);
   check_dtype("residual", *residual, {x.scalar_type(), ScalarType::Float, ScalarType::Double});
   check_shape("residual", *residual, shape(x), "the shape of x");
 }
@@ -156,10 +160,10 @@ void run(const Tensor& x, const MaybeTensor& residual, const Tensor& y, const Te
   op.norm = args.norm;
   op.hidden_size = x.size(x.dim() - 1);
   op.num_rows = x.numel() / op.hidden_size;
-  op.weight = vector("weight", args.weight, op.hidden_size, "the hidden size");
-  op.norm_bias = vector("norm_bias", args.norm_bias, op.hidden_size, "the hidden size");
-  op.row_alpha = vector("row_alpha", args.row_alpha, op.num_rows, "the number of rows of x");
-  op.row_beta = vector("row_beta", args.row_beta, op.num_rows, "the number of rows of x");
+  op.weight = vector(args, "weight", args.weight, op.hidden_size, "the hidden size");
+  op.norm_bias = vector(args, "norm_bias", args.norm_bias, op.hidden_size, "the hidden size");
+  op.row_alpha = vector(args, "row_alpha", args.row_alpha, op.num_rows, "the number of rows of x");
+  op.row_beta = vector(args, "row_beta", args.row_beta, op.num_rows, "the number of rows of x");
   const ScalarType stream = residual.has_value() ? residual->scalar_type() : x.scalar_type();
   describe_maps(args, x.scalar_type() == ScalarType::Double || stream == ScalarType::Double, op);
   describe_bias(args, op);
@@ -173,7 +177,7 @@ void run(const Tensor& x, const MaybeTensor& residual, const Tensor& y, const Te
   op.beta = args.beta;
   op.eps = args.eps;
   op.weight_offset = args.weight_offset;
-  cpu::affine_norm(op, torch_threads());
+  backend::affine_norm(op, {x, residual, args.down, args.up});
 }
 
 std::tuple<Tensor, Tensor> functional(const Tensor& x, const MaybeTensor& residual, const Arguments& args) {
@@ -207,7 +211,7 @@ std::tuple<Tensor, Tensor> affine_rms_norm(const Tensor& x, const MaybeTensor& r
                                            const MaybeTensor& row_map, double alpha, double beta, double eps,
                                            double weight_offset) {
   return functional(x, residual,
-                    {Norm::kRms, weight, std::nullopt, down, up, down_scale, up_scale, bias, row_alpha, row_beta,
+                    {x, Norm::kRms, weight, std::nullopt, down, up, down_scale, up_scale, bias, row_alpha, row_beta,
                      row_map, alpha, beta, eps, weight_offset});
 }
 
@@ -218,7 +222,7 @@ std::tuple<Tensor, Tensor> affine_layer_norm(const Tensor& x, const MaybeTensor&
                                              const MaybeTensor& row_beta, const MaybeTensor& row_map, double alpha,
                                              double beta, double eps, double weight_offset) {
   return functional(x, residual,
-                    {Norm::kLayer, weight, norm_bias, down, up, down_scale, up_scale, bias, row_alpha, row_beta,
+                    {x, Norm::kLayer, weight, norm_bias, down, up, down_scale, up_scale, bias, row_alpha, row_beta,
                      row_map, alpha, beta, eps, weight_offset});
 }
 
@@ -227,8 +231,8 @@ void affine_rms_norm_(Tensor y, Tensor stream, bool add_y, const Tensor& weight,
                       const MaybeTensor& bias, const MaybeTensor& row_alpha, const MaybeTensor& row_beta,
                       const MaybeTensor& row_map, double alpha, double beta, double eps, double weight_offset) {
   in_place(y, stream, add_y,
-           {Norm::kRms, weight, std::nullopt, down, up, down_scale, up_scale, bias, row_alpha, row_beta, row_map, alpha,
-            beta, eps, weight_offset});
+           {stream, Norm::kRms, weight, std::nullopt, down, up, down_scale, up_scale, bias, row_alpha, row_beta,
+            row_map, alpha, beta, eps, weight_offset});
 }
 
 void affine_layer_norm_(Tensor y, Tensor stream, bool add_y, const Tensor& weight, const MaybeTensor& norm_bias,
@@ -237,10 +241,8 @@ void affine_layer_norm_(Tensor y, Tensor stream, bool add_y, const Tensor& weigh
                         const MaybeTensor& row_beta, const MaybeTensor& row_map, double alpha, double beta, double eps,
                         double weight_offset) {
   in_place(y, stream, add_y,
-           {Norm::kLayer, weight, norm_bias, down, up, down_scale, up_scale, bias, row_alpha, row_beta, row_map, alpha,
-            beta, eps, weight_offset});
+           {stream, Norm::kLayer, weight, norm_bias, down, up, down_scale, up_scale, bias, row_alpha, row_beta, row_map,
+            alpha, beta, eps, weight_offset});
 }
-
-std::string cpu_isa() { return cpu::isa_name(); }
 
 }  // namespace incline_fast

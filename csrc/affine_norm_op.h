@@ -5,7 +5,6 @@
 
 #include <cstdint>
 #include <optional>
-#include <string>
 #include <tuple>
 
 namespace incline_fast {
@@ -39,7 +38,5 @@ void affine_layer_norm_(Tensor y, Tensor stream, bool add_y, const Tensor& weigh
                         const MaybeTensor& up_scale, const MaybeTensor& bias, const MaybeTensor& row_alpha,
                         const MaybeTensor& row_beta, const MaybeTensor& row_map, double alpha, double beta, double eps,
                         double weight_offset);
-
-std::string cpu_isa();
 
 }  // namespace incline_fast

@@ -13,6 +13,7 @@
 #include <vector>
 
 #include "affine_norm.h"
+#include "backend.h"
 
 namespace incline_fast {
 
@@ -80,8 +81,24 @@ inline void check_shape(const char* name, const Tensor& tensor, const std::vecto
   }
 }
 
-inline void check_cpu(const char* name, const Tensor& tensor) {
-  if (!tensor.is_cpu()) fail(name, " is not on the CPU; expected device cpu, the device of x");
+inline std::string device_of(const Tensor& tensor) {
+  if (tensor.is_cpu()) return "cpu";
+  return (tensor.is_cuda() ? "cuda:" : "another device:") + std::to_string(tensor.get_device_index());
+}
+
+// torch calls the CUDA op when any of its tensors is on a GPU, whichever one.
+inline void check_served(const char* name, const Tensor& tensor) {
+  if (!backend::serves(tensor)) fail(name, " is on device ", device_of(tensor), "; expected ", backend::device());
+}
+
+inline bool same_device(const Tensor& a, const Tensor& b) {
+  if (a.is_cpu() || b.is_cpu()) return a.is_cpu() && b.is_cpu();
+  return a.is_cuda() == b.is_cuda() && a.get_device_index() == b.get_device_index();
+}
+
+inline void check_device(const char* name, const Tensor& tensor, const Tensor& first, const char* first_name = "x") {
+  if (same_device(tensor, first)) return;
+  fail(name, " is on device ", device_of(tensor), "; expected ", device_of(first), ", the device of ", first_name);
 }
 
 // An output that maps several elements to one address (an expanded tensor) cannot be written.

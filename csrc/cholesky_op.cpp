@@ -2,24 +2,22 @@
 
 #include <torch/csrc/stable/ops.h>
 
-#include <algorithm>
 #include <vector>
 
+#include "backend.h"
 #include "check.h"
 #include "cholesky.h"
-#include "cpu/dispatch.h"
-#include "torch_threads.h"
 
 namespace incline_fast {
 namespace {
 
 void check_stack(const char* name, const Tensor& stack) {
-  check_cpu(name, stack);
+  check_served(name, stack);
   check_dtype(name, stack, {ScalarType::Float, ScalarType::Double});
   const auto sizes = shape(stack);
   const std::size_t n = sizes.size();
-  if (n < 2 || sizes[n - 1] != sizes[n - 2] || sizes[n - 1] > kMaxCholeskySize) {
-    fail(name, " has shape ", show(sizes), "; expected [..., n, n] with n <= ", kMaxCholeskySize);
+  if (n < 2 || sizes[n - 1] != sizes[n - 2] || sizes[n - 1] > backend::max_cholesky_size()) {
+    fail(name, " has shape ", show(sizes), "; expected [..., n, n] with n <= ", backend::max_cholesky_size());
   }
 }
 
@@ -49,13 +47,11 @@ std::tuple<Tensor, Tensor> cholesky_block(const Tensor& A) {
   check_stack("A", A);
   const auto sizes = shape(A), stack = stack_shape(A);
   Tensor L = torch::stable::new_empty(A, sizes);
-  Tensor info = torch::stable::new_empty(A, stack, ScalarType::Int);
-  auto* const pivots = static_cast<std::int32_t*>(info.mutable_data_ptr());
-  std::fill(pivots, pivots + info.numel(), 0);
+  Tensor info = torch::stable::new_zeros(A, stack, ScalarType::Int);
   CholeskyBlock op = describe(A);
   op.factor = matrices(L, true);
-  op.info = pivots;
-  cpu::cholesky_block(op, torch_threads());
+  op.info = static_cast<std::int32_t*>(info.mutable_data_ptr());
+  backend::cholesky_block(op, A);
   return {L, info};
 }
 
@@ -63,12 +59,12 @@ void cholesky_block_(Tensor A, std::optional<Tensor> inverse, Tensor info, std::
   check_stack("A", A);
   check_writable("A", A);
   if (inverse.has_value()) {
-    check_cpu("inverse", *inverse);
+    check_device("inverse", *inverse, A, "A");
     check_dtype("inverse", *inverse, {A.scalar_type()});
     check_shape("inverse", *inverse, shape(A), "the shape of A");
     check_writable("inverse", *inverse);
   }
-  check_cpu("info", info);
+  check_device("info", info, A, "A");
   check_dtype("info", info, {ScalarType::Int});
   check_shape("info", info, stack_shape(A), "one per matrix of A");
   if (!info.is_contiguous()) fail("info is not contiguous; pass a contiguous tensor");
@@ -77,7 +73,7 @@ void cholesky_block_(Tensor A, std::optional<Tensor> inverse, Tensor info, std::
   if (inverse.has_value()) op.inverse = matrices(*inverse, true);
   op.info = static_cast<std::int32_t*>(info.mutable_data_ptr());
   op.first = first;
-  cpu::cholesky_block(op, torch_threads());
+  backend::cholesky_block(op, A);
 }
 
 Tensor triangular_inverse(const Tensor& L) {
@@ -85,7 +81,7 @@ Tensor triangular_inverse(const Tensor& L) {
   Tensor inverse = torch::stable::new_empty(L, shape(L));
   CholeskyBlock op = describe(L);
   op.inverse = matrices(inverse, true);
-  cpu::cholesky_block(op, torch_threads());
+  backend::cholesky_block(op, L);
   return inverse;
 }
 

@@ -1,8 +1,9 @@
-// Schemas and registration, nothing else.
+// Schemas, and registration for the CPU; nothing else.
 #include <torch/csrc/stable/library.h>
 
 #include "affine_norm_op.h"
 #include "cholesky_op.h"
+#include "cpu/backend.h"
 
 STABLE_TORCH_LIBRARY(incline_fast, m) {
   m.def(
@@ -38,5 +39,5 @@ STABLE_TORCH_LIBRARY_IMPL(incline_fast, CPU, m) {
 }
 
 STABLE_TORCH_LIBRARY_IMPL(incline_fast, CompositeExplicitAutograd, m) {
-  m.impl("cpu_isa", TORCH_BOX(&incline_fast::cpu_isa));
+  m.impl("cpu_isa", TORCH_BOX(&incline_fast::cpu::isa));
 }

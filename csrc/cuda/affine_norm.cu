@@ -1,0 +1,185 @@
+#include <algorithm>
+
+#include "affine_norm.h"
+#include "low_rank_kernel.h"
+#include "plan.h"
+
+namespace incline_fast::cuda {
+namespace {
+
+template <class... Parts>
+[[noreturn]] void refuse(const Parts&... parts) {
+  std::string message;
+  ((message += parts), ...);
+  throw std::invalid_argument(message);
+}
+
+bool aligned(const void* data, std::int64_t bytes = 0) {
+  return (reinterpret_cast<std::uintptr_t>(data) | static_cast<std::uintptr_t>(bytes)) % 16 == 0;
+}
+
+std::int64_t ceil_div(std::int64_t a, std::int64_t b) { return (a + b - 1) / b; }
+
+RowView view(const char* name, const Rows& rows) {
+  RowView view;
+  if (rows.data == nullptr) return view;
+  if (rows.dtype == DType::kFloat64) refuse(name, " has dtype float64; allowed on CUDA: float32, bfloat16, float16");
+  const std::int64_t last = rows.ndim - 1;
+  view.leading = merge_leading(name, last, rows.sizes, rows.strides);
+  bool wide = aligned(rows.data) && (rows.strides[last] == 1 || rows.sizes[last] == 1);
+  for (int i = 0; i < view.leading.count; ++i) {
+    wide = wide && view.leading.strides[i] * bytes_of(rows.dtype) % 16 == 0;
+  }
+  view.first = {static_cast<char*>(rows.data), rows.strides[last], rows.dtype, wide};
+  return view;
+}
+
+// A vector, or the first one of a matrix of them.
+Row row(const Rows& rows) {
+  if (rows.data == nullptr) return {};
+  const std::int64_t stride = rows.strides[rows.ndim - 1];
+  bool wide = stride == 1 && aligned(rows.data) && rows.dtype != DType::kFloat64;
+  if (rows.ndim == 2) wide = wide && rows.strides[0] * bytes_of(rows.dtype) % 16 == 0;
+  return {static_cast<char*>(rows.data), stride, rows.dtype, wide};
+}
+
+MapView map_view(const char* name, const Maps& maps, std::int64_t num_maps) {
+  if (maps.data == nullptr) return {};
+  if (maps.dtype == DType::kFloat64) {
+    refuse(name, " has dtype float64; allowed on CUDA: float32, bfloat16, float16, int8");
+  }
+  if (maps.packed) refuse(name, " is packed in the CPU's panel layout; on CUDA pass [G, columns, depth]");
+  const bool contiguous = (maps.depth == 1 || maps.depth_stride == 1) &&
+                          (maps.columns == 1 || maps.column_stride == maps.depth) &&
+                          (num_maps == 1 || maps.map_stride == maps.columns * maps.depth);
+  if (!contiguous) {
+    refuse(name, " is not contiguous; pass ", name, ".contiguous()");
+  }
+  const bool wide = aligned(maps.data, maps.depth * bytes_of(maps.dtype));
+  return {static_cast<const char*>(maps.data), maps.scale, maps.columns, maps.depth, wide};
+}
+
+// Everything but the rows of one launch and the workspace.
+AffineCall describe(const AffineNorm& op) {
+  constexpr std::int64_t largest = 1 << 24;  // columns and depths are ints on the device, products of them are not
+  if (op.hidden_size > largest) {
+    refuse("x has hidden size ", std::to_string(op.hidden_size), "; allowed on CUDA: up to ", std::to_string(largest));
+  }
+  AffineCall call;
+  call.norm = op.norm;
+  call.hidden = static_cast<int>(op.hidden_size);
+  call.num_maps = static_cast<int>(op.num_maps);
+  call.tiles = static_cast<int>(ceil_div(op.hidden_size, kTileColumns));
+  call.x = view("x", op.x);
+  call.residual = view("residual", op.residual);
+  call.edited = view("edited", op.edited);
+  call.y = view("y", op.y);
+  call.weight = row(op.weight);
+  call.norm_bias = row(op.norm_bias);
+  call.bias = row(op.bias);
+  call.bias_stride = op.bias.ndim == 2 ? op.bias.strides[0] : 0;
+  call.row_alpha = row(op.row_alpha);
+  call.row_beta = row(op.row_beta);
+  call.row_map = op.row_map;
+  call.row_map_stride = op.row_map_stride;
+  call.alpha = static_cast<float>(op.alpha);
+  call.beta = static_cast<float>(op.beta);
+  call.eps = static_cast<float>(op.eps);
+  call.weight_offset = static_cast<float>(op.weight_offset);
+  return call;
+}
+
+// The workspace of a launch of `rows` rows: slots, moments, inner; in bytes, all multiples of 16.
+struct Layout {
+  std::int64_t slots, moments, inner;
+
+  Layout(const AffineNorm& op, std::int64_t rows) {
+    const std::int64_t tiles = ceil_div(op.hidden_size, kTileColumns), pieces = ceil_div(op.hidden_size, kPieceDepth);
+    slots = rows * tiles * kTileColumns * static_cast<std::int64_t>(sizeof(float));
+    moments = ceil_div(rows * tiles * static_cast<std::int64_t>(sizeof(Moments)), 16) * 16;
+    const std::int64_t rank = op.down.data == nullptr ? 0 : op.down.columns;
+    inner = pieces * rows * ceil_div(rank, kTileColumns) * kTileColumns * static_cast<std::int64_t>(sizeof(float));
+  }
+};
+
+Launch decode(const AffineNorm& op, const Workspace& workspace, const AffineCall& shared, std::int64_t first) {
+  AffineCall call = shared;
+  call.first_row = first;
+  call.num_rows = static_cast<int>(std::min<std::int64_t>(kMaxRows, op.num_rows - first));
+  call.normalise = call.num_rows <= kOneLaunchRows;
+  call.groups = op.row_map == nullptr ? 1 : std::min(call.num_maps, call.num_rows);
+  const Layout layout(op, call.num_rows);
+  char* const data = static_cast<char*>(workspace.data);
+  call.slots = reinterpret_cast<float*>(data);
+  call.moments = reinterpret_cast<Moments*>(data + layout.slots);
+  call.inner = reinterpret_cast<float*>(data + layout.slots + layout.moments);
+  call.tickets = workspace.tickets;
+  if (op.down.data == nullptr) {
+    const dim3 grid(static_cast<unsigned>(call.tiles), static_cast<unsigned>(call.groups));
+    return {dense_kernel_for(op, call.num_rows), grid, 0, call};
+  }
+  call.rank = static_cast<int>(op.down.columns);
+  call.splits = static_cast<int>(ceil_div(op.hidden_size, kPieceDepth));
+  return {low_rank_kernel_for(op, call.num_rows), dim3(count_inner(call) + count_outer(call)), 0, call};
+}
+
+}  // namespace
+
+std::int64_t workspace_bytes(const AffineNorm& op) {
+  const Layout layout(op, std::min<std::int64_t>(kMaxRows, op.num_rows));
+  return layout.slots + layout.moments + layout.inner;
+}
+
+void check_maps(const AffineNorm& op) {
+  map_view("up", op.up, op.num_maps);
+  map_view("down", op.down, op.num_maps);
+}
+
+std::vector<Launch> plan(const AffineNorm& op, const Workspace& workspace) {
+  std::vector<Launch> launches;
+  if (op.num_rows == 0) return launches;
+  if (workspace.data == nullptr || !aligned(workspace.data)) {
+    refuse("workspace.data is ", workspace.data == nullptr ? "null" : "misaligned", "; expected memory aligned to 16");
+  }
+  if (workspace.tickets == nullptr) refuse("workspace.tickets is null; expected counters at zero");
+  AffineCall shared = describe(op);
+  shared.up = map_view("up", op.up, op.num_maps);
+  shared.down = map_view("down", op.down, op.num_maps);
+  for (std::int64_t first = 0; first < op.num_rows; first += kMaxRows) {
+    launches.push_back(decode(op, workspace, shared, first));
+    const AffineCall& call = launches.back().call;
+    if (!call.normalise) {
+      launches.push_back({normalise_kernel(), dim3(static_cast<unsigned>(call.num_rows)), 0, call});
+    }
+  }
+  return launches;
+}
+
+std::vector<Launch> plan_epilogue(const AffineNorm& op, const Rows& image) {
+  if (op.num_rows == 0) return {};
+  AffineCall call = describe(op);
+  call.image = view("image", image);
+  const auto bytes = call.tiles * static_cast<std::int64_t>(sizeof(Moments));
+  return {{epilogue_kernel(), dim3(static_cast<unsigned>(op.num_rows)), bytes, call}};
+}
+
+void run(const std::vector<Launch>& launches, void* stream) {
+  for (const Launch& launch : launches) {
+    if (launch.dynamic_bytes > 48 << 10) {
+      check(cudaFuncSetAttribute(reinterpret_cast<const void*>(launch.kernel),
+                                 cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(launch.dynamic_bytes)),
+            "shared memory for the statistics of a row of x");
+    }
+    LAUNCH(launch.kernel, launch.grid, dim3(kThreads), static_cast<std::size_t>(launch.dynamic_bytes),
+           static_cast<cudaStream_t>(stream), launch.call);
+    check(cudaGetLastError(), "launch of a kernel of affine_norm");
+  }
+}
+
+void affine_norm(const AffineNorm& op, const Workspace& workspace, void* stream) { run(plan(op, workspace), stream); }
+
+void affine_norm_epilogue(const AffineNorm& op, const Rows& image, void* stream) {
+  run(plan_epilogue(op, image), stream);
+}
+
+}  // namespace incline_fast::cuda

@@ -1,0 +1,34 @@
+// The launcher of the fused op on a GPU, for code that nvcc does not compile. It allocates nothing, and everything that
+// it starts goes to `stream` of the current device.
+#pragma once
+
+#include <cstdint>
+
+#include "../affine_norm.h"
+
+namespace incline_fast::cuda {
+
+constexpr int kMaxRows = 64;  // of one launch of the decode kernels
+
+// The counters of a launch: zero before it, and zero again when it ends.
+enum Ticket { kFinished, kNextWork, kInnerDone, kTicketCount };
+
+struct Workspace {
+  void* data = nullptr;         // workspace_bytes(op) bytes, aligned to 16; any contents
+  unsigned* tickets = nullptr;  // kTicketCount counters at zero, which no other stream uses; they return to zero
+};
+
+std::int64_t workspace_bytes(const AffineNorm& op);
+
+// All of these throw std::invalid_argument, naming the argument, for what the kernels do not take: fp64, maps that are
+// packed or not contiguous, rows that need more than kLeadingDims strides, a workspace that is missing; and
+// std::runtime_error when a launch fails.
+void check_maps(const AffineNorm& op);
+
+// Carries out `op` in launches of at most kMaxRows rows.
+void affine_norm(const AffineNorm& op, const Workspace& workspace, void* stream);
+
+// Likewise where `image` [rows, d] already holds M r, of whichever map a row has; the maps are not read.
+void affine_norm_epilogue(const AffineNorm& op, const Rows& image, void* stream);
+
+}  // namespace incline_fast::cuda

@@ -1,0 +1,32 @@
+// Loads that CUDA C++ has no name for.
+#pragma once
+
+#include "../launch.h"
+
+namespace incline_fast::cuda {
+
+// 16 bytes that the kernel reads once and nobody writes: past the L1 cache, which the activations need.
+__device__ __forceinline__ uint4 load_streaming(const void* address) {
+#ifdef INCLINE_FAST_EMULATED
+  return *static_cast<const uint4*>(address);
+#else
+  uint4 words;
+  asm volatile("ld.global.nc.L1::no_allocate.v4.u32 {%0, %1, %2, %3}, [%4];"
+               : "=r"(words.x), "=r"(words.y), "=r"(words.z), "=r"(words.w)
+               : "l"(address));
+  return words;
+#endif
+}
+
+// What is read after it has seen a value that another block released is at least as new as that value.
+__device__ __forceinline__ unsigned load_acquire(const unsigned* address) {
+#ifdef INCLINE_FAST_EMULATED
+  return cuda_on_cpu::load_acquire(address);
+#else
+  unsigned value;
+  asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(value) : "l"(address) : "memory");
+  return value;
+#endif
+}
+
+}  // namespace incline_fast::cuda

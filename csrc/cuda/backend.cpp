@@ -1,0 +1,66 @@
+#include "../backend.h"
+
+#include <torch/csrc/stable/ops.h>
+
+#include <utility>
+
+#include "../check.h"
+#include "affine_norm.h"
+#include "cholesky.h"
+#include "torch_cuda.h"
+
+namespace incline_fast::backend {
+namespace {
+
+using torch::headeronly::ScalarType;
+
+// A GEMM pays off when it has rows to share the map with: above kMaxRows the decode kernels would read it again. It
+// computes in the type of its operands, so all of them must have the stream's, or more than an unfused layer loses
+// would be lost; and it takes one map for all rows.
+bool takes_gemm(const AffineNorm& op) {
+  return op.num_rows > cuda::kMaxRows && op.num_maps == 1 && op.up.dtype == op.x.dtype && op.x.dtype == op.edited.dtype;
+}
+
+Tensor multiply(const Tensor& rows, const Tensor& map) {
+  return torch::stable::matmul(rows, torch::stable::transpose(torch::stable::select(map, 0, 0), 0, 1));
+}
+
+// M r, [rows, d], by torch.
+Tensor image(const AffineNorm& op, const AffineTensors& tensors) {
+  const Tensor r =
+      tensors.residual.has_value() ? torch::stable::subtract(tensors.x, *tensors.residual, -1.0) : tensors.x;
+  const Tensor rows = torch::stable::reshape(r, {op.num_rows, op.hidden_size});
+  return multiply(tensors.down.has_value() ? multiply(rows, *tensors.down) : rows, tensors.up);
+}
+
+}  // namespace
+
+const char* device() { return "cuda"; }
+
+bool serves(const Tensor& tensor) { return cuda::is_served(tensor); }
+
+bool reads_values() { return false; }
+
+std::int64_t max_cholesky_size() { return cuda::kMaxCholeskyBlock; }
+
+void affine_norm(const AffineNorm& op, const AffineTensors& tensors) {
+  cuda::check_maps(op);
+  const cuda::OnDeviceOf here(tensors.x);
+  if (takes_gemm(op)) {
+    const Tensor z = image(op, tensors);
+    const Rows rows = {const_cast<void*>(z.const_data_ptr()), dtype_of(z), z.dim(), z.sizes().data(),
+                       z.strides().data()};
+    cuda::affine_norm_epilogue(op, rows, here.stream());
+    return;
+  }
+  // From torch's allocator, which knows the stream and, during a capture, the graph; freed memory waits for both.
+  const Tensor workspace = torch::stable::new_empty(tensors.x, {cuda::workspace_bytes(op)}, ScalarType::Byte);
+  cuda::affine_norm(op, {workspace.mutable_data_ptr(), here.tickets()}, here.stream());
+}
+
+void cholesky_block(const CholeskyBlock& op, const Tensor& A) {
+  const cuda::OnDeviceOf here(A);
+  cuda::cholesky_block(op, here.stream());
+}
+
+}  // namespace incline_fast::backend

@@ -1,0 +1,65 @@
+// What the kernels of one launch are told.
+#pragma once
+
+#include "affine_norm.h"
+#include "rows.h"
+
+namespace incline_fast::cuda {
+
+constexpr int kThreads = 256;  // of every kernel here
+constexpr int kWarps = kThreads / 32;
+constexpr int kTileColumns = 16;  // output columns of a block, and of one slot of the row statistics
+constexpr int kOctet = 8;         // rows that one tensor-core product takes
+
+// Mean and sum of squared deviations of the elements of a row that lie in one tile of columns.
+struct Moments {
+  float mean;
+  float deviations;
+};
+
+// G maps [columns, depth], row-major and without gaps.
+struct MapView {
+  const char* data = nullptr;
+  const float* scale = nullptr;  // [G, columns], int8 maps only
+  std::int64_t columns = 0;
+  std::int64_t depth = 0;
+  bool wide = false;  // every row begins at a multiple of 16 bytes
+};
+
+// Rows first_row to first_row + num_rows - 1 of an AffineNorm. `image` holds M r where a GEMM has computed it.
+struct AffineCall {
+  Norm norm = Norm::kRms;
+  bool normalise = true;  // the last block normalises the rows; otherwise another launch does
+  int num_rows = 0;
+  int hidden = 0;
+  int rank = 0;
+  int num_maps = 0;
+  int groups = 1;  // maps that the rows of one launch can use at most
+  int tiles = 0;   // of kTileColumns output columns
+  int splits = 1;  // pieces into which the depth of `down` is cut
+  std::int64_t first_row = 0;
+  RowView x, residual, edited, y, image;
+  Row weight, norm_bias, bias, row_alpha, row_beta;
+  std::int64_t bias_stride = 0;  // from one map's bias to the next one's, in elements
+  MapView down, up;
+  const std::int32_t* row_map = nullptr;
+  std::int64_t row_map_stride = 0;
+  float alpha = 1.0f, beta = 1.0f, eps = 0.0f, weight_offset = 0.0f;
+  // Workspace, see workspace_bytes().
+  float* slots = nullptr;      // [num_rows, tiles * kTileColumns]: r', rounded
+  Moments* moments = nullptr;  // [num_rows, tiles]
+  float* inner = nullptr;      // [splits, num_rows, inner_pitch(rank)]: partial sums of down r, zeros from rank on
+  unsigned* tickets = nullptr;
+};
+
+// Whole tiles, so that the rows of `inner` can be read 16 bytes at a time.
+__host__ __device__ constexpr int inner_pitch(int rank) {
+  return (rank + kTileColumns - 1) / kTileColumns * kTileColumns;
+}
+
+__device__ __forceinline__ int lane_id() { return static_cast<int>(threadIdx.x) % 32; }
+__device__ __forceinline__ int warp_id() { return static_cast<int>(threadIdx.x) / 32; }
+
+constexpr unsigned kAllLanes = 0xffffffffu;
+
+}  // namespace incline_fast::cuda

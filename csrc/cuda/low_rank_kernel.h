@@ -1,0 +1,82 @@
+// r' and its norm for a map up (down r) of low rank: one launch.
+//
+// The grid's work is a list: first the pieces of down r (16 rows of `down`, 1024 of its depth, one map), then the tiles
+// of r' as in dense_kernel.h. A tile needs all of down r, so it has to wait for other blocks, and no block may assume
+// that those are resident. Therefore a block does not take the work that its index names but the next of the list, by a
+// counter. Whoever draws a tile knows that every piece before it has been drawn by a block that runs already, and a
+// block with a piece waits for nobody; so all pieces get done however few blocks are resident, and the waiting ends.
+// Before it waits, a block has requested its part of `up`, so both factors stream from memory without a pause in
+// between.
+//
+// The counters go back to zero in the last block to finish a tile. By then all work has been drawn and, because every
+// block with a tile waits for the pieces, even one without rows, all pieces are done.
+#pragma once
+
+#include "dense_kernel.h"
+
+namespace incline_fast::cuda {
+
+// Depth of a piece: fixed, for the order of the sums must not depend on the call.
+constexpr int kPieceDepth = 1024;
+
+struct Work {
+  int tile, group, split;
+  bool inner;
+};
+
+__host__ __device__ inline unsigned count_inner(const AffineCall& call) {
+  return static_cast<unsigned>(inner_pitch(call.rank) / kTileColumns * call.splits * call.groups);
+}
+
+__host__ __device__ inline unsigned count_outer(const AffineCall& call) {
+  return static_cast<unsigned>(call.tiles * call.groups);
+}
+
+__device__ inline Work work_of(const AffineCall& call, unsigned number) {
+  const unsigned pieces = count_inner(call);
+  const bool inner = number < pieces;
+  const int tiles = inner ? inner_pitch(call.rank) / kTileColumns : call.tiles;
+  const int rest = static_cast<int>(inner ? number : number - pieces);
+  return {rest % tiles, rest / tiles % call.groups, rest / tiles / call.groups, inner};
+}
+
+template <class Product, int octets>
+__device__ __forceinline__ void inner_piece(const AffineCall& call, const Group& group, const Work& work,
+                                            WarpSums& shared) {
+  const int begin = work.split * kPieceDepth, end = min(call.hidden, begin + kPieceDepth);
+  const int column = work.tile * kTileColumns, pitch = inner_pitch(call.rank);
+  for (int first = 0; first < group.count; first += octets * kOctet) {
+    typename Product::Sums sums[octets];
+    project<Product, octets>(call.down, group.map, column, begin, end, StreamSource{call, group}, first, NoWait{},
+                             sums);
+    combine<Product, octets>(shared, sums, first, group.count, [&](int index, int place, float sum) {
+      if (index >= group.count) return;
+      if (call.down.scale != nullptr && column + place < call.rank) {
+        sum *= call.down.scale[group.map * call.rank + column + place];
+      }
+      const std::int64_t row = static_cast<std::int64_t>(work.split) * call.num_rows + group.rows[index];
+      call.inner[row * pitch + column + place] = sum;
+    });
+  }
+}
+
+// Inner multiplies the rows with `down`, Outer the result with `up`. Two blocks to a multiprocessor, as dense_kernel.
+template <class Inner, class Outer, int octets>
+__global__ void __launch_bounds__(kThreads, 2) low_rank_kernel(const __grid_constant__ AffineCall call) {
+  __shared__ Group group;
+  __shared__ WarpSums shared;
+  const Work work = work_of(call, take_work(call.tickets + kNextWork));
+  find_group(call, work.group, group);
+  if (work.inner) {
+    inner_piece<Inner, octets>(call, group, work, shared);
+    publish_is_last(call.tickets + kInnerDone, count_inner(call));
+    return;
+  }
+  const auto wait = [&] { wait_for(call.tickets + kInnerDone, count_inner(call)); };
+  edit_tile<Outer, octets>(call, group, InnerSource{call, group}, work.tile, shared, wait);
+  if (group.count == 0) wait();
+  if (work.group == 0) store_unedited(call, work.tile);
+  if (publish_is_last(call.tickets + kFinished, count_outer(call))) finish_launch(call);
+}
+
+}  // namespace incline_fast::cuda

@@ -1,0 +1,30 @@
+// The launches of a call, as data.
+#pragma once
+
+#include <vector>
+
+#include "affine_norm.h"
+#include "call.h"
+
+namespace incline_fast::cuda {
+
+using Kernel = void (*)(AffineCall);
+
+struct Launch {
+  Kernel kernel;
+  dim3 grid;
+  std::int64_t dynamic_bytes;
+  AffineCall call;
+};
+
+std::vector<Launch> plan(const AffineNorm& op, const Workspace& workspace);
+std::vector<Launch> plan_epilogue(const AffineNorm& op, const Rows& image);
+void run(const std::vector<Launch>& launches, void* stream);
+
+// Kernels for a call's maps and rows; defined beside their instantiations.
+Kernel dense_kernel_for(const AffineNorm& op, int num_rows);
+Kernel low_rank_kernel_for(const AffineNorm& op, int num_rows);
+Kernel normalise_kernel();
+Kernel epilogue_kernel();
+
+}  // namespace incline_fast::cuda

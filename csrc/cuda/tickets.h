@@ -1,0 +1,44 @@
+// How blocks of one launch learn of each other's progress without being resident together.
+//
+// Publishing: all threads of a block store, meet at a barrier, and one of them fences and adds to a counter. The
+// barrier orders the block's stores before the fence, the fence before the addition, so whoever reads the sum and
+// fences in turn sees the stores. Readers load past the L1 cache, which other blocks' stores do not reach.
+#pragma once
+
+#include "arch/memory.h"
+#include "call.h"
+
+namespace incline_fast::cuda {
+
+// Called by all threads after their stores: publishes them, and tells whether this block is the last of `total` to do
+// so.
+__device__ inline bool publish_is_last(unsigned* counter, unsigned total) {
+  __shared__ bool last;
+  __syncthreads();
+  if (threadIdx.x == 0) {
+    __threadfence();
+    last = atomicAdd(counter, 1u) == total - 1;
+    __threadfence();
+  }
+  __syncthreads();
+  return last;
+}
+
+// The next piece of work, the same for all threads. Called once per block.
+__device__ inline unsigned take_work(unsigned* counter) {
+  __shared__ unsigned work;
+  if (threadIdx.x == 0) work = atomicAdd(counter, 1u);
+  __syncthreads();
+  return work;
+}
+
+// Waits until `counter` is `total`. Only for what blocks that are running already will do: see low_rank_kernel.h.
+__device__ inline void wait_for(const unsigned* counter, unsigned total) {
+  if (threadIdx.x == 0) {
+    while (load_acquire(counter) != total) __nanosleep(64);
+    __threadfence();
+  }
+  __syncthreads();
+}
+
+}  // namespace incline_fast::cuda
