@@ -1,0 +1,74 @@
+// The launchers of csrc/cuda for ctypes: run them, or ask which launches they would make. Functions return null, or the
+// message of what was thrown.
+#include <dlfcn.h>
+
+#include <exception>
+#include <string>
+#include <vector>
+
+#include "cuda/cholesky.h"
+#include "cuda/plan.h"
+
+using namespace incline_fast;  // NOLINT: a test's own file
+
+namespace {
+
+std::string message;
+std::vector<cuda::Launch> launches;
+
+template <class Function>
+const char* guarded(Function function) {
+  try {
+    function();
+    return nullptr;
+  } catch (const std::exception& error) {
+    message = error.what();
+    return message.c_str();
+  }
+}
+
+const char* name_of(cuda::Kernel kernel) {
+  Dl_info info;
+  return dladdr(reinterpret_cast<const void*>(kernel), &info) == 0 ? nullptr : info.dli_sname;
+}
+
+}  // namespace
+
+extern "C" {
+
+// One launch as the CUDA driver sees it.
+struct LaunchRecord {
+  const char* kernel;  // mangled, the same for g++ and nvcc
+  unsigned grid[3];
+  unsigned threads;
+  long long dynamic_bytes;
+  const void* parameter;
+  long long parameter_bytes;
+};
+
+long long cuda_workspace_bytes(const AffineNorm* op) { return cuda::workspace_bytes(*op); }
+
+int cuda_ticket_count() { return cuda::kTicketCount; }
+
+const char* cuda_plan(const AffineNorm* op, void* data, unsigned* tickets, const Rows* image) {
+  return guarded(
+      [&] { launches = image == nullptr ? cuda::plan(*op, {data, tickets}) : cuda::plan_epilogue(*op, *image); });
+}
+
+const char* cuda_run() {
+  return guarded([] { cuda::run(launches, nullptr); });
+}
+
+int cuda_launch_count() { return static_cast<int>(launches.size()); }
+
+LaunchRecord cuda_launch(int index) {
+  const cuda::Launch& launch = launches[static_cast<std::size_t>(index)];
+  const dim3 grid = launch.grid;
+  return {name_of(launch.kernel), {grid.x, grid.y, grid.z}, cuda::kThreads, launch.dynamic_bytes,
+          &launch.call,           sizeof(launch.call)};
+}
+
+const char* cuda_cholesky_block(const CholeskyBlock* op) {
+  return guarded([&] { cuda::cholesky_block(*op, nullptr); });
+}
+}

@@ -1,0 +1,61 @@
+"""The launch after a GEMM: bias, strengths, residual, rounding and norm of rows whose image is given."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from cuda.decode_cases import BF16, FP16, FP32, both_equal
+from cuda.launcher import prepare, run_fibers, run_ptx
+from ops.cases import Case, make
+from tolerances import assert_close
+
+from incline_fast.maps import AffineMap
+
+pytestmark = pytest.mark.gpu_emulated
+
+
+def image_of(case: Case) -> torch.Tensor:
+    """M r in fp32."""
+    residual = case.options.get("residual")
+    r = case.x.double() if residual is None else case.x.double() + residual.double()
+    return (r @ case.map.as_dense()[0].double().T).float()
+
+
+@pytest.mark.parametrize("norm", ["rms", "layer"])
+@pytest.mark.parametrize(("dtype", "residual"), [(BF16, None), (FP16, FP32), (FP32, FP32), (BF16, BF16)])
+@pytest.mark.parametrize("hidden", [1, 7, 16, 100, 1025])
+def test_against_the_reference(hidden: int, dtype: torch.dtype, residual: torch.dtype | None, norm: str) -> None:
+    """On fibers and as PTX, some rows without a map; in place as well."""
+    options = {"row_map": torch.arange(5, dtype=torch.int32) % 3 - 1, "alpha": torch.linspace(-1, 1, 5)}
+    case = make(norm, hidden, (5,), dtype=dtype, residual_dtype=residual, **options)
+    case = case.but(row_map=options["row_map"].clamp(max=0))
+    image = image_of(case)
+    y, edited = run_fibers(prepare(case, image=image))
+    assert_close(edited, case.expected()[1], hidden)
+    assert_close(y, case.normed(edited), hidden)
+    assert both_equal(run_fibers(prepare(case, image=image, in_place=True), seed=5, resident=2), (y, edited))
+    assert both_equal(run_ptx(prepare(case, image=image), "sm_80"), (y, edited))
+
+
+@pytest.mark.parametrize("norm", ["rms", "layer"])
+def test_rows_without_a_map_have_the_bits_of_the_decode_kernels(norm: str) -> None:
+    """Both take the statistics by the same tree of sums."""
+    case = make(norm, 777, (3,), dtype=BF16, row_map=torch.full((3,), -1, dtype=torch.int32))
+    decoded = run_fibers(prepare(case))
+    assert both_equal(run_fibers(prepare(case, image=torch.zeros(3, 777))), decoded)
+
+
+def test_the_map_is_not_read() -> None:
+    case = make("rms", 64, (2,), dtype=BF16)
+    image = image_of(case)
+    expected = run_fibers(prepare(case, image=image))
+    case = replace(case, map=AffineMap.dense(torch.full((64, 64), torch.nan, dtype=BF16)))
+    assert both_equal(run_fibers(prepare(case, image=image)), expected)
+
+
+def test_no_data_race() -> None:
+    case = make("layer", 300, (3,), dtype=BF16, residual_dtype=FP32)
+    for seed in (1, 2):
+        run_fibers(prepare(case, image=image_of(case), sanitizer="races"), seed=seed, sanitizer="races")
