@@ -103,7 +103,8 @@ def extension_arguments() -> dict:
         )
 
     ops = list(Path("csrc").glob("*_op.cpp"))
-    extensions = [extension("incline_fast._C", [*ops, Path("csrc/ops.cpp"), *Path("csrc/cpu").glob("*.cpp")], [])]
+    cpu = [Path("csrc/ops.cpp"), Path("csrc/cpu_backend.cpp"), *Path("csrc/cpu").glob("*.cpp")]
+    extensions = [extension("incline_fast._C", [*ops, *cpu], [])]
     nvcc = find_nvcc()
     if nvcc is not None:
         home = toolkit(nvcc)

@@ -1,9 +1,17 @@
 // Schemas, and registration for the CPU; nothing else.
 #include <torch/csrc/stable/library.h>
 
+#include <string>
+
 #include "affine_norm_op.h"
 #include "cholesky_op.h"
-#include "cpu/backend.h"
+#include "cpu/dispatch.h"
+
+namespace {
+
+std::string cpu_isa() { return incline_fast::cpu::isa_name(); }
+
+}  // namespace
 
 STABLE_TORCH_LIBRARY(incline_fast, m) {
   m.def(
@@ -38,6 +46,4 @@ STABLE_TORCH_LIBRARY_IMPL(incline_fast, CPU, m) {
   m.impl("triangular_inverse", TORCH_BOX(&incline_fast::triangular_inverse));
 }
 
-STABLE_TORCH_LIBRARY_IMPL(incline_fast, CompositeExplicitAutograd, m) {
-  m.impl("cpu_isa", TORCH_BOX(&incline_fast::cpu::isa));
-}
+STABLE_TORCH_LIBRARY_IMPL(incline_fast, CompositeExplicitAutograd, m) { m.impl("cpu_isa", TORCH_BOX(&cpu_isa)); }

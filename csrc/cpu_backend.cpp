@@ -1,11 +1,8 @@
-#include "../backend.h"
-
-#include "../torch_threads.h"
 #include "backend.h"
-#include "dispatch.h"
+#include "cpu/dispatch.h"
+#include "torch_threads.h"
 
-namespace incline_fast {
-namespace backend {
+namespace incline_fast::backend {
 
 const char* device() { return "cpu"; }
 
@@ -19,11 +16,4 @@ void affine_norm(const AffineNorm& op, const AffineTensors&) { cpu::affine_norm(
 
 void cholesky_block(const CholeskyBlock& op, const Tensor&) { cpu::cholesky_block(op, torch_threads()); }
 
-}  // namespace backend
-
-namespace cpu {
-
-std::string isa() { return isa_name(); }
-
-}  // namespace cpu
-}  // namespace incline_fast
+}  // namespace incline_fast::backend
