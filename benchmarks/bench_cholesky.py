@@ -37,8 +37,16 @@ PROVIDERS: dict[str, Factor] = {
     "blocked": lambda A: cholesky_ex(A, backend="blocked"),
 }
 # Powers of two, where LAPACK is slow, and sizes between them, where it is not.
-SIZES = (64, 128, 256, 512, 1024, 2048, 4096, 100, 200, 300, 500, 700, 1000, 1500, 2000, 3000)
-BATCHED = (64, 128, 256, 512, 1024, 2048, 100, 300, 500, 1000)
+SHAPES = {
+    1: tuple(2**i for i in range(4, 15))
+    + (24, 48, 100, 200, 300, 400, 500, 600, 700, 800, 900, 1000, 1200, 1500, 2000, 3000, 6000, 12000),
+    8: (64, 128, 256, 512, 1024, 2048, 4096, 100, 300, 500, 1000, 1500, 3000),
+    32: (64, 256, 1024, 100, 300, 1000),
+}
+# Numbers in the largest stack: a quarter of a machine with 24 GiB in fp64, and three more are needed.
+_LARGEST = 16384**2
+# Seconds after which no further round is begun.
+_LONG = 10
 
 
 @dataclass(frozen=True)
@@ -68,21 +76,26 @@ class Row:
 
 def measure(n: int, batch: int, dtype: torch.dtype, seconds: float) -> Row:
     """Check and time the providers on one shape."""
+    auto_is = explain(n, dtype, batch=batch).partition(":")[0]
     generator = torch.Generator().manual_seed(n)
-    X = torch.randn(*((batch,) if batch > 1 else ()), n, n, generator=generator, dtype=dtype)
-    A = (X @ X.mT).div_(n)
+    # n / 8 columns are enough beside the identity, and quicker to multiply.
+    X = torch.randn(*((batch,) if batch > 1 else ()), n, n // 8, generator=generator, dtype=dtype)
+    A = (X @ X.mT).mul_(8 / n)
     A.diagonal(dim1=-2, dim2=-1).add_(1)
-    error = max(check(name, factor, A) for name, factor in PROVIDERS.items())
-    times = interleave(A, seconds)
+    names = [name for name in PROVIDERS if name != auto_is]  # no need to time the same thing twice
+    names = ["torch", *names] if "torch" not in names else names
+    error = max(check(name, PROVIDERS[name], A) for name in names)
+    times = interleave(A, names, seconds)
+    times.setdefault("blocked", times["auto"])
     ratio = {name: statistics.median(t / o for t, o in zip(times["torch"], times[name], strict=True)) for name in times}
     p50 = {name: statistics.median(times[name]) for name in times}
-    p20, _, _, p80 = statistics.quantiles(times["auto"], n=5)
+    p20, _, _, p80 = statistics.quantiles(times["auto"] * 2, n=5)  # of one round, itself
     return Row(
         n=n,
         batch=batch,
         dtype=str(dtype).removeprefix("torch."),
         threads=torch.get_num_threads(),
-        auto_is=explain(n, dtype).partition(":")[0],
+        auto_is=auto_is,
         torch_us_p50=p50["torch"],
         auto_us_p50=p50["auto"],
         auto_us_p20=p20,
@@ -107,34 +120,39 @@ def check(name: str, factor: Factor, A: Tensor) -> float:
     v = torch.randn(n, 1, generator=torch.Generator().manual_seed(1), dtype=A.dtype).double()
     worst = 0.0
     for matrix, lower in zip(A.view(-1, n, n), L.view(-1, n, n), strict=True):
-        expected = matrix.double() @ v
-        residual = (lower.double() @ (lower.double().T @ v) - expected).norm() / expected.norm()
+        expected = _times(matrix, v)
+        residual = (_times(lower, _times(lower.T, v)) - expected).norm() / expected.norm()
         worst = max(worst, float(residual) / (n * torch.finfo(A.dtype).eps))
     if bool(info.any()) or not worst < 1:
         raise ArithmeticError(f"{name} is wrong for n = {n}: info {info.tolist()}, residual {worst:.2g} n eps")
     return worst
 
 
-def interleave(A: Tensor, seconds: float) -> dict[str, list[float]]:
-    """Microseconds of every call; who comes first takes turns."""
-    names = list(PROVIDERS)
+def _times(matrix: Tensor, v: Tensor) -> Tensor:
+    """``matrix v`` in fp64, some rows at a time: a fp64 copy of the largest stacks does not fit."""
+    return torch.cat([rows.double() @ v for rows in matrix.split(1024)])
+
+
+def interleave(A: Tensor, names: list[str], seconds: float) -> dict[str, list[float]]:
+    """Microseconds of every call; who comes first takes turns. Three rounds at least, one where a round is long."""
     times: dict[str, list[float]] = {name: [] for name in names}
-    end = time.perf_counter() + seconds
-    while time.perf_counter() < end or len(times["torch"]) < 3:
+    begin = time.perf_counter()
+    while (spent := time.perf_counter() - begin) < seconds or (spent < _LONG and len(times["torch"]) < 3):
         for name in names:
-            begin = time.perf_counter_ns()
+            start = time.perf_counter_ns()
             PROVIDERS[name](A)
-            times[name].append((time.perf_counter_ns() - begin) / 1e3)
+            times[name].append((time.perf_counter_ns() - start) / 1e3)
         names = names[1:] + names[:1]
     return times
 
 
-def shapes() -> Iterator[tuple[int, int, torch.dtype]]:
-    """Every shape of the table."""
+def shapes(largest: int) -> Iterator[tuple[int, int, torch.dtype]]:
+    """Every shape of the table up to a largest n."""
     for dtype in (torch.float32, torch.float64):
-        for batch, sizes in ((1, SIZES), (8, BATCHED)):
+        for batch, sizes in SHAPES.items():
             for n in sorted(sizes):
-                yield n, batch, dtype
+                if n <= largest and batch * n * n <= _LARGEST:
+                    yield n, batch, dtype
 
 
 def write(rows: list[Row], folder: Path) -> None:
@@ -155,7 +173,7 @@ def plot(rows: list[Row], path: Path) -> None:
 
     figure, axes = plt.subplots(figsize=(8, 4.5))
     for dtype in ("float32", "float64"):
-        for batch, style in ((1, "-o"), (8, "--s")):
+        for batch, style in zip(SHAPES, ("-o", "--s", ":^"), strict=True):
             line = [row for row in rows if row.dtype == dtype and row.batch == batch]
             axes.plot([r.n for r in line], [r.ratio_auto for r in line], style, label=f"{dtype}, batch {batch}")
     axes.axhline(1, color="grey", linewidth=1)
@@ -182,12 +200,15 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--threads", type=int, default=1, help="threads of torch's pool")
     parser.add_argument("--seconds", type=float, default=1.0, help="time per shape; at least three rounds are made")
+    parser.add_argument("--largest", type=int, default=16384, help="no n above this; the largest takes minutes")
     parser.add_argument("--output", type=Path, help="folder for the CSV and the plot")
     arguments = parser.parse_args()
     if arguments.output is not None:
         arguments.output.mkdir(parents=True, exist_ok=True)
     with threads(arguments.threads):
-        results = [measure(n, batch, dtype, arguments.seconds) for n, batch, dtype in tqdm(list(shapes()))]
+        results = [
+            measure(n, batch, dtype, arguments.seconds) for n, batch, dtype in tqdm(list(shapes(arguments.largest)))
+        ]
     Console(width=140).print(table(results))
     if arguments.output is not None:
         write(results, arguments.output)

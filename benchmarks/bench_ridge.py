@@ -29,6 +29,8 @@ from incline_fast.ridge import DEFAULT_LAMS, Ridge, RidgeAccumulator
 
 # Rows that a provider predicts without having seen them, for its check.
 HELD_OUT = 64
+# Seconds before every timed call: the thread pool of the library before it spins on for a while, on our cores.
+_SETTLE = 0.2
 
 
 @dataclass(frozen=True)
@@ -165,6 +167,7 @@ def measure(
     times: dict[str, list[float]] = {case.name: [] for case in cases}
     for _ in range(rounds):
         for case in cases:
+            time.sleep(_SETTLE)
             start = time.perf_counter()
             case.run()
             times[case.name].append(1e3 * (time.perf_counter() - start))

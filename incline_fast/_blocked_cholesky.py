@@ -18,16 +18,16 @@ from torch import Tensor
 
 from incline_fast.ops.cholesky_block import cholesky_block, cholesky_block_, triangular_inverse
 
-__all__ = ["factor", "factor_into", "inverse_diagonal", "solve"]
+__all__ = ["WHOLE", "factor", "factor_into", "inverse_diagonal", "solve"]
 
 _BLOCK = 128
 # Up to this n the kernel takes a whole matrix faster than products of blocks do; benchmarks/README.md has the numbers.
-_WHOLE = {torch.float32: 1024, torch.float64: 768}
+WHOLE = {torch.float32: 1024, torch.float64: 860}
 
 
 def factor(A: Tensor) -> tuple[Tensor, Tensor]:
     """``(L, info)`` of ``[..., n, n]`` in new memory; only the lower triangles are read."""
-    if A.shape[-1] <= _WHOLE[A.dtype]:
+    if A.shape[-1] <= WHOLE[A.dtype]:
         return cholesky_block(A)
     L = A.new_empty(A.shape)
     return L, factor_into(A, L)
@@ -38,7 +38,7 @@ def factor_into(A: Tensor, L: Tensor) -> Tensor:
     info = torch.zeros(A.shape[:-2], dtype=torch.int32, device=A.device)
     if A.numel() == 0:
         return info
-    if A.shape[-1] <= _WHOLE[A.dtype]:
+    if A.shape[-1] <= WHOLE[A.dtype]:
         cholesky_block_(L if L is A else L.copy_(A), None, info, 0)
         return info
     factors = _as_stack(L)

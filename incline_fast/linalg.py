@@ -12,6 +12,7 @@ was measured to be faster (benchmarks/README.md); :func:`explain` says which and
 
 from __future__ import annotations
 
+import math
 import sys
 from typing import Literal
 
@@ -28,13 +29,19 @@ BACKENDS = ("auto", "blocked", "torch")
 
 _DTYPES = (torch.float32, torch.float64)
 
-# Sizes at which torch.linalg was measured to be faster on the CPU, by function and dtype; benchmarks/README.md has the
-# numbers. Below 64 rows a factorisation costs little more than its call, and checking LAPACK's pivots for infinity
-# costs more than that: cholesky_ex has no lower limit.
-_TORCH_FASTER: dict[str, dict[torch.dtype, range]] = {
-    "cholesky_ex": {torch.float32: range(0), torch.float64: range(769, 1100)},
-    "cholesky_solve": {torch.float32: range(sys.maxsize), torch.float64: range(2000)},
-    "cholesky_inverse_diagonal": {torch.float32: range(256), torch.float64: range(256)},
+# Sizes at which torch.linalg was measured to be faster on the CPU, by function and dtype: where one thread works on a
+# matrix, and where several share it (measured with two); benchmarks/README.md has the numbers.
+_TORCH_FASTER: dict[bool, dict[str, dict[torch.dtype, range]]] = {
+    False: {
+        "cholesky_ex": {torch.float32: range(0), torch.float64: range(861, 1100)},
+        "cholesky_solve": {torch.float32: range(sys.maxsize), torch.float64: range(2000)},
+        "cholesky_inverse_diagonal": {torch.float32: range(256), torch.float64: range(256)},
+    },
+    True: {
+        "cholesky_ex": {torch.float32: range(600, 1950), torch.float64: range(350, 2000)},
+        "cholesky_solve": {torch.float32: range(sys.maxsize), torch.float64: range(2000)},
+        "cholesky_inverse_diagonal": {torch.float32: range(256), torch.float64: range(256)},
+    },
 }
 # LAPACK's factorisation loses half its speed and more where the columns of A begin at multiples of this many elements.
 _SLOW_STRIDE = 64
@@ -68,7 +75,8 @@ def cholesky_ex(
         L, info = _blocked(A, out)
     else:
         L, info = torch.linalg.cholesky_ex(A)
-        info = _first_bad_pivot(L, info)
+        if not _is_known_finite(L):
+            info = _first_bad_pivot(L, info)
         if out is not None:
             L = out.copy_(L)
     if check:
@@ -133,45 +141,63 @@ def explain(
     n: int,
     dtype: torch.dtype = torch.float32,
     *,
+    batch: int = 1,
     function: Function = "cholesky_ex",
     backend: str = "auto",
     device: torch.device | str = "cpu",
 ) -> str:
-    """Say which implementation would serve a call, and why.
+    """Say which implementation would serve a call with the present number of threads, and why.
 
     Args:
-        n: rows of each matrix. The number of matrices does not change the choice.
+        n: rows of each matrix.
         dtype: torch.float32 or torch.float64.
+        batch: number of matrices.
         function: the function that would be called.
         backend: as passed to it.
         device: device of its tensors.
 
     Raises:
         TypeError: dtype is not supported.
-        ValueError: unknown function, n below 0, or a call that would be refused.
+        ValueError: unknown function, n or batch below 0, or a call that would be refused.
     """
     if dtype not in _DTYPES:
         raise TypeError(f"dtype is {_name(dtype)}; allowed: float32, float64")
-    if function not in _TORCH_FASTER:
-        raise ValueError(f"function is {function!r}; allowed: {', '.join(_TORCH_FASTER)}")
-    if n < 0:
-        raise ValueError(f"n is {n}; expected at least 0")
+    if function not in _TORCH_FASTER[False]:
+        raise ValueError(f"function is {function!r}; allowed: {', '.join(_TORCH_FASTER[False])}")
+    for name, value in (("n", n), ("batch", batch)):
+        if value < 0:
+            raise ValueError(f"{name} is {value}; expected at least 0")
     device = torch.device(device)
-    blocked = _choose(function, backend, n, dtype, device, False)
+    shared = _threads_share_a_matrix(n, batch, dtype)
+    blocked = _choose(function, backend, n, dtype, device, False, shared)
     if backend != "auto":
         why = f'backend="{backend}" was asked for'
     else:
         speed = "as fast as torch.linalg or faster" if blocked else "slower than torch.linalg"
-        measured = f"the blocked {function} of {n} rows in {_name(dtype)} is, by what was measured, {speed}"
+        threads = "several threads" if shared else "one thread"
+        measured = f"the blocked {function} of {n} rows in {_name(dtype)}, {threads} a matrix, was {speed}"
         why = _obstacle(device, False) or measured
     return f"{'blocked' if blocked else 'torch'}: {why}"
 
 
 def _is_blocked(function: Function, backend: str, stack: Tensor, gradient: bool) -> bool:
-    return _choose(function, backend, stack.shape[-1], stack.dtype, stack.device, gradient)
+    n = stack.shape[-1]
+    batch = stack.shape[:-2].numel()
+    shared = _threads_share_a_matrix(n, batch, stack.dtype)
+    return _choose(function, backend, n, stack.dtype, stack.device, gradient, shared)
 
 
-def _choose(function: Function, backend: str, n: int, dtype: torch.dtype, device: torch.device, gradient: bool) -> bool:
+def _threads_share_a_matrix(n: int, batch: int, dtype: torch.dtype) -> bool:
+    """Whether several threads work on one matrix: not where the kernel takes whole matrices, one per thread."""
+    if torch.compiler.is_compiling():  # a trace cannot hold the number of threads, which may change before it runs
+        return False
+    threads = torch.get_num_threads()
+    return threads > 1 and (batch < threads or n > _blocked_cholesky.WHOLE[dtype])
+
+
+def _choose(
+    function: Function, backend: str, n: int, dtype: torch.dtype, device: torch.device, gradient: bool, shared: bool
+) -> bool:
     """Whether the blocked algorithm serves the call.
 
     Raises:
@@ -185,7 +211,7 @@ def _choose(function: Function, backend: str, n: int, dtype: torch.dtype, device
         if backend == "blocked":
             raise ValueError(f'backend="blocked" cannot serve this call: {obstacle}; use "auto" or "torch"')
         return False
-    if backend == "blocked" or n not in _TORCH_FASTER[function][dtype]:
+    if backend == "blocked" or n not in _TORCH_FASTER[shared][function][dtype]:
         return True
     return function == "cholesky_ex" and n % _SLOW_STRIDE == 0
 
@@ -196,6 +222,13 @@ def _obstacle(device: torch.device, gradient: bool) -> str:
     if device.type != "cpu":
         return f'its kernels run on the CPU, and the tensors are on "{device}"'
     return "it has no gradient, and an input requires one" if gradient else ""
+
+
+def _is_known_finite(L: Tensor) -> bool:
+    """Whether all pivots were seen to be finite, which saves seven operations where looking does not mean waiting."""
+    if L.device.type != "cpu" or torch.compiler.is_compiling():
+        return False
+    return math.isfinite(L.diagonal(dim1=-2, dim2=-1).sum().item())
 
 
 def _first_bad_pivot(L: Tensor, info: Tensor) -> Tensor:

@@ -147,9 +147,9 @@ class Ridge:
         self._begin(frame, X.dtype)
         if self.fit_intercept and not bool(rows.X.any()):
             return self._finish_mean()
-        unit = self._unit(rows.X.square().sum(), rows.X.shape[1])
-        # One Gram matrix serves the scores and, unless another form was asked for, the solve.
+        # One Gram matrix serves the scores and, unless another form was asked for, the solve; both have its trace.
         kernel = gram(rows.X if is_dual(rows.X, "auto") else rows.X.T)
+        unit = self._unit(kernel.trace(), rows.X.shape[1])
         if len(self.lams) > 1:
             self._choose(self._row_scores(x, y, weight, frame, rows, kernel, unit))
         known = kernel if is_dual(rows.X, self.form) == is_dual(rows.X, "auto") else None
@@ -270,13 +270,12 @@ class Ridge:
         return self
 
     def _finish(self, solution: Solution) -> Ridge:
-        frame = self.frame_
-        if solution.down is None:
-            up, down = solution.up / frame.scale, None
-            self.intercept_ = frame.mean_y - up @ frame.mean_x
-        else:
-            up, down = solution.up, solution.down / frame.scale
-            self.intercept_ = frame.mean_y - up @ (down @ frame.mean_x)
+        frame, up, down = self.frame_, solution.up, solution.down
+        if self.standardize:
+            # In place: new pages for the largest arrays of the fit cost more than the division.
+            (up if down is None else down).div_(frame.scale)
+        predicted = up @ (frame.mean_x if down is None else down @ frame.mean_x)
+        self.intercept_ = frame.mean_y - predicted
         self.factors_ = (up, down)
         self.path_taken_ = solution.path
         self.rcond_ = solution.rcond

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 import torch
 from torch import Tensor
@@ -21,7 +23,7 @@ def backend(request, monkeypatch) -> str:
     """ "panels" forces the products of blocks, which auto keeps for large matrices."""
     if request.param != "panels":
         return request.param
-    monkeypatch.setattr(_blocked_cholesky, "_WHOLE", {torch.float32: 0, torch.float64: 0})
+    monkeypatch.setattr(_blocked_cholesky, "WHOLE", {torch.float32: 0, torch.float64: 0})
     return "blocked"
 
 
@@ -179,6 +181,26 @@ def test_explain_says_what_runs(monkeypatch: pytest.MonkeyPatch) -> None:
         assert bool(ran) == explain(n, dtype).startswith("blocked"), n
 
 
+@compiled
+def test_the_choice_follows_the_threads_that_share_a_matrix(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
+    assert "in float32, one thread a matrix" in explain(1000)
+    assert explain(1000).startswith("blocked")
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    assert "in float32, several threads a matrix" in explain(1000)
+    assert explain(1000).startswith("torch")
+    assert explain(1000, batch=2).startswith("blocked: the blocked cholesky_ex of 1000 rows in float32, one thread")
+    assert explain(1500, batch=8).startswith("torch")
+    assert explain(1536).startswith("blocked")
+
+
+def test_a_compiled_call_does_not_look_at_the_values() -> None:
+    A = full(spd(6))
+    for backend in ("auto", "torch"):
+        call = partial(cholesky_ex, backend=backend)
+        torch.testing.assert_close(torch.compile(call, fullgraph=True, backend="eager")(A), call(A))
+
+
 def test_explain_without_the_extension(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(linalg, "EXTENSION", None)
     assert explain(2048) == "torch: no compiled extension is installed"
@@ -193,3 +215,5 @@ def test_explain_refuses() -> None:
         explain(5, function="qr")
     with pytest.raises(ValueError, match="n is -1"):
         explain(-1)
+    with pytest.raises(ValueError, match="batch is -2"):
+        explain(5, batch=-2)

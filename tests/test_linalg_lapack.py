@@ -34,7 +34,7 @@ def backend(request, monkeypatch) -> str:
     whole = {"whole": 1024, "panels": 0}
     if request.param not in whole:
         return request.param
-    monkeypatch.setattr(_blocked_cholesky, "_WHOLE", dict.fromkeys(DTYPES, whole[request.param]))
+    monkeypatch.setattr(_blocked_cholesky, "WHOLE", dict.fromkeys(DTYPES, whole[request.param]))
     return "blocked"
 
 
