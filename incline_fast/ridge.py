@@ -274,8 +274,9 @@ class Ridge:
         if self.standardize:
             # In place: new pages for the largest arrays of the fit cost more than the division.
             (up if down is None else down).div_(frame.scale)
-        predicted = up @ (frame.mean_x if down is None else down @ frame.mean_x)
-        self.intercept_ = frame.mean_y - predicted
+        self.intercept_ = frame.mean_y
+        if self.fit_intercept:
+            self.intercept_ = frame.mean_y - up @ (frame.mean_x if down is None else down @ frame.mean_x)
         self.factors_ = (up, down)
         self.path_taken_ = solution.path
         self.rcond_ = solution.rcond
