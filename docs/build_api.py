@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import Any
 
 import incline_fast
-from incline_fast import estimators, linalg, models, ops, ridge, states, sweep, text
+from incline_fast import estimators, linalg, models, ops, plan, ridge, states, sweep, text
 
 TARGET = Path(__file__).with_name("api.md")
-MODULES = (incline_fast, ops, states, estimators, ridge, linalg, sweep, text, models)
+MODULES = (incline_fast, ops, states, estimators, ridge, linalg, plan, sweep, text, models)
 HEADER = "# API reference\n\nWritten from the docstrings by `python docs/build_api.py`; do not edit by hand.\n"
 
 

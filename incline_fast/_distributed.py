@@ -11,7 +11,16 @@ from typing import Any
 import torch.distributed as dist
 from torch import Tensor
 
-__all__ = ["RankError", "gather", "rank_and_size", "started_by_torchrun", "synchronize", "together", "total"]
+__all__ = [
+    "RankError",
+    "gather",
+    "own_device",
+    "rank_and_size",
+    "started_by_torchrun",
+    "synchronize",
+    "together",
+    "total",
+]
 
 
 class RankError(OSError):
@@ -21,6 +30,11 @@ class RankError(OSError):
 def started_by_torchrun() -> bool:
     """Whether this process is one of several of a torchrun."""
     return int(os.environ.get("WORLD_SIZE", "1")) > 1
+
+
+def own_device(device: str) -> str:
+    """``"cuda"`` as this process's own GPU, ``cuda:LOCAL_RANK``, under a torchrun; any other device as it is."""
+    return f"cuda:{os.environ['LOCAL_RANK']}" if device == "cuda" and started_by_torchrun() else device
 
 
 @contextmanager

@@ -16,6 +16,7 @@ from incline_fast.cli_support import (
     parse_alphas,
     parse_lam,
     parse_layers,
+    plan_of,
     print_alignment,
     print_generation,
     read_lines,
@@ -82,7 +83,7 @@ def fit(
     lam: Annotated[
         str | None,
         typer.Option(
-            help="Ridge parameter, relative to the mean eigenvalue, or `loo`: one per layer by leave-one-out."
+            help="Ridge parameter, relative to the mean eigenvalue; by default `loo`: one per layer by leave-one-out."
         ),
     ] = None,
     form: Annotated[
@@ -94,12 +95,20 @@ def fit(
         float, typer.Option(help="Share of the pairs kept for the held-out error.", min=0, max=0.9)
     ] = 0.2,
     resume: Annotated[Path | None, typer.Option(help="Directory for the states; an interrupted run continues.")] = None,
+    memory_budget: Annotated[
+        str | None,
+        typer.Option(help="Memory to use beside the model, e.g. `16GiB`: layers are then fitted in groups."),
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print groups of layers and memory; load no weights, write nothing.")
+    ] = False,
     rank_timeout: Annotated[
         float, typer.Option(help="Seconds that a process of a torchrun waits for the others before it gives up.", min=1)
     ] = 1800,
     skip_bad_lines: Skip = False,
     dtype: Dtype = "float32",
     device: Device = "cpu",
+    solve_device: Annotated[str, typer.Option(help="Device on which the maps are computed.")] = "cpu",
 ) -> None:
     """Learn one map per layer from parallel sentences.
 
@@ -114,16 +123,24 @@ def fit(
         incline-fast fit google/gemma-3-270m -o paper.safetensors \\
             --source train.fr --target train.en --preset paper
 
+    A large model in little memory; `--dry-run` shows the groups of layers first:
+
+        incline-fast fit MODEL --pairs fr-en.tsv -o fr-en.safetensors \\
+            --memory-budget 32GiB --dry-run
+
     Over two processes, which share sentences and layers; the same command again continues after a failure:
 
         torchrun --nproc-per-node 2 -m incline_fast fit MODEL --pairs fr-en.tsv \\
             --resume states -o fr-en.safetensors
     """
-    from incline_fast._distributed import rank_and_size, started_by_torchrun, together
+    from incline_fast._distributed import own_device, rank_and_size, started_by_torchrun, together
     from incline_fast.fit import fit as fit_alignment
 
     text = parallel_text(pairs, source, target, languages, skip_bad_lines)
-    loaded, tokenizer = load_model(model, dtype, device)
+    if dry_run:
+        typer.echo(str(plan_of(model, len(text.source), parse_layers(layers), memory_budget)))
+        return
+    loaded, tokenizer = load_model(model, dtype, own_device(device))
     distributed = started_by_torchrun()
     with together(rank_timeout) if distributed else nullcontext():
         rank, _ = rank_and_size(distributed)
@@ -141,6 +158,8 @@ def fit(
             layers=parse_layers(layers),
             holdout=holdout,
             resume=resume,
+            memory_budget=memory_budget,
+            solve_device=own_device(solve_device),
             source_language=text.source_language,
             target_language=text.target_language,
             distributed=distributed,

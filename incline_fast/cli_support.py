@@ -11,6 +11,7 @@ import typer
 # transformers takes seconds to import: functions import what they need, so that --help answers soon.
 if TYPE_CHECKING:
     from incline_fast.alignment import Alignment
+    from incline_fast.plan import FitPlan
     from incline_fast.text import ParallelText
 
 __all__ = [
@@ -20,6 +21,7 @@ __all__ = [
     "parse_alphas",
     "parse_lam",
     "parse_layers",
+    "plan_of",
     "print_alignment",
     "print_generation",
     "read_lines",
@@ -33,6 +35,17 @@ def load_model(name: str, dtype: str, device: str) -> tuple[Any, Any]:
 
     model = AutoModelForCausalLM.from_pretrained(name, dtype=dtype).to(device).eval()
     return model, AutoTokenizer.from_pretrained(name)
+
+
+def plan_of(name: str, num_sentences: int, layers: list[int] | None, memory_budget: str | None) -> FitPlan:
+    """The plan of a fit, from the model's configuration alone."""
+    from transformers import AutoConfig
+
+    from incline_fast.plan import plan_fit
+
+    config = AutoConfig.from_pretrained(name).get_text_config()
+    sites = layers or range(1, config.num_hidden_layers + 1)
+    return plan_fit(num_sentences, config.hidden_size, sites, memory_budget=memory_budget)
 
 
 def parallel_text(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from os import PathLike
@@ -18,7 +18,8 @@ from incline_fast._metadata import AlignmentMetadata, Form
 from incline_fast.alignment import Alignment
 from incline_fast.estimators import Estimator, Fitted, Lam, get_estimator
 from incline_fast.identity import identify
-from incline_fast.states import BATCH_TOKENS, Pooling, StatesError, collect, render
+from incline_fast.plan import plan_fit
+from incline_fast.states import BATCH_TOKENS, HiddenStates, Pooling, StatesError, collect, render
 
 __all__ = ["DEFAULT_TEMPLATE", "PRESETS", "Preset", "fit", "fit_states"]
 
@@ -32,13 +33,13 @@ class Preset:
     template: str | None
     pooling: Pooling
     estimator: str
-    lam: float
+    lam: Lam
     form: Form
 
 
 PRESETS: dict[str, Preset] = {
     # States of a prompt, not of a bare sentence: a map edits the last token of prompts.
-    "robust": Preset(DEFAULT_TEMPLATE, "last", "affine_ridge", 0.3, "interpolate"),
+    "robust": Preset(DEFAULT_TEMPLATE, "last", "affine_ridge", "loo", "interpolate"),
     # Wang et al., ACL 2025, arXiv 2410.12462, section 3.
     "paper": Preset(None, "last", "min_norm", 0.0, "add"),
     # The authors' published code, to be applied with mode="clean".
@@ -66,14 +67,16 @@ def fit(
     batch_tokens: int = BATCH_TOKENS,
     progress: bool = True,
     resume: str | PathLike[str] | None = None,
+    memory_budget: int | str | None = None,
+    solve_device: torch.device | str | None = None,
     distributed: bool = False,
 ) -> Alignment:
     """Learn one map per layer that takes the states of source sentences to those of their translations.
 
-        preset    template          pooling  estimator              form         apply with
-        robust    DEFAULT_TEMPLATE  last     affine_ridge, lam 0.3  interpolate  mode="online"
-        paper     bare sentence     last     min_norm               add          mode="online"
-        official  bare sentence     mean     min_norm               add          mode="clean"
+        preset    template          pooling  estimator                form         apply with
+        robust    DEFAULT_TEMPLATE  last     affine_ridge, lam "loo"  interpolate  mode="online"
+        paper     bare sentence     last     min_norm                 add          mode="online"
+        official  bare sentence     mean     min_norm                 add          mode="clean"
 
     ``DEFAULT_TEMPLATE`` is ``"{sentence}\\nThe topic of this text is"``; better is the prompt that you will use.
 
@@ -98,6 +101,9 @@ def fit(
         batch_tokens: see :func:`incline_fast.states.collect`.
         progress: show progress bars.
         resume: folder that keeps the states, so that an interrupted run continues; see ``collect``.
+        memory_budget: bytes that the fit may take beside the model, or text such as ``"16GiB"``: layers are collected
+            and fitted in groups, each with a run of its own over the sentences (:func:`incline_fast.plan.plan_fit`).
+        solve_device: where the maps are computed, by default on the CPU, where the states are.
         distributed: share the batches of sentences, then the layers' solves, among the processes of the default process
             group. All call with the same arguments and get the same alignment.
 
@@ -107,7 +113,8 @@ def fit(
         pairs, m the mean of the fitted target states): 0 is a perfect map, 1 no better than predicting the mean.
 
     Raises:
-        ValueError: an unknown preset, estimator or form, unequal numbers of sentences, another bad argument.
+        ValueError: an unknown preset, estimator or form, unequal numbers of sentences, a memory budget that is too
+            small, another bad argument.
         StatesError: a sentence or the folder ``resume`` cannot be used.
         UnsupportedModelError: the architecture is not known.
     """
@@ -145,34 +152,45 @@ def fit(
     for side, texts in sides.items():
         with _naming(side):
             render(texts, metadata.template)
-    states = []
-    for side, texts in sides.items():
+    sites = range(1, identity.num_layers + 1) if layers is None else layers
+    lams = _lam_by_site(lam, sites)
+    plan = plan_fit(len(source), identity.hidden_size, sites, memory_budget=memory_budget)
+
+    def states(side: str, group: Sequence[int]) -> HiddenStates:
+        folder = None if resume is None else Path(resume) / side
+        if folder is not None and len(plan.groups) > 1:
+            folder = folder / f"sites-{group[0]}-{group[-1]}"
         with _naming(side):
-            states.append(
-                collect(
-                    model,
-                    tokenizer,
-                    texts,
-                    template=metadata.template,
-                    pooling=chosen.pooling if pooling is None else pooling,
-                    layers=range(1, identity.num_layers + 1) if layers is None else layers,
-                    batch_tokens=batch_tokens,
-                    progress=progress,
-                    resume=None if resume is None else Path(resume) / side,
-                    distributed=distributed,
-                )
+            return collect(
+                model,
+                tokenizer,
+                sides[side],
+                template=metadata.template,
+                pooling=chosen.pooling if pooling is None else pooling,
+                layers=group,
+                batch_tokens=batch_tokens,
+                progress=progress,
+                resume=folder,
+                distributed=distributed,
             )
-    return fit_states(
-        *states,
-        estimator=solver,
-        lam=lam,
-        form=form or solver.own_form or chosen.form,
-        holdout=holdout,
-        seed=seed,
-        metadata=metadata,
-        progress=progress,
-        distributed=distributed,
-    )
+
+    parts = [
+        fit_states(
+            states("source", group),
+            states("target", group),
+            estimator=solver,
+            lam={site: lams[site] for site in group},
+            form=form or solver.own_form or chosen.form,
+            holdout=holdout,
+            seed=seed,
+            metadata=metadata,
+            progress=progress,
+            device=solve_device,
+            distributed=distributed,
+        )
+        for group in plan.groups
+    ]
+    return _joined(parts)
 
 
 def fit_states(
@@ -180,12 +198,13 @@ def fit_states(
     Y: Mapping[int, Tensor],
     *,
     estimator: str | Estimator = "affine_ridge",
-    lam: Lam | Mapping[int, Lam] | None = None,
+    lam: Lam | Mapping[int, Lam | None] | None = None,
     form: Form | None = None,
     holdout: float = 0,
     seed: int = 0,
     metadata: AlignmentMetadata | None = None,
     progress: bool = True,
+    device: torch.device | str | None = None,
     distributed: bool = False,
 ) -> Alignment:
     """Fit from states that :func:`incline_fast.states.collect` has returned: many fits from one run over the model.
@@ -201,6 +220,7 @@ def fit_states(
         seed: chooses the held-out pairs.
         metadata: recorded, completed with what the fit knows: estimator, lam, n, solver, notes, fit_error.
         progress: show a progress bar.
+        device: where the maps are computed, by default where the states are; the alignment is on the CPU.
         distributed: share the sites among the processes of the default process group, each of which has all states.
 
     Returns:
@@ -213,9 +233,7 @@ def fit_states(
     _check_form(solver, form)
     if not X or sorted(X) != sorted(Y):
         raise ValueError(f"X has the sites {sorted(X)}, Y {sorted(Y)}; expected the same, at least one")
-    lams = dict(lam) if isinstance(lam, Mapping) else dict.fromkeys(X, lam)
-    if sorted(lams) != sorted(X):
-        raise ValueError(f"lam has the sites {sorted(lams)}, the states {sorted(X)}; expected the same")
+    lams = {site: solver.default_lam if one is None else one for site, one in _lam_by_site(lam, X).items()}
     counts = {len(states) for states in (*X.values(), *Y.values())}
     if len(counts) != 1:
         raise ValueError(f"the states have {sorted(counts)} rows; every site of X and Y must have as many")
@@ -227,7 +245,9 @@ def fit_states(
     errors: dict[int, float] = {}
     for site in tqdm(own, desc=f"fit {solver.name}", unit="layer", disable=not progress or rank > 0):
         with _naming(f"site {site}"):
-            fitted = solver(X[site][fitted_rows], Y[site][fitted_rows], lams[site])
+            fitted = solver(X[site][fitted_rows].to(device), Y[site][fitted_rows].to(device), lams[site])
+        bias = None if fitted.bias is None else fitted.bias.cpu()
+        fitted = replace(fitted, map=fitted.map.to(device="cpu"), bias=bias)
         if len(held_out):
             measured = relative_error(fitted.predict(X[site][held_out]), Y[site][held_out], Y[site][fitted_rows])
             if measured is None:
@@ -255,6 +275,21 @@ def fit_states(
         {site: fitted.bias for site, fitted in fits.items() if fitted.bias is not None},
         form or solver.own_form or "interpolate",
         completed,
+    )
+
+
+def _joined(parts: Sequence[Alignment]) -> Alignment:
+    """One alignment of several with the maps of different sites, fitted in the same way."""
+    first = parts[0].metadata
+    by_site = ("lam", "lam_selection", "solver", "notes", "fit_error")
+    merged: dict[str, Any] = {
+        name: {k: v for part in parts for k, v in getattr(part.metadata, name).items()} for name in by_site
+    }
+    return Alignment(
+        {site: map for part in parts for site, map in part.maps.items()},
+        {site: bias for part in parts for site, bias in part.bias.items()},
+        parts[0].form,
+        replace(first, **merged),
     )
 
 
@@ -288,6 +323,13 @@ def _both_sides(text: Any) -> tuple[Sequence[str], Sequence[str]]:
             "expected two lists of sentences, or parallel text with attributes source and target"
         )
     return text.source, text.target
+
+
+def _lam_by_site(lam: Lam | Mapping[int, Lam | None] | None, sites: Iterable[int]) -> dict[int, Lam | None]:
+    lams: dict[int, Lam | None] = dict(lam) if isinstance(lam, Mapping) else dict.fromkeys(sites, lam)
+    if sorted(lams) != sorted(set(sites)):
+        raise ValueError(f"lam has the sites {sorted(lams)}, the fit {sorted(set(sites))}; expected the same")
+    return lams
 
 
 def _check_form(estimator: Estimator, form: str | None) -> None:

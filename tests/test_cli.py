@@ -79,6 +79,16 @@ def test_fit_chooses_lam_by_leave_one_out_and_prints_it(folder: Path) -> None:
     assert all(f"{lam:g}"[:5] in result.output for lam in about.lam.values())
 
 
+def test_a_dry_run_prints_the_plan_and_writes_nothing(folder: Path) -> None:
+    out = folder / "planned.safetensors"
+    result = run("fit", folder / "model", "--pairs", folder / "pairs.tsv", "-o", out, "--dry-run",
+                 "--layers", "1-2", "--memory-budget", "1GiB")  # fmt: skip
+    assert result.exit_code == 0, result.output
+    assert "2 layers of d = " in result.output
+    assert "budget: 1 GiB" in result.output
+    assert not out.exists()
+
+
 def test_generate_compares_with_the_plain_model(folder: Path) -> None:
     prompts = folder / "prompts.txt"
     prompts.write_text("w11 w12\n\nw13 w14 w15\n")

@@ -74,7 +74,9 @@ def test_robust_is_standardised_ridge_on_templated_states(model, tokenizer):
     for layer in alignment.layers:
         x, y = X[layer], Y[layer]
         Z = (x - x.mean(0)) / x.std(0)
-        A = np.linalg.solve(Z.T @ Z + 0.3 * N * np.eye(HIDDEN), Z.T @ (y - y.mean(0)))
+        lam = Ridge(DEFAULT_LAMS, standardize=True).fit(torch.from_numpy(x), torch.from_numpy(y)).lam_
+        assert alignment.metadata.lam[layer] == lam
+        A = np.linalg.solve(Z.T @ Z + lam * N * np.eye(HIDDEN), Z.T @ (y - y.mean(0)))
         expected = (A.T / x.std(0)) @ x[0] + y.mean(0) - (A.T / x.std(0)) @ x.mean(0)
         predicted = alignment.maps[layer].apply(torch.from_numpy(x[0])) + alignment.bias[layer]
         np.testing.assert_allclose(predicted.numpy(), expected, rtol=1e-3, atol=1e-4)
@@ -84,7 +86,7 @@ def test_the_table_of_presets():
     assert set(PRESETS) == {"robust", "paper", "official"}
     robust = PRESETS["robust"]
     assert (robust.template, robust.pooling, robust.estimator, robust.lam, robust.form) == (
-        DEFAULT_TEMPLATE, "last", "affine_ridge", 0.3, "interpolate"
+        DEFAULT_TEMPLATE, "last", "affine_ridge", "loo", "interpolate"
     )  # fmt: skip
     for name, row in PRESETS.items():
         assert row.estimator in ESTIMATORS
@@ -100,7 +102,11 @@ def test_metadata_says_which_preset_and_what_it_was(model, tokenizer, preset):
     assert (about.preset, about.template, about.pooling) == (preset, row.template, row.pooling)
     assert (about.estimator, about.n, about.num_layers, about.hidden_size) == (row.estimator, N, LAYERS, HIDDEN)
     assert (about.source_language, about.target_language, about.recommended_alpha) == ("fr", "en", None)
-    assert about.lam == dict.fromkeys([1, 2, 3], row.lam)
+    if row.lam == "loo":
+        assert about.lam_selection == dict.fromkeys([1, 2, 3], "loo")
+        assert set(about.lam) == {1, 2, 3}
+    else:
+        assert about.lam == dict.fromkeys([1, 2, 3], row.lam)
     assert set(about.solver) == {1, 2, 3}
     assert about.fit_error == {}
     alignment.check(model)
@@ -249,7 +255,7 @@ def test_lam_by_leave_one_out_is_chosen_and_recorded_per_site(tmp_path):
 
 def test_fit_states_equals_fit(model, tokenizer):
     states = [collect(model, tokenizer, texts, template=TEMPLATE, progress=False) for texts in (SOURCE, TARGET)]
-    from_states = fit_states(*states, progress=False)
+    from_states = fit_states(*states, lam="loo", progress=False)
     assert from_states.layers == [0, 1, 2, 3]
     direct = quiet_fit(model, tokenizer, template=TEMPLATE)
     for layer in direct.layers:
