@@ -19,7 +19,7 @@ CSRC := $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu')
 CXX_TESTS := $(shell find tests -name '*.cpp' -o -name '*.h' -o -name '*.cu')
 export PYTHONUNBUFFERED := 1
 
-.PHONY: setup demo test test-gpu-emulated gpu lint bench clean
+.PHONY: setup demo test test-gpu-emulated gpu lint bench bench-regression clean
 
 setup: $(VENV)/.installed
 	$(BIN)/python -m demo.fetch --model $(MODEL)
@@ -47,6 +47,9 @@ lint: $(VENV)/.installed
 
 bench: $(VENV)/.installed
 	$(BIN)/incline-fast bench
+
+bench-regression: $(VENV)/.installed
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest benchmarks/test_regression.py
 
 clean:
 	rm -rf build dist *.egg-info incline_fast/*.so .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections import Counter
 from collections.abc import Collection, Sequence
 from dataclasses import replace
@@ -47,7 +48,7 @@ def main(
         ValueError: an unknown table or provider, a malformed shape.
         ArithmeticError: a provider disagrees with the fp64 reference.
     """
-    console = Console()
+    console = Console(width=None if sys.stdout.isatty() else 110)
     plan = _plan(tables, shapes, providers)
     with torch_threads(threads):
         console.print(explain(), highlight=False)

@@ -1,0 +1,56 @@
+"""Every table of the fused op on this machine: CSV, plots, and the tables of the READMEs.
+
+python benchmarks/bench_affine_norm.py            # some 40 minutes of an idle machine
+python benchmarks/bench_affine_norm.py --list     # the commands that it runs, each at most two minutes, to run by hand
+python benchmarks/bench_affine_norm.py --plot     # what comes after them: plots and README tables out of the CSV
+
+Rows go to benchmarks/results/cpu-<processor>.csv; a table that is measured again replaces its old rows, so that an
+interrupted run goes on with the commands that are left.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import build_readme
+import plot_affine_norm
+
+from incline_fast.bench import TABLES
+from incline_fast.bench.machine import cpu_name, cpu_slug
+
+RESULTS = Path(__file__).parent / "results"
+MATRIX_TABLES = [name for name in TABLES if name.startswith(("dense", "low-rank", "int8"))]
+
+
+def commands(output: Path) -> list[tuple[dict[str, str], list[str]]]:
+    """Environment and arguments of every run: all tables, those of the kernels with two threads and with AVX2."""
+    tables = [name for name in TABLES if name != "quick"]
+    runs = [({}, name, 1) for name in tables] + [({}, name, 2) for name in MATRIX_TABLES]
+    runs += [({"INCLINE_FAST_CPU_ISA": "avx2"}, name, 1) for name in MATRIX_TABLES]
+    bench = [sys.executable, "-m", "incline_fast", "bench", "-o", str(output)]
+    return [(isa, [*bench, "--threads", str(threads), "--table", name]) for isa, name, threads in runs]
+
+
+def main() -> None:
+    """Run what the command line asks for."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    only = parser.add_mutually_exclusive_group()
+    only.add_argument("--list", action="store_true", help="print the commands and stop")
+    only.add_argument("--plot", action="store_true", help="measure nothing")
+    arguments = parser.parse_args()
+    output = RESULTS / f"cpu-{cpu_slug(cpu_name())}.csv"
+    for isa, command in [] if arguments.plot else commands(output):
+        print(*(f"{name}={value}" for name, value in isa.items()), *command, flush=True)
+        if not arguments.list:
+            subprocess.run(command, env={**os.environ, **isa}, check=True)
+    if not arguments.list:
+        plot_affine_norm.plot(output)
+        build_readme.main([])
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,250 @@
+"""Write the tables of README.md and benchmarks/README.md from the CSV of the fused op.
+
+python benchmarks/build_readme.py            # rewrite what lies between the markers
+python benchmarks/build_readme.py --check    # exit 1 if that would change a file
+
+A block begins with the line ``<!-- begin NAME: ... -->`` and ends with ``<!-- end NAME -->``; what lies between is
+generated. Numbers are never typed: a cell without a row in the CSV stays empty.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+
+from incline_fast._files import replacing
+from incline_fast.bench import Row, read_csv
+
+__all__ = ["Results", "blocks", "main", "rewritten"]
+
+ROOT = Path(__file__).parents[1]
+CSV = ROOT / "benchmarks" / "results" / "cpu-intel-xeon.csv"
+DOCUMENTS = (ROOT / "README.md", ROOT / "benchmarks" / "README.md")
+OURS = "fused_in_place"
+WIDTHS = (1024, 2048, 4096)
+
+
+class Results:
+    """The rows of a CSV, found by table, threads, provider and shape."""
+
+    def __init__(self, rows: Sequence[Row]) -> None:
+        self.rows = rows
+        self._index = {(r.table, r.threads, provider(r), r.shape): r for r in rows}
+
+    def find(self, table: str, threads: int, name: str, shape: str) -> Row | None:
+        """The row, None if it was not measured; a shape is in the words of ``Row.shape``."""
+        return self._index.get((table, threads, name, shape))
+
+    def ours(self, table: str, threads: int, shape: str) -> Row | None:
+        """Our in-place op."""
+        return self.find(table, threads, OURS, shape)
+
+    def tokens(self, table: str, threads: int) -> list[int]:
+        """The numbers of tokens of a table, ascending."""
+        return sorted({r.num_tokens for r in self.rows if (r.table, r.threads) == (table, threads)})
+
+
+def provider(row: Row) -> str:
+    """A backend without its instruction set or remark: "fused[avx2]" is "fused"."""
+    return re.split(r"[\[ ]", row.backend)[0]
+
+
+def markdown(head: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
+    """A table; lines without any value are left out."""
+    kept = [line for line in lines if any(line[1:])]
+    if not kept:
+        return ""
+    return "\n".join(f"| {' | '.join(line)} |" for line in [head, ["---"] * len(head), *kept]) + "\n"
+
+
+def times(ratio: float | None) -> str:
+    """1.234 as "1.23x"."""
+    return "" if ratio is None else f"{ratio:.2f}x"
+
+
+def with_roofline(row: Row | None) -> str:
+    """Eager's time over ours, and our share of the roofline."""
+    if row is None:
+        return ""
+    return times(row.ratio_vs_eager) + ("" if row.pct_roofline is None else f" ({row.pct_roofline:.0f}%)")
+
+
+def performance(results: Results) -> str:
+    """README.md: d = 2048 at a glance, what a call costs, and where eager wins."""
+    columns = [("dense", "fp32"), ("dense", "bf16"), ("low-rank", "fp32"), ("low-rank", "bf16")]
+    dtypes = {"fp32": "float32", "bf16": "bfloat16"}
+
+    def cell(form: str, dtype: str, threads: int, tokens: int) -> str:
+        rank = "dense" if form == "dense" else "64"
+        shape = f"rms {tokens} 2048 {rank} {dtypes[dtype]} {dtypes[dtype]} dram"
+        return with_roofline(results.ours(f"{form}-{dtype}", threads, shape))
+
+    lines = [
+        [f"{m}, {'one thread' if threads == 1 else 'two threads'}", *(cell(*c, threads, m) for c in columns)]
+        for threads in (1, 2)
+        for m in (1, 4, 16, 128)
+    ]
+    table = _without_empty_columns(["tokens", "fp32 dense", "bf16 dense", "fp32 rank 64", "bf16 rank 64"], lines)
+    shape = "rms 1 64 dense float32 float32 cache"
+    costs = {name: results.find("overhead", 1, name, shape) for name in ("eager", "fused", OURS, "layer")}
+    words = {"eager": "eager", "fused": "functional", OURS: "in place", "layer": "`AffineRMSNorm`"}
+    call = ", ".join(f"{words[name]} {row.us_p50:.1f} µs" for name, row in costs.items() if row is not None)
+    cost = f"At d = 64, one token, where only the call costs: {call}.\n" if call else ""
+    return "\n".join(part for part in (table, cost, losses(results, 2048)) if part)
+
+
+def losses(results: Results, width: int | None = None) -> str:
+    """Where our in-place op is slower than eager: every such shape, or those of one width and the best kernels."""
+    slower: dict[str, dict[str, str]] = {}
+    for row in results.rows:
+        if provider(row) != OURS or row.mode != "dram" or row.ratio_vs_eager is None or row.ratio_vs_eager >= 1:
+            continue
+        forced = f", {row.table.partition('@')[2]} forced" if "@" in row.table else ""
+        if width is not None and (row.hidden_size != width or forced):
+            continue
+        rank = "dense" if row.rank is None else f"rank {row.rank}"
+        kind = f"{row.norm}, {rank}, {row.dtype}, map {row.map_dtype}, {row.threads} thread(s){forced}"
+        # A shape that several tables have is named once, with the ratio of the first.
+        slower.setdefault(kind, {}).setdefault(f"{row.num_tokens} x {row.hidden_size}", times(row.ratio_vs_eager))
+    which = "every measured shape" if width is None else f"every measured shape at d = {width}"
+    if not slower:
+        return f"Losing regimes: none, {which} is at least as fast as eager.\n"
+    lines = [f"- {kind}: {', '.join(map(' '.join, shapes.items()))}" for kind, shapes in slower.items()]
+    return f"Losing regimes, tokens x hidden size ({which} that is slower than eager):\n\n" + "\n".join([*lines, ""])
+
+
+def matrix(results: Results, table: str, threads: int, kind: str, rank: str = "dense") -> str:
+    """One table of the kernels: the ratio to eager over tokens and widths, then the peers at d = 2048."""
+
+    def row(tokens: int, width: int, mode: str = "dram") -> Row | None:
+        return results.ours(table, threads, f"rms {tokens} {width} {rank} {kind} {mode}")
+
+    def line(tokens: int) -> list[str]:
+        middle = row(tokens, 2048)
+        peers = (middle.ratio_vs_hook, middle.ratio_vs_simd_ml_kernels) if middle else (None, None)
+        cached = [with_roofline(row(tokens, width, "cache")) for width in (1024, 2048)]
+        return [str(tokens), *(with_roofline(row(tokens, w)) for w in WIDTHS), *map(times, peers), *cached]
+
+    head = [
+        "tokens",
+        *(f"d = {w}" for w in WIDTHS),
+        "hook, 2048",
+        "simd-ml-kernels, 2048",
+        "cache, 1024",
+        "cache, 2048",
+    ]
+    return _without_empty_columns(head, [line(m) for m in results.tokens(table, threads)])
+
+
+def _without_empty_columns(head: list[str], lines: list[list[str]]) -> str:
+    full = [i for i in range(len(head)) if i == 0 or any(line[i] for line in lines)]
+    return markdown([head[i] for i in full], [[line[i] for i in full] for line in lines])
+
+
+def compared(results: Results, tables: dict[str, str], ratio: Callable[[Row], float | None], width: int) -> str:
+    """Ratios to one other provider at one width, a column per dtype; ``tables`` says where each dtype is."""
+
+    def cell(dtype: str, tokens: int) -> str:
+        row = results.ours(tables[dtype], 1, f"rms {tokens} {width} dense {dtype} {dtype} dram")
+        return "" if row is None else times(ratio(row))
+
+    tokens = sorted({m for table in tables.values() for m in results.tokens(table, 1)})
+    return markdown(["tokens", *tables], [[str(m), *(cell(dtype, m) for dtype in tables)] for m in tokens])
+
+
+def overhead(results: Results) -> str:
+    """Microseconds of a call at d = 64."""
+    rows = {(provider(r), r.dtype): r for r in results.rows if r.table == "overhead"}
+    names = list(dict.fromkeys(name for name, _ in rows))
+    cells = [
+        [name, *(f"{rows[name, t].us_p50:.1f}" for t in ("float32", "bfloat16") if (name, t) in rows)] for name in names
+    ]
+    return markdown(["", "fp32, µs", "bf16, µs"], cells)
+
+
+def mixed(results: Results) -> str:
+    """Mixed dtypes and LayerNorm, one line each."""
+    shapes = dict.fromkeys(r.shape for r in results.rows if r.table == "mixed")
+    return markdown(["shape", "vs eager"], [[s, with_roofline(results.ours("mixed", 1, s))] for s in shapes])
+
+
+def kernels(results: Results) -> str:
+    """benchmarks/README.md: every table of the fused op that has rows."""
+    parts: list[tuple[str, str]] = []
+    for suffix, threads in (("", 1), ("", 2), ("@avx2", 1)):
+        where = f"{threads} thread{'s' if threads > 1 else ''}" + (", AVX2 forced" if suffix else "")
+        for name, dtype in (("fp32", "float32"), ("bf16", "bfloat16"), ("fp16", "float16")):
+            kind = f"{dtype} {dtype}"
+            parts.append((f"Dense, {name}, {where}", matrix(results, f"dense-{name}{suffix}", threads, kind)))
+            for rank in ("64", "500"):
+                text = matrix(results, f"low-rank-{name}{suffix}", threads, kind, rank)
+                parts.append((f"Rank {rank}, {name}, {where}", text))
+        text = matrix(results, f"int8{suffix}", threads, "bfloat16 int8")
+        parts.append((f"int8 maps, bf16 states, {where}; eager reads the map in bf16", text))
+    compiled = {"float32": "compile", "bfloat16": "compile"}
+    tuned = {"float32": "max-autotune-fp32", "bfloat16": "max-autotune-bf16"}
+    parts += [
+        ("Against torch.compile, dense, d = 2048", compared(results, compiled, lambda r: r.ratio_vs_compile, 2048)),
+        (
+            "Against torch.compile with max-autotune and frozen weights, dense, d = 4096",
+            compared(results, tuned, lambda r: r.ratio_vs_max_autotune, 4096),
+        ),
+        ("What a call costs: d = 64, one token, hot", overhead(results)),
+        ("Mixed dtypes and LayerNorm", mixed(results)),
+    ]
+    shown = [f"**{title}**\n\n{text}" for title, text in parts if text]
+    return "\n".join([*shown, losses(results)])
+
+
+def blocks(results: Results) -> dict[str, str]:
+    """Every generated block by name."""
+    return {"performance": performance(results), "kernels": kernels(results)}
+
+
+def rewritten(text: str, generated: dict[str, str]) -> str:
+    """The text with its blocks filled.
+
+    Raises:
+        ValueError: a block that nothing generates, or one without its end.
+    """
+
+    def fill(match: re.Match[str]) -> str:
+        name = match["name"]
+        if name not in generated:
+            raise ValueError(f'block "{name}" is not one of {", ".join(generated)}')
+        return f"{match['begin']}\n{generated[name]}\n{match['end']}"
+
+    pattern = r"(?P<begin><!-- begin (?P<name>[\w-]+)[^\n]*-->\n)(?:.*?\n)?(?P<end><!-- end (?P=name) -->)"
+    filled = re.sub(pattern, fill, text, flags=re.DOTALL)
+    begins, ends = filled.count("<!-- begin "), len(re.findall(pattern, filled, flags=re.DOTALL))
+    if begins != ends:
+        raise ValueError(f"{begins} blocks begin and {ends} of them end")
+    return filled
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Rewrite the documents, or say which differ."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--check", action="store_true", help="write nothing; exit 1 if a file is out of date")
+    check = parser.parse_args(arguments).check
+    generated = blocks(Results(read_csv(CSV)))
+    stale = 0
+    for path in DOCUMENTS:
+        text = path.read_text()
+        new = rewritten(text, generated)
+        if new == text:
+            continue
+        stale = 1
+        if check:
+            print(f"{path} is out of date: run python benchmarks/build_readme.py", file=sys.stderr)
+        else:
+            with replacing(path) as temporary:
+                temporary.write_text(new)
+    return stale if check else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
