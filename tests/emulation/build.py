@@ -16,6 +16,7 @@ import shutil
 import subprocess
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
@@ -32,7 +33,13 @@ Sanitizer = Literal["none", "races", "address"]
 
 # No contraction into FMA behind our back, as in the CPU kernels: what shall be fused is written as fmaf.
 GXX = ["g++", "-std=c++20", "-O2", "-g1", "-fPIC", "-pthread", "-ffp-contract=off", "-Wall", "-Wextra"]
-GXX += ["-Wno-unknown-pragmas", "-Wno-unused-parameter", "-fno-gnu-unique", "-DINCLINE_FAST_EMULATED"]
+GXX += [
+    f"-ffile-prefix-map={ROOT}/=",
+    "-Wno-unknown-pragmas",
+    "-Wno-unused-parameter",
+    "-fno-gnu-unique",
+    "-DINCLINE_FAST_EMULATED",
+]
 NVCC = ["nvcc", "-std=c++20", "-O3", "--fmad=false", "-lineinfo", "-Xcompiler=-fPIC"]
 
 # Answered by fiber/undefined_hooks.cpp.
@@ -85,8 +92,7 @@ class FiberLibrary:
 
     def _source_line(self, match: re.Match[str]) -> str:
         command = ["addr2line", "-e", str(self.path), match.group(1)]
-        line = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()[0]
-        return line.removeprefix(f"{ROOT}/")
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()[0]
 
 
 def load_fibers(sources: Path | Sequence[Path], **options: Any) -> FiberLibrary:
@@ -156,7 +162,7 @@ def sanitized_environment() -> dict[str, str]:
 
 
 def _object(source: Path, flags: Sequence[str], include: Sequence[Path]) -> Path:
-    inputs = [*flags, _compiler_version("g++"), _contents([source, *_headers(include), *_headers([FIBER])])]
+    inputs = [*flags, _compiler_version("g++"), _contents(_dependencies(source, [*include, FIBER]))]
     return _cached("object.o", inputs, lambda target: _run([*flags, "-c", "-x", "c++", str(source), "-o", str(target)]))
 
 
@@ -172,12 +178,21 @@ def _nvcc(source: Path, arch: str, mode: list[str], name: str, include: Sequence
     if shutil.which("nvcc") is None:
         pytest.skip("nvcc is not installed: the PTX and machine code of csrc/cuda cannot be made here")
     command = [*NVCC, *mode, f"-arch={arch}", *(f"-I{folder}" for folder in include)]
-    inputs = [*command, _compiler_version("nvcc"), _contents([source, *_headers(include)])]
+    inputs = [*command, _compiler_version("nvcc"), _contents(_dependencies(source, include))]
     return _cached(name, inputs, lambda target: _run([*command, str(source), "-o", str(target)]))
 
 
-def _headers(folders: Sequence[Path]) -> list[Path]:
-    return sorted(path for folder in folders for ext in ("*.h", "*.cuh") for path in folder.rglob(ext))
+def _dependencies(source: Path, include: Sequence[Path]) -> list[Path]:
+    """The source and the files of ours that it includes, directly or not."""
+    found, to_read = {source.resolve()}, [source.resolve()]
+    while to_read:
+        path = to_read.pop()
+        for name in re.findall(r'^\s*#\s*include\s+"([^"]+)"', path.read_text(), re.MULTILINE):
+            candidates = [(folder / name).resolve() for folder in (path.parent, *include) if (folder / name).exists()]
+            new = set(candidates[:1]) - found
+            found |= new
+            to_read += new
+    return sorted(found)
 
 
 def _contents(paths: Sequence[Path]) -> str:
@@ -186,7 +201,9 @@ def _contents(paths: Sequence[Path]) -> str:
 
 def _cached(name: str, inputs: Sequence[str], make: Callable[[Path], None]) -> Path:
     """build/emulation/<hash of inputs>/<name>, made under a lock so that parallel tests compile it once."""
-    folder = CACHE / hashlib.sha256("\n".join(inputs).encode()).hexdigest()[:24]
+    # Where the checkout lies changes nothing: __FILE__ and debug information are relative to it.
+    key = "\n".join(inputs).replace(str(ROOT), "")
+    folder = CACHE / hashlib.sha256(key.encode()).hexdigest()[:24]
     target = folder / name
     if not target.exists():
         folder.mkdir(parents=True, exist_ok=True)
@@ -215,6 +232,7 @@ def _output(command: Sequence[str]) -> str:
     return subprocess.run(command, capture_output=True, text=True, check=True).stdout
 
 
+@cache
 def _compiler_version(compiler: str) -> str:
     return _output([compiler, "--version"])
 

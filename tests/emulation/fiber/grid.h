@@ -34,6 +34,7 @@ struct Fiber {
   bool gave_way = false;
   // What it waits for.
   const char* operation = "";
+  bool orders_memory = false;
   Where place;
   unsigned mask = 0;
   bool predicate = false;
@@ -62,6 +63,16 @@ extern Fiber* current;
 // Notes why the launch fails. The thread that runs goes on to its next switch; abandon_thread makes that now.
 void report(const std::string& message);
 [[noreturn]] void abandon_thread();
+std::string name_of(const Fiber& fiber);
+std::string name_of(Where at);
 std::string name_of_current();
+
+// Back to the scheduler; returns when the thread runs again, never if it has finished.
+void leave(bool finished);
+
+// A thread that returns may be the last one that others wait for.
+void release_after_return(Fiber& fiber);
+
+constexpr unsigned char kGarbage = 0xCB;  // what shared memory holds before it is written
 
 }  // namespace cuda_on_cpu

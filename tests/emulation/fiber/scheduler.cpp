@@ -1,4 +1,4 @@
-// Fibers, barriers and the seeded order in which everything runs.
+// Blocks, threads and the seeded order in which they run.
 #include <link.h>
 
 #include <algorithm>
@@ -22,7 +22,6 @@ Fiber* current = nullptr;
 
 namespace {
 
-constexpr unsigned char kGarbage = 0xCB;   // what shared memory holds before it is written
 constexpr unsigned kIdleLimit = 1u << 14;  // rounds without progress before a launch counts as hanging
 
 struct Schedule {
@@ -64,75 +63,12 @@ void pass_the_baton() {
   self.wake.acquire();
 }
 
-std::string name_of(const Fiber& fiber) {
-  char text[160];
-  const uint3 b = fiber.view.block, t = fiber.view.thread;
-  std::snprintf(text, sizeof text, "block (%u, %u, %u) thread (%u, %u, %u)", b.x, b.y, b.z, t.x, t.y, t.z);
-  return text;
-}
-
-std::string name_of(Where at) { return std::string(at.file_name()) + ":" + std::to_string(at.line()); }
-
 void resume(Fiber& fiber) {
   current = &fiber;
   here = fiber.view;
   fiber.gave_way = false;
   switch_context(fiber.block->scheduler, fiber.context, false);
   current = nullptr;
-}
-
-void leave(bool finished) { switch_context(current->context, current->block->scheduler, finished); }
-
-// ---- barriers
-// --------------------------------------------------------------------------------------------------------
-
-void release_block_if_complete(Block& block) {
-  const Fiber* first = nullptr;
-  unsigned waiting = 0, count = 0;
-  for (const Fiber& fiber : block.fibers) {
-    if (fiber.state != State::kAtBlockBarrier) continue;
-    if (first == nullptr) first = &fiber;
-    if (fiber.place.line() != first->place.line() || std::strcmp(fiber.place.file_name(), first->place.file_name())) {
-      report("divergent barrier: " + name_of(*first) + " waits at " + name_of(first->place) + ", " + name_of(fiber) +
-             " at " + name_of(fiber.place));
-    }
-    waiting++;
-    count += fiber.predicate;
-  }
-  if (waiting == 0 || waiting < block.live) return;
-  block.barrier = {count, waiting};
-  races::order_block(block);
-  for (Fiber& fiber : block.fibers) {
-    if (fiber.state == State::kAtBlockBarrier) fiber.state = State::kReady;
-  }
-}
-
-// Releases the lanes that wait together with `fiber` once all of its mask has come.
-void release_warp_if_complete(Fiber& fiber, bool orders_memory) {
-  const unsigned base = fiber.number & ~31u;
-  Fiber* group[32];
-  unsigned count = 0;
-  for (unsigned lane = 0; lane < 32; lane++) {
-    if (!(fiber.mask >> lane & 1) || base + lane >= fiber.block->fibers.size()) continue;
-    Fiber& other = fiber.block->fibers[base + lane];
-    if (other.state == State::kDone) continue;
-    if (other.state != State::kAtWarpBarrier || other.mask != fiber.mask) return;
-    if (std::strcmp(other.operation, fiber.operation) != 0) return;
-    group[count++] = &other;
-  }
-  if (orders_memory) races::order_warp(group, count);
-  for (unsigned i = 0; i < count; i++) group[i]->state = State::kReady;
-}
-
-// A thread that returns may be the last one that others wait for.
-void release_after_return(Fiber& fiber) {
-  release_block_if_complete(*fiber.block);
-  const unsigned base = fiber.number & ~31u;
-  for (unsigned lane = 0; lane < 32 && base + lane < fiber.block->fibers.size(); lane++) {
-    Fiber& other = fiber.block->fibers[base + lane];
-    if (other.state == State::kAtWarpBarrier)
-      release_warp_if_complete(other, std::strcmp(other.operation, "__syncwarp") == 0);
-  }
 }
 
 void report_deadlock(const Block& block) {
@@ -147,9 +83,6 @@ void report_deadlock(const Block& block) {
   report(text);
 }
 
-// ---- a block
-// ---------------------------------------------------------------------------------------------------------
-
 void fiber_main() {
   arrive_on_new_stack(current->block->scheduler);
   grid.body(grid.arguments);
@@ -161,7 +94,7 @@ void fiber_main() {
 
 // The thread-local image of this library in the calling thread: that is where `__shared__` variables lie.
 void find_static_shared(Block& block) {
-  static thread_local volatile char touched;
+  [[maybe_unused]] static thread_local volatile char touched;
   touched = 1;  // the image is made on first use
   dl_iterate_phdr(
       [](dl_phdr_info* info, std::size_t, void* data) {
@@ -285,13 +218,21 @@ void run_workers(unsigned count) {
 
 }  // namespace
 
-// ---- what kernels call
-// -----------------------------------------------------------------------------------------------
-
 void report(const std::string& text) {
   if (!grid.failed) message = text;  // the first error is the cause
   grid.failed = true;
 }
+
+std::string name_of(const Fiber& fiber) {
+  char text[160];
+  const uint3 b = fiber.view.block, t = fiber.view.thread;
+  std::snprintf(text, sizeof text, "block (%u, %u, %u) thread (%u, %u, %u)", b.x, b.y, b.z, t.x, t.y, t.z);
+  return text;
+}
+
+std::string name_of(Where at) { return std::string(at.file_name()) + ":" + std::to_string(at.line()); }
+
+void leave(bool finished) { switch_context(current->context, current->block->scheduler, finished); }
 
 void fail(const char* what, Where at) {
   report(std::string(what) + ": " + name_of_current() + " at " + name_of(at));
@@ -304,42 +245,6 @@ void abandon_thread() {
 }
 
 std::string name_of_current() { return current == nullptr ? "host code" : name_of(*current); }
-
-BarrierResult block_barrier(bool predicate, Where at) {
-  current->state = State::kAtBlockBarrier;
-  current->operation = "__syncthreads";
-  current->predicate = predicate;
-  current->place = at;
-  release_block_if_complete(*current->block);
-  leave(false);
-  return current->block->barrier;
-}
-
-void warp_barrier(unsigned mask, const char* operation, bool orders_memory, Where at) {
-  if (!(mask >> here.lane & 1)) fail("a lane is not in the mask that it names", at);
-  current->state = State::kAtWarpBarrier;
-  current->operation = operation;
-  current->mask = mask;
-  current->place = at;
-  release_warp_if_complete(*current, orders_memory);
-  leave(false);
-}
-
-unsigned exchange(unsigned mask, const void* mine, std::size_t bytes, void* all, const char* operation, Where at) {
-  current->published = mine;
-  warp_barrier(mask, operation, false, at);
-  const Block& block = *current->block;
-  const unsigned base = current->number & ~31u;
-  unsigned present = 0;
-  for (unsigned lane = 0; lane < 32 && base + lane < block.fibers.size(); lane++) {
-    const Fiber& other = block.fibers[base + lane];
-    if (!(mask >> lane & 1) || other.state == State::kDone) continue;
-    std::memcpy(static_cast<char*>(all) + lane * bytes, other.published, bytes);
-    present |= 1u << lane;
-  }
-  warp_barrier(mask, operation, false, at);  // what was published must stay until all have read it
-  return present;
-}
 
 void give_way(Where at) {
   if (schedule.seed != 0 && !chance(2)) return;
@@ -354,32 +259,6 @@ void announce_atomic(const void* address, std::size_t bytes, AtomicKind kind, Wh
   if (reinterpret_cast<std::uintptr_t>(address) % bytes) fail("an atomic is not aligned to its size", at);
   races::record(*current, address, bytes, races::Access::kAtomic, nullptr, at);
   races::order_atomic(*current, address, kind);
-}
-
-void start_copy(void* shared, const void* global, std::size_t bytes, std::size_t bytes_to_read, Where at) {
-  races::record(*current, global, bytes_to_read, races::Access::kRead, nullptr, at);
-  races::record(*current, shared, bytes, races::Access::kWrite, nullptr, at);  // it may land at any time from now on
-  std::memset(shared, kGarbage, bytes);
-  current->copies.push_back({shared, global, bytes, bytes_to_read, false, at});
-}
-
-void commit_copies() { current->copies.push_back({.ends_group = true}); }
-
-void wait_copies(int groups_left) {
-  auto& copies = current->copies;
-  int groups = 0;
-  for (const Copy& copy : copies) groups += copy.ends_group;
-  auto next = copies.begin();
-  for (; groups > groups_left; ++next) {
-    if (next->ends_group) {
-      groups--;
-      continue;
-    }
-    races::record(*current, next->shared, next->bytes, races::Access::kWrite, nullptr, next->place);
-    std::memset(next->shared, 0, next->bytes);
-    std::memcpy(next->shared, next->global, next->bytes_to_read);
-  }
-  copies.erase(copies.begin(), next);
 }
 
 void run_grid(const void* kernel, dim3 shape, dim3 block_shape, std::size_t dynamic_bytes, void (*body)(const void*),
@@ -401,9 +280,6 @@ void run_grid(const void* kernel, dim3 shape, dim3 block_shape, std::size_t dyna
 }
 
 }  // namespace cuda_on_cpu
-
-// ---- what tests call
-// -------------------------------------------------------------------------------------------------
 
 extern "C" {
 // seed 0: natural order, each block as far as it gets; otherwise an order drawn from the seed, with blocks interleaved.

@@ -1,7 +1,7 @@
 // Small kernels, right and wrong in one respect each, that show what the emulators find.
 #include "test_launch.h"
 
-namespace {
+extern "C" {
 
 // ---- barriers and warps
 // ----------------------------------------------------------------------------------------------
@@ -113,10 +113,7 @@ __global__ void asynchronously(const float* x, float* y, bool wait) {
   for (int i = 0; i < 4; i++) y[threadIdx.x * 4 + i] = s[127 - (threadIdx.x * 4 + i)];
 }
 
-}  // namespace
-
 #if defined(INCLINE_FAST_EMULATED)
-extern "C" {
 void run_reverse(float* x, bool with_barrier) { LAUNCH(reverse, 1, 64, 0, nullptr, x, with_barrier); }
 void run_divergent(float* x) { LAUNCH(divergent, 1, 32, 0, nullptr, x); }
 void run_absent_lane(int* x) { LAUNCH(absent_lane, 1, 32, 0, nullptr, x); }
@@ -136,5 +133,5 @@ void run_copy_four(const float* x, float* y, int threads) { LAUNCH(copy_four, 1,
 void run_garbage(float* y) { LAUNCH(garbage, 1, 32, 128, nullptr, y); }
 void run_write_dynamic(float* y, int index, int bytes) { LAUNCH(write_dynamic, 1, 1, bytes, nullptr, y, index); }
 void run_asynchronously(const float* x, float* y, bool wait) { LAUNCH(asynchronously, 1, 32, 0, nullptr, x, y, wait); }
-}
 #endif
+}

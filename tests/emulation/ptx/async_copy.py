@@ -7,9 +7,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from emulation.errors import PTXError
 from emulation.ptx.data import accesses_of, address_of
 from emulation.ptx.lanes import Lanes
-from emulation.ptx.machine import Machine, PTXError, instruction
+from emulation.ptx.machine import Machine, instruction
 from emulation.ptx.memory import GARBAGE, gather, scatter
 from emulation.ptx.parser import Instruction
 from emulation.ptx.scalars import Array

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 
+from emulation.errors import PTXError
 from emulation.ptx.arithmetic import saturated
 from emulation.ptx.lanes import Lanes
-from emulation.ptx.machine import Machine, PTXError, instruction
+from emulation.ptx.machine import Machine, instruction
 from emulation.ptx.parser import Instruction
 from emulation.ptx.scalars import BITS, PACKED, SIGNED, UNSIGNED, Array, encode, round_to_bf16
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
+from emulation.errors import PTXError
 from emulation.ptx.lanes import Lanes
-from emulation.ptx.machine import Machine, PTXError, instruction
+from emulation.ptx.machine import Machine, instruction
 from emulation.ptx.memory import LOCAL_WINDOW, SHARED_WINDOW, Access, gather, scatter
 from emulation.ptx.parser import Instruction, split_operands
 from emulation.ptx.scalars import BITS, Array, decode, encode

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from emulation.errors import EmulationError
+from emulation.errors import PTXError
 from emulation.ptx.barriers import Barriers
 from emulation.ptx.lanes import Lanes
 from emulation.ptx.parser import Instruction, Kernel
@@ -26,13 +26,6 @@ if TYPE_CHECKING:
     from emulation.ptx.memory import Memory
     from emulation.ptx.ordering import Ordering
     from emulation.ptx.traffic import TrafficReport
-
-
-class PTXError(EmulationError):
-    """A fault of the executed PTX; the message names the instruction and its line."""
-
-    def __init__(self, problem: str, instruction: Instruction) -> None:
-        super().__init__(f"{problem}: {instruction.text!r} at {instruction.place}")
 
 
 Handler = Callable[["Machine", Instruction, Lanes], None]

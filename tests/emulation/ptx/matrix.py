@@ -10,9 +10,10 @@ import re
 
 import numpy as np
 
+from emulation.errors import PTXError
 from emulation.ptx.data import address_of, load, store, vector
 from emulation.ptx.lanes import Lanes
-from emulation.ptx.machine import Machine, PTXError, warp_instruction
+from emulation.ptx.machine import Machine, warp_instruction
 from emulation.ptx.parser import Instruction
 from emulation.ptx.scalars import Array, decode, encode
 

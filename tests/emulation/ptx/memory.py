@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from emulation.errors import PTXError
 from emulation.ptx.lanes import Lanes
 from emulation.ptx.parser import Instruction, Kernel, Variable
 from emulation.ptx.scalars import UNSIGNED, Array
@@ -173,8 +174,6 @@ def _garbage(rows: int, limit: int) -> tuple[int, Array]:
 
 
 def _fail(problem: str, address: Array, wrong: Array, lanes: Lanes, instruction: Instruction) -> tuple[str, Array]:
-    from emulation.ptx.machine import PTXError
-
     first = int(np.flatnonzero(wrong)[0])
     thread = int(lanes.numbers[first])
     raise PTXError(f"{problem}: thread {thread} of the launch, address {int(address[first]):#x}", instruction)

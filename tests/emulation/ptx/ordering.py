@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from emulation.errors import PTXError
 from emulation.ptx.lanes import Lanes
 from emulation.ptx.memory import Access
 from emulation.ptx.parser import Instruction
@@ -191,14 +192,14 @@ class Ordering:
             records.thread[places] = threads
             records.first[places] = self.epoch[threads // self.threads]
             records.second[places] = self.step[threads]
+            together = records.thread[places] // self.threads != threads // self.threads
+            self._complain("global", "write", together, records, places, threads, instruction)
 
     def _complain(
         self, memory: str, kind: str, wrong: Array, records: _Records, places: Array, threads: Array, text: Instruction
     ) -> None:
         if not wrong.any():
             return
-        from emulation.ptx.machine import PTXError
-
         index = int(np.flatnonzero(wrong)[0])
         shift = 0 if memory == "global" else self.machine.first_block * self.threads
         mine, other = int(threads[index]) + shift, int(records.thread[places[index]])

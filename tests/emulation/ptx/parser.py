@@ -135,8 +135,10 @@ class _Body:
 
     def _locate(self, directive: str, rest: str) -> None:
         if directive == "loc":
-            number, line = rest.split()[:2]
-            self.location = f"{self.files.get(number, 'source')}:{line}"
+            places = [rest.split()[:2]]
+            if inlined := re.search(r"inlined_at\s+(\d+)\s+(\d+)", rest):
+                places.append(list(inlined.groups()))
+            self.location = ", inlined at ".join(f"{self.files.get(file, 'source')}:{line}" for file, line in places)
 
     def _scope(self, brace: str) -> None:
         if brace == "{":

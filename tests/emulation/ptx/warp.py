@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
+from emulation.errors import PTXError
 from emulation.ptx.lanes import Lanes
-from emulation.ptx.machine import Machine, PTXError, warp_instruction
+from emulation.ptx.machine import Machine, warp_instruction
 from emulation.ptx.parser import Instruction
 from emulation.ptx.scalars import Array
 
