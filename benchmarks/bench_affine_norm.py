@@ -1,8 +1,8 @@
 """Every table of the fused op on this machine: CSV, plots, and the tables of the READMEs.
 
-python benchmarks/bench_affine_norm.py            # some 40 minutes of an idle machine
-python benchmarks/bench_affine_norm.py --list     # the commands that it runs, each at most two minutes, to run by hand
-python benchmarks/bench_affine_norm.py --plot     # what comes after them: plots and README tables out of the CSV
+python -m benchmarks.bench_affine_norm            # some 40 minutes of an idle machine
+python -m benchmarks.bench_affine_norm --list     # the commands that it runs, each at most two minutes, to run by hand
+python -m benchmarks.bench_affine_norm --plot     # what comes after them: plots and README tables out of the CSV
 
 Rows go to benchmarks/results/cpu-<processor>.csv; a table that is measured again replaces its old rows, so that an
 interrupted run goes on with the commands that are left.
@@ -16,9 +16,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-import build_readme
-import plot_affine_norm
-
+from benchmarks import build_readme, plot_affine_norm
 from incline_fast.bench import TABLES
 from incline_fast.bench.machine import cpu_name, cpu_slug
 

@@ -1,7 +1,7 @@
 """Write the tables of README.md and benchmarks/README.md from the CSV of the fused op.
 
-python benchmarks/build_readme.py            # rewrite what lies between the markers
-python benchmarks/build_readme.py --check    # exit 1 if that would change a file
+python -m benchmarks.build_readme            # rewrite what lies between the markers
+python -m benchmarks.build_readme --check    # exit 1 if that would change a file
 
 A block begins with the line ``<!-- begin NAME: ... -->`` and ends with ``<!-- end NAME -->``; what lies between is
 generated. Numbers are never typed: a cell without a row in the CSV stays empty.
@@ -15,6 +15,7 @@ import sys
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
+from benchmarks.plot_affine_norm import picture_of
 from incline_fast._files import replacing
 from incline_fast.bench import Row, read_csv
 
@@ -25,6 +26,7 @@ CSV = ROOT / "benchmarks" / "results" / "cpu-intel-xeon.csv"
 DOCUMENTS = (ROOT / "README.md", ROOT / "benchmarks" / "README.md")
 OURS = "fused_in_place"
 WIDTHS = (1024, 2048, 4096)
+FORMS = (("dense", "dense", "Dense"), ("low-rank", "64", "Rank 64"), ("low-rank", "500", "Rank 500"))
 
 
 class Results:
@@ -171,19 +173,25 @@ def mixed(results: Results) -> str:
     return markdown(["shape", "vs eager"], [[s, with_roofline(results.ours("mixed", 1, s))] for s in shapes])
 
 
+def plot_link(table: str, threads: int) -> str:
+    """A link to the picture of a table, where there is one."""
+    picture = picture_of(CSV, table, threads)
+    return f" ([plot](results/{picture.name}))" if picture.exists() else ""
+
+
 def kernels(results: Results) -> str:
     """benchmarks/README.md: every table of the fused op that has rows."""
     parts: list[tuple[str, str]] = []
     for suffix, threads in (("", 1), ("", 2), ("@avx2", 1)):
         where = f"{threads} thread{'s' if threads > 1 else ''}" + (", AVX2 forced" if suffix else "")
         for name, dtype in (("fp32", "float32"), ("bf16", "bfloat16"), ("fp16", "float16")):
-            kind = f"{dtype} {dtype}"
-            parts.append((f"Dense, {name}, {where}", matrix(results, f"dense-{name}{suffix}", threads, kind)))
-            for rank in ("64", "500"):
-                text = matrix(results, f"low-rank-{name}{suffix}", threads, kind, rank)
-                parts.append((f"Rank {rank}, {name}, {where}", text))
-        text = matrix(results, f"int8{suffix}", threads, "bfloat16 int8")
-        parts.append((f"int8 maps, bf16 states, {where}; eager reads the map in bf16", text))
+            for form, rank, title in FORMS:
+                table = f"{form}-{name}{suffix}"
+                text = matrix(results, table, threads, f"{dtype} {dtype}", rank)
+                parts.append((f"{title}, {name}, {where}{plot_link(table, threads)}", text))
+        table = f"int8{suffix}"
+        title = f"int8 maps, bf16 states, {where}{plot_link(table, threads)}; eager reads the map in bf16"
+        parts.append((title, matrix(results, table, threads, "bfloat16 int8")))
     compiled = {"float32": "compile", "bfloat16": "compile"}
     tuned = {"float32": "max-autotune-fp32", "bfloat16": "max-autotune-bf16"}
     parts += [
@@ -239,7 +247,7 @@ def main(arguments: Sequence[str]) -> int:
             continue
         stale = 1
         if check:
-            print(f"{path} is out of date: run python benchmarks/build_readme.py", file=sys.stderr)
+            print(f"{path} is out of date: run python -m benchmarks.build_readme", file=sys.stderr)
         else:
             with replacing(path) as temporary:
                 temporary.write_text(new)

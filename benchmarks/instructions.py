@@ -1,7 +1,7 @@
 """Instructions that one call of the fused op executes, counted by valgrind: numbers without noise, on any machine.
 
-python benchmarks/instructions.py            # count and store in benchmarks/results/instructions.csv
-python benchmarks/instructions.py --check    # count and compare: exit 1 if a count is off by more than 3%
+python -m benchmarks.instructions            # count and store in benchmarks/results/instructions.csv
+python -m benchmarks.instructions --check    # count and compare: exit 1 if a count is off by more than 3%
 
 The kernels are those of the torch-free driver in tests/cpp, compiled as setup.py compiles them; the instruction set is
 AVX2, the widest that valgrind 3.19 knows. One compiler gives the same counts every time; another compiler gives others,

@@ -1,6 +1,6 @@
 """Plots of the fused op's CSV, one per table: the ratio over the tokens, the share of the roofline over the width.
 
-python benchmarks/plot_affine_norm.py benchmarks/results/cpu-intel-xeon.csv
+python -m benchmarks.plot_affine_norm benchmarks/results/cpu-intel-xeon.csv
 
 writes cpu-intel-xeon-<table>-<threads>t.png beside it, for the tables that have more than one width.
 """
@@ -10,13 +10,14 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-
-import matplotlib.pyplot as plt
-from matplotlib.axes import Axes
+from typing import TYPE_CHECKING
 
 from incline_fast.bench import Row, read_csv
 
-__all__ = ["plot"]
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+__all__ = ["picture_of", "plot"]
 
 OURS = "fused_in_place["
 
@@ -32,21 +33,27 @@ def plot(path: Path) -> list[Path]:
         kind = max(kinds, key=kinds.count)
         rows = [row for row, own in zip(rows, kinds, strict=True) if own == kind]
         if len({row.hidden_size for row in rows}) > 1:
-            name = f"{path.stem}-{table.replace('@', '-')}-{threads}t.png"
-            written.append(_picture(rows, path.with_name(name)))
+            written.append(_picture(rows, picture_of(path, table, threads)))
     return written
 
 
+def picture_of(path: Path, table: str, threads: int) -> Path:
+    """Where the picture of a table lies, if it has one."""
+    return path.with_name(f"{path.stem}-{table.replace('@', '-')}-{threads}t.png")
+
+
 def _picture(rows: Sequence[Row], path: Path) -> Path:
-    figure, (left, right) = plt.subplots(1, 2, figsize=(10, 4))
+    import matplotlib.pyplot as plt
+
+    figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4))
     for width in sorted({row.hidden_size for row in rows}):
         line = sorted((row.num_tokens, row.ratio_vs_eager) for row in rows if row.hidden_size == width)
         left.plot(*zip(*line, strict=True), "-o", label=f"d = {width}")
     for tokens in sorted({row.num_tokens for row in rows}):
         line = sorted((row.hidden_size, row.pct_roofline) for row in rows if row.num_tokens == tokens)
-        right.plot(*zip(*line, strict=True), "-o", label=f"{tokens} tokens")
+        right.plot(*zip(*line, strict=True), "-o", label=f"M = {tokens}")
     left.axhline(1, color="grey", linewidth=1)
-    _finish(left, "tokens", "eager's time / ours", rows)
+    _finish(left, "tokens M", "eager's time / ours", rows)
     _finish(right, "hidden size", "percent of the roofline", rows)
     right.set_ylim(0, 105)
     first = rows[0]
@@ -60,11 +67,11 @@ def _picture(rows: Sequence[Row], path: Path) -> Path:
 
 
 def _finish(axes: Axes, xlabel: str, ylabel: str, rows: Sequence[Row]) -> None:
-    ticks = sorted({row.num_tokens if xlabel == "tokens" else row.hidden_size for row in rows})
+    ticks = sorted({row.num_tokens if xlabel == "tokens M" else row.hidden_size for row in rows})
     axes.set(xscale="log", xlabel=xlabel, ylabel=ylabel)
     axes.set_xticks(ticks, map(str, ticks))
     axes.minorticks_off()
-    axes.legend(fontsize=8)
+    axes.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1, 1))
 
 
 if __name__ == "__main__":

@@ -12,10 +12,10 @@ from __future__ import annotations
 import itertools
 import shutil
 
-import instructions
 import pytest
 import torch
 
+from benchmarks import instructions
 from incline_fast.bench import PROVIDERS, Data, Problem
 
 FP32, BF16 = torch.float32, torch.bfloat16

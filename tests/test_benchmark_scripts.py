@@ -110,7 +110,7 @@ def test_a_table_with_several_widths_becomes_a_picture(tmp_path: Path) -> None:
 
 
 def test_the_list_of_commands_measures_every_table() -> None:
-    command = [sys.executable, str(ROOT / "benchmarks" / "bench_affine_norm.py"), "--list"]
+    command = [sys.executable, "-m", "benchmarks.bench_affine_norm", "--list"]
     lines = subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT).stdout.splitlines()
     assert any(line.endswith("--threads 1 --table overhead") for line in lines)
     assert any(line.endswith("--threads 2 --table dense-bf16") for line in lines)
