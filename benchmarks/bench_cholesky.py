@@ -4,7 +4,7 @@ python benchmarks/bench_cholesky.py --threads 1 --output benchmarks/results
 
 writes cholesky-<cpu>-<threads>t.csv and .png there.
 
-Providers take turns call by call, so that a ratio compares neighbours in time; every provider's factor is checked
+Providers alternate call by call, so that a ratio compares neighbours in time; every provider's factor is checked
 before it is timed. "auto" is what a call without arguments runs, "blocked" our algorithm whether it is faster or not.
 """
 
@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import csv
 import os
+import random
 import re
 import statistics
 import time
@@ -133,15 +134,18 @@ def _times(matrix: Tensor, v: Tensor) -> Tensor:
 
 
 def interleave(A: Tensor, names: list[str], seconds: float) -> dict[str, list[float]]:
-    """Microseconds of every call; who comes first takes turns. Three rounds at least, one where a round is long."""
+    """Microseconds of every call, three rounds at least, one where a round is long.
+
+    The order is random: in a fixed one each would find the caches as the same other has left them.
+    """
     times: dict[str, list[float]] = {name: [] for name in names}
+    order = random.Random(0)
     begin = time.perf_counter()
     while (spent := time.perf_counter() - begin) < seconds or (spent < _LONG and len(times["torch"]) < 3):
-        for name in names:
+        for name in order.sample(names, len(names)):
             start = time.perf_counter_ns()
             PROVIDERS[name](A)
             times[name].append((time.perf_counter_ns() - start) / 1e3)
-        names = names[1:] + names[:1]
     return times
 
 
