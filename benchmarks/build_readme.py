@@ -1,4 +1,4 @@
-"""Write the tables of README.md and benchmarks/README.md from the CSV of the fused op.
+"""Write the tables of README.md and benchmarks/README.md from the CSVs.
 
 python -m benchmarks.build_readme            # rewrite what lies between the markers
 python -m benchmarks.build_readme --check    # exit 1 if that would change a file
@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from benchmarks.plot_affine_norm import picture_of
+from benchmarks.solver_tables import solver_blocks
 from incline_fast._files import replacing
 from incline_fast.bench import Row, read_csv
 
@@ -209,7 +210,7 @@ def kernels(results: Results) -> str:
 
 def blocks(results: Results) -> dict[str, str]:
     """Every generated block by name."""
-    return {"performance": performance(results), "kernels": kernels(results)}
+    return {"performance": performance(results), "kernels": kernels(results)} | solver_blocks()
 
 
 def rewritten(text: str, generated: dict[str, str]) -> str:
