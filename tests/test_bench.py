@@ -11,18 +11,21 @@ import pytest
 import torch
 
 from incline_fast import bench
-from incline_fast.bench import PROVIDERS, TABLES, Data, Problem, measure, problems, providers
+from incline_fast.bench import PROVIDERS, TABLES, Data, Problem, command, measure, problems, providers
 from incline_fast.bench.machine import cpu_slug
 from incline_fast.bench.rows import merged, read_csv, write_csv
 from incline_fast.bench.timing import with_roofline
+from incline_fast.ops import _backend
+from incline_fast.ops._backend import EXTENSION
 
 COLUMNS = (
     "op,backend,norm,num_tokens,hidden_size,rank,dtype,map_dtype,mode,us_p50,us_p20,us_p80,gb_s,pct_roofline,"
     "ratio_vs_eager,ratio_vs_compile,ratio_vs_hook,ratio_vs_max_autotune,ratio_vs_simd_ml_kernels,max_err,device,"
     "threads,torch,commit,table"
 )
-FAST = [name for name, provider in PROVIDERS.items() if not provider.compiles and not provider.gemm_only]
 TINY = Problem(hidden_size=32, mode="cache")
+FAST = [n for n, p in PROVIDERS.items() if p.unfit(TINY) is None and not p.compiles and not p.gemm_only]
+compiled = pytest.mark.skipif(EXTENSION is None, reason="pure-Python installation")
 
 
 @pytest.fixture(autouse=True)
@@ -84,8 +87,7 @@ def test_simd_ml_kernels_says_what_it_cannot_do(monkeypatch: pytest.MonkeyPatch)
 def test_rows_hold_what_was_measured() -> None:
     problem = Problem("rms", 2, 32, 3, torch.bfloat16, torch.bfloat16)
     rows = with_roofline(measure(problem, FAST, seconds=0.01, table="some"), seconds=0.01)
-    isa = torch.ops.incline_fast.cpu_isa()
-    assert [row.backend for row in rows] == [f"{n}[{isa}]" if PROVIDERS[n].ours else n for n in FAST]
+    assert [row.backend.partition("[")[0] for row in rows] == FAST
     for row in rows:
         assert 0 < row.us_p20 <= row.us_p50 <= row.us_p80
         assert 0 < row.pct_roofline <= 100
@@ -139,6 +141,7 @@ def test_tables_name_problems_and_providers_that_exist(table: str) -> None:
     assert "eager" in TABLES[table].providers
 
 
+@compiled
 def test_main_shows_and_merges_and_says_how_to_repeat(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -160,6 +163,18 @@ def test_main_shows_and_merges_and_says_how_to_repeat(
         (f"fused[{isa}]", "shapes", "2"),
         ("eager", f"shapes@{isa}", "2"),
     ]
+
+
+def test_without_the_extension_our_kernels_are_left_out(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for module in (providers, command, _backend):
+        monkeypatch.setattr(module, "EXTENSION", None)
+    bench.main(shapes=[str(TINY)], providers=["eager", "fused"])
+    shown = capsys.readouterr().out
+    assert "reference (plain PyTorch): no compiled extension is installed" in shown
+    assert "fused is left out of 1 shapes: this is a pure-Python installation" in shown
+    assert "\nincline-fast bench --threads 1 --providers eager,fused --shape" in shown
 
 
 @pytest.mark.parametrize(
