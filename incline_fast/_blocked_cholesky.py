@@ -21,13 +21,18 @@ from incline_fast.ops.cholesky_block import cholesky_block, cholesky_block_, tri
 __all__ = ["WHOLE", "factor", "factor_into", "inverse_diagonal", "solve"]
 
 _BLOCK = 128
-# Up to this n the kernel takes a whole matrix faster than products of blocks do; benchmarks/README.md has the numbers.
+# Up to this n the CPU's kernel takes a whole matrix faster than products of blocks do; benchmarks/README.md has the
+# numbers. The CUDA kernel takes one block.
 WHOLE = {torch.float32: 1024, torch.float64: 860}
+
+
+def _is_whole(A: Tensor) -> bool:
+    return A.shape[-1] <= (_BLOCK if A.is_cuda else WHOLE[A.dtype])
 
 
 def factor(A: Tensor) -> tuple[Tensor, Tensor]:
     """``(L, info)`` of ``[..., n, n]`` in new memory; only the lower triangles are read."""
-    if A.shape[-1] <= WHOLE[A.dtype]:
+    if _is_whole(A):
         return cholesky_block(A)
     L = A.new_empty(A.shape)
     return L, factor_into(A, L)
@@ -38,7 +43,7 @@ def factor_into(A: Tensor, L: Tensor) -> Tensor:
     info = torch.zeros(A.shape[:-2], dtype=torch.int32, device=A.device)
     if A.numel() == 0:
         return info
-    if A.shape[-1] <= WHOLE[A.dtype]:
+    if _is_whole(A):
         cholesky_block_(L if L is A else L.copy_(A), None, info, 0)
         return info
     factors = _as_stack(L)

@@ -18,6 +18,7 @@ from incline_fast import reference
 from incline_fast.maps import AffineMap
 from incline_fast.models import Site, block_output, state_argument, unwrap
 from incline_fast.nn import AffineLayerNorm, AffineRMSNorm
+from incline_fast.ops._backend import has_kernels
 from incline_fast.positions import Rows
 
 __all__ = ["ACTIVE", "Control", "EditedNorm", "Installed", "SiteEdit", "Stage", "backend_for"]
@@ -251,9 +252,9 @@ class Installed:
             self._handle.remove()
 
 
-def backend_for(device: torch.device) -> str:
-    """Backend of the edited norms: the compiled op serves CPU tensors, its definition in plain PyTorch all others."""
-    return "auto" if device.type == "cpu" else "reference"
+def backend_for(device: torch.device, dtype: torch.dtype = torch.float32) -> str:
+    """Backend of the edited norms: kernels where there are any for the device and dtype, otherwise plain PyTorch."""
+    return "auto" if has_kernels(device, dtype) else "reference"
 
 
 def _fused_norm(site: Site, map: AffineMap, bias: Tensor | None) -> AffineRMSNorm | AffineLayerNorm | None:
@@ -264,7 +265,7 @@ def _fused_norm(site: Site, map: AffineMap, bias: Tensor | None) -> AffineRMSNor
     weight, eps, offset = site.weight, site.eps, site.weight_offset
     if weight.is_meta:
         raise ValueError(f"{site.path} has its weights offloaded; the edited norm needs them on the model's device")
-    backend = backend_for(weight.device)
+    backend = backend_for(weight.device, weight.dtype)
     if site.kind == "rms":
         return AffineRMSNorm(weight, map, bias=bias, eps=eps, weight_offset=offset, backend=backend)
     return AffineLayerNorm(weight, site.bias, map, bias=bias, eps=eps, weight_offset=offset, backend=backend)

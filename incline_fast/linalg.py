@@ -5,9 +5,10 @@
 Stacks are ``[..., n, n]`` in fp32 or fp64, one matrix per layer. Only the lower triangle of A is read. ``info`` says
 for each matrix which pivot broke down first; nothing waits for the device until the caller looks at it.
 
-Two implementations serve every function: ``"blocked"``, our blocked algorithm on the CPU around compiled kernels for
-blocks of up to 128 rows, and ``"torch"``, the vendor library behind :mod:`torch.linalg`. ``"auto"`` takes the one that
-was measured to be faster (benchmarks/README.md); :func:`explain` says which and why.
+Two implementations serve every function: ``"blocked"``, our blocked algorithm on CPU and CUDA around compiled kernels
+for blocks of up to 128 rows, and ``"torch"``, the vendor library behind :mod:`torch.linalg`. ``"auto"`` takes the one
+that was measured to be faster (benchmarks/README.md), and the vendor's on CUDA, where nothing has been measured yet;
+:func:`explain` says which and why.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ import torch
 from torch import Tensor
 
 from incline_fast import _blocked_cholesky
-from incline_fast.ops._backend import EXTENSION, differentiates
+from incline_fast.ops._backend import CUDA_EXTENSION, EXTENSION, differentiates
 
 __all__ = ["BACKENDS", "cholesky_ex", "cholesky_inverse_diagonal", "cholesky_solve", "explain"]
 
@@ -177,7 +178,8 @@ def explain(
         speed = "as fast as torch.linalg or faster" if blocked else "slower than torch.linalg"
         threads = "several threads" if shared else "one thread"
         measured = f"the blocked {function} of {n} rows in {_name(dtype)}, {threads} a matrix, was {speed}"
-        why = _obstacle(device, False) or measured
+        unmeasured = "the blocked algorithm has not yet been measured on a GPU" if device.type == "cuda" else ""
+        why = _obstacle(device, False) or unmeasured or measured
     return f"{'blocked' if blocked else 'torch'}: {why}"
 
 
@@ -212,6 +214,8 @@ def _choose(
         if backend == "blocked":
             raise ValueError(f'backend="blocked" cannot serve this call: {obstacle}; use "auto" or "torch"')
         return False
+    if backend == "auto" and device.type == "cuda":
+        return False
     if backend == "blocked" or n not in _TORCH_FASTER[shared][function][dtype]:
         return True
     return function == "cholesky_ex" and n % _SLOW_STRIDE == 0
@@ -220,8 +224,10 @@ def _choose(
 def _obstacle(device: torch.device, gradient: bool) -> str:
     if EXTENSION is None:
         return "no compiled extension is installed"
-    if device.type != "cpu":
-        return f'its kernels run on the CPU, and the tensors are on "{device}"'
+    if device.type == "cuda" and CUDA_EXTENSION is None:
+        return f'its CUDA kernels are not installed, and the tensors are on "{device}"'
+    if device.type not in ("cpu", "cuda"):
+        return f'its kernels run on CPU and CUDA, and the tensors are on "{device}"'
     return "it has no gradient, and an input requires one" if gradient else ""
 
 

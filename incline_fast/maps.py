@@ -22,6 +22,8 @@ MAP_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64, torch
 INT8_MAX = 127
 """Largest quantised weight; -128 is not used, so that a matrix and its negative quantise alike."""
 
+Aligned = tuple[Tensor | None, Tensor, Tensor | None, Tensor | None]
+
 
 class AffineMap:
     """One linear map ``R^d -> R^d``, or a stack of G maps of equal form and rank. Immutable.
@@ -33,7 +35,7 @@ class AffineMap:
             ``down``; None otherwise. See :meth:`quantize`.
     """
 
-    __slots__ = ("_packed", "down", "down_scale", "up", "up_scale")
+    __slots__ = ("_aligned", "_packed", "down", "down_scale", "up", "up_scale")
 
     def __init__(
         self,
@@ -51,6 +53,7 @@ class AffineMap:
         self.down_scale = down_scale
         self.up_scale = up_scale
         self._packed: tuple[Tensor | None, Tensor] | None = None
+        self._aligned: Aligned | None = None
 
     @classmethod
     def dense(cls, W: Tensor) -> AffineMap:
@@ -189,6 +192,24 @@ class AffineMap:
         if self._packed is None:
             self._packed = (None if self.down is None else pack(self.down)), pack(self.up)
         return self._packed
+
+    def aligned(self) -> Aligned:
+        """``(down, up, down_scale, up_scale)`` as GPU kernels want them: contiguous, the rank a multiple of 16.
+
+        A rank is filled up with zeros, so that every row of ``up`` begins at a multiple of 16 bytes. Made once and
+        kept, except where a gradient has to flow back to the weights.
+        """
+        if self._aligned is not None:
+            return self._aligned
+        down, up, down_scale = self.down, self.up.contiguous(), self.down_scale
+        if down is not None:
+            missing = -down.shape[1] % PANEL
+            down, up = F.pad(down, (0, 0, 0, missing)).contiguous(), F.pad(up, (0, missing))
+            down_scale = None if down_scale is None else F.pad(down_scale, (0, missing))
+        aligned = (down, up, down_scale, self.up_scale)
+        if not (up.requires_grad or (down is not None and down.requires_grad)):
+            self._aligned = aligned
+        return aligned
 
     def __repr__(self) -> str:
         form = "dense" if self.down is None else f"rank {self.rank}"

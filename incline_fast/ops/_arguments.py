@@ -29,6 +29,7 @@ def per_row(value: PerRow) -> tuple[float, Tensor | None]:
 
 
 def op_tail(
+    route: str,
     map: AffineMap,
     bias: Tensor | None,
     alpha: PerRow,
@@ -37,12 +38,14 @@ def op_tail(
     eps: float,
     weight_offset: float,
 ) -> tuple[Tensor | float | None, ...]:
-    """The arguments in which all forms of the compiled ops end, in the order of their schemas."""
-    down, up = map.packed()
+    """The arguments in which all forms of the compiled ops end, in the order of their schemas.
+
+    ``route`` is the backend: the CPU's kernels take packed panels, those of a GPU aligned rows.
+    """
+    maps = (*map.packed(), map.down_scale, map.up_scale) if route == "cpu" else map.aligned()
     alpha_scale, row_alpha = per_row(alpha)
     beta_scale, row_beta = per_row(beta)
-    scales = (map.down_scale, map.up_scale)
-    return down, up, *scales, bias, row_alpha, row_beta, row_map, alpha_scale, beta_scale, eps, weight_offset
+    return *maps, bias, row_alpha, row_beta, row_map, alpha_scale, beta_scale, eps, weight_offset
 
 
 def check(

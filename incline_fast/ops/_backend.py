@@ -1,12 +1,15 @@
-"""Which implementation serves a call: the compiled CPU op or plain PyTorch.
+"""Which implementation serves a call: compiled kernels for CPU or CUDA, Triton kernels, or plain PyTorch.
 
-The extension is one shared library, ``incline_fast/_C.abi3.so``; loading it registers ``torch.ops.incline_fast.*``.
-A pure-Python installation has no such file and runs the reference.
+The extensions are shared libraries. ``incline_fast/_C.abi3.so`` registers ``torch.ops.incline_fast.*`` and their CPU
+kernels, ``_cuda.abi3.so`` their CUDA kernels. A pure-Python installation has neither and runs the reference.
 """
 
 from __future__ import annotations
 
+from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
+from types import ModuleType
 from typing import Literal
 
 import torch
@@ -14,49 +17,117 @@ from torch import Tensor
 
 from incline_fast.maps import AffineMap
 
-__all__ = ["BACKENDS", "EXTENSION", "Backend", "choose", "differentiates", "explain", "mark_written"]
+__all__ = [
+    "BACKENDS",
+    "CUDA_EXTENSION",
+    "EXTENSION",
+    "Backend",
+    "Route",
+    "choose",
+    "differentiates",
+    "explain",
+    "has_kernels",
+    "mark_written",
+    "triton_ops",
+]
 
-Backend = Literal["auto", "cpu", "reference"]
-BACKENDS: tuple[Backend, ...] = ("auto", "cpu", "reference")
+Backend = Literal["auto", "cpu", "cuda", "triton", "reference"]
+BACKENDS: tuple[Backend, ...] = ("auto", "cpu", "cuda", "triton", "reference")
+Route = Literal["cpu", "cuda", "triton", "reference"]
+
+DECODE_TOKENS = 64
+"""Up to so many tokens "auto" takes the CUDA kernels: one launch of them serves as many."""
 
 
-def _load_extension() -> Path | None:
-    path = Path(__file__).resolve().parent.parent / "_C.abi3.so"
+def _load_extension(name: str) -> Path | None:
+    path = Path(__file__).resolve().parent.parent / name
     if not path.exists():
         return None
     torch.ops.load_library(path)  # type: ignore[no-untyped-call]
     return path
 
 
-EXTENSION: Path | None = _load_extension()
+EXTENSION: Path | None = _load_extension("_C.abi3.so")
 """The loaded extension, None in a pure-Python installation."""
 
+CUDA_EXTENSION: Path | None = (
+    _load_extension("_cuda.abi3.so") if EXTENSION is not None and torch.version.cuda is not None else None
+)
+"""The loaded CUDA kernels; None where they were not built, or torch was built without CUDA."""
 
-def choose(device: torch.device, backend: str) -> bool:
-    """Whether a call on ``device`` runs the compiled op (True) or the reference (False).
+TRITON = find_spec("triton") is not None
+"""Whether Triton is installed."""
+
+
+def choose(device: torch.device, backend: str, num_tokens: int = 1, gradient: bool = False) -> Route:
+    """Which implementation runs a call on ``device``; ``gradient``: autograd is to record it.
 
     Raises:
-        ValueError: unknown backend; a device that the backend cannot serve; ``"cpu"`` without the extension.
+        ValueError: unknown backend; a device that the backend cannot serve; a backend that is not installed.
     """
-    if backend == "auto":
-        if device.type == "cpu":
-            return EXTENSION is not None
-        raise ValueError(
-            f'x is on device "{device}"; backend="auto" has kernels for "cpu" only. '
-            'Move the tensors to the CPU, or ask for plain PyTorch with backend="reference".'
-        )
-    if backend == "reference":
-        return False
-    if backend != "cpu":
+    if backend not in BACKENDS:
         raise ValueError(f'backend is "{backend}"; allowed: {", ".join(BACKENDS)}')
-    if EXTENSION is None:
-        raise ValueError(
+    if backend == "reference":
+        return "reference"
+    if backend == "auto":
+        return _automatic(device, num_tokens, gradient)
+    if missing := _missing(backend, gradient):
+        raise ValueError(missing)
+    served = "cpu" if backend == "cpu" else "cuda"
+    if device.type != served:
+        raise ValueError(f'x is on device "{device}"; backend="{backend}" serves {served.upper()} tensors only')
+    return "cpu" if backend == "cpu" else "cuda" if backend == "cuda" else "triton"
+
+
+def _automatic(device: torch.device, num_tokens: int, gradient: bool) -> Route:
+    if device.type == "cpu":
+        return "cpu" if EXTENSION is not None else "reference"
+    triton = TRITON and not gradient
+    if device.type == "cuda" and CUDA_EXTENSION is not None and (num_tokens <= DECODE_TOKENS or not triton):
+        return "cuda"
+    if device.type == "cuda" and triton:
+        return "triton"
+    raise ValueError(
+        f'x is on device "{device}"; backend="auto" has {_available(gradient)}. '
+        'Move the tensors, or ask for plain PyTorch with backend="reference".'
+    )
+
+
+def _available(gradient: bool) -> str:
+    if CUDA_EXTENSION is not None:
+        return 'kernels for "cpu" and "cuda" only'
+    triton = ' (Triton\'s kernels for "cuda" have no gradient)' if TRITON and gradient else ""
+    return f'kernels for "cpu" only{triton}'
+
+
+def _missing(backend: str, gradient: bool) -> str:
+    if backend == "cpu" and EXTENSION is None:
+        return (
             'backend="cpu" needs the compiled extension, and this is a pure-Python installation; '
             'reinstall without INCLINE_FAST_BUILD=0, or use backend="reference"'
         )
-    if device.type != "cpu":
-        raise ValueError(f'x is on device "{device}"; backend="cpu" serves CPU tensors only')
-    return True
+    if backend == "cuda" and CUDA_EXTENSION is None:
+        return (
+            'backend="cuda" needs a torch with CUDA and incline_fast/_cuda.abi3.so, which is built where nvcc is; '
+            f"torch {torch.__version__} {'lacks' if torch.version.cuda is None else 'has'} CUDA"
+        )
+    if backend == "triton" and not TRITON:
+        return 'backend="triton" needs Triton: pip install triton'
+    if backend == "triton" and gradient:
+        return 'backend="triton" has no gradient, and an input requires one; use "cuda" or "reference"'
+    return ""
+
+
+def has_kernels(device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether "auto" finds kernels for streams of ``dtype`` on ``device``, or the reference on the CPU."""
+    if device.type == "cpu":
+        return True
+    return device.type == "cuda" and (CUDA_EXTENSION is not None or TRITON) and dtype is not torch.float64
+
+
+def triton_ops() -> ModuleType:
+    """The Triton forms of the ops, with the arguments of ``torch.ops.incline_fast.*``; imports Triton."""
+    return import_module("incline_fast.triton_kernels.affine_norm")
 
 
 def differentiates(*arguments: Tensor | AffineMap | float | None) -> bool:
@@ -77,21 +148,36 @@ def mark_written(x: Tensor, residual: Tensor | None) -> None:
         torch.autograd.graph.increment_version(residual)
 
 
-def explain(backend: str = "auto", *, device: torch.device | str = "cpu") -> str:
+def explain(backend: str = "auto", *, device: torch.device | str = "cpu", num_tokens: int = 1) -> str:
     """Say which implementation ``affine_rms_norm`` and ``affine_layer_norm`` would run, and why.
 
     Args:
         backend: as passed to the op.
         device: device of the op's tensors.
+        num_tokens: rows of x.
 
     Raises:
         ValueError: as the op itself would.
     """
-    if not choose(torch.device(device), backend):
+    route = choose(torch.device(device), backend, num_tokens)
+    if route == "reference":
         why = 'backend="reference" was asked for' if backend == "reference" else "no compiled extension is installed"
         return f"reference (plain PyTorch): {why}"
-    isa = torch.ops.incline_fast.cpu_isa()
-    return (
-        f"cpu (compiled, {isa}, {torch.get_num_threads()} threads): {EXTENSION} is loaded. AffineMap passes its packed "
-        "panels, made once; raw [G, N, K] tensors given to torch.ops.incline_fast.* are packed anew in every call"
-    )
+    if route == "cpu":
+        isa = torch.ops.incline_fast.cpu_isa()
+        return (
+            f"cpu (compiled, {isa}, {torch.get_num_threads()} threads): {EXTENSION} is loaded. AffineMap passes its "
+            "packed panels, made once; raw [G, N, K] tensors given to torch.ops.incline_fast.* are packed anew in "
+            "every call"
+        )
+    if backend != "auto":
+        why = f'backend="{backend}" was asked for'
+    elif route == "cuda":
+        why = f"{CUDA_EXTENSION} is loaded, and " + (
+            f"{num_tokens} tokens are a decode step (up to {DECODE_TOKENS})" if TRITON else "Triton is not installed"
+        )
+    elif CUDA_EXTENSION is None:
+        why = "Triton is installed, and the CUDA kernels are not"
+    else:
+        why = f"Triton is installed, and {num_tokens} tokens are more than a decode step (up to {DECODE_TOKENS})"
+    return f"{route}: {why}. This choice has not yet been measured on a GPU"

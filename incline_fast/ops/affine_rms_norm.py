@@ -10,6 +10,7 @@ norm reads the rounded value. The bits of a row depend neither on the other rows
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -18,8 +19,8 @@ from torch import Tensor
 from incline_fast import reference
 from incline_fast.maps import AffineMap
 from incline_fast.ops import _autograd
-from incline_fast.ops._arguments import PerRow, check, check_in_place, check_row_map, op_tail, per_row
-from incline_fast.ops._backend import EXTENSION, choose, differentiates, mark_written
+from incline_fast.ops._arguments import PerRow, check, check_in_place, check_row_map, num_rows, op_tail, per_row
+from incline_fast.ops._backend import EXTENSION, Route, choose, differentiates, mark_written, triton_ops
 
 __all__ = ["affine_rms_norm", "affine_rms_norm_"]
 
@@ -50,7 +51,7 @@ def affine_rms_norm(
         row_map: int32 ``[num_tokens]``, each row's map in the stack; negative: only normalised. None: map 0 for all.
         eps: added to the mean square.
         weight_offset: added to ``weight`` (1.0 for Gemma).
-        backend: "auto" (the compiled op where it is installed), "cpu" or "reference"; see :func:`explain`.
+        backend: "auto" (kernels where they are installed), "cpu", "cuda", "triton" or "reference"; see :func:`explain`.
 
     Returns:
         ``(y, r')``, shaped like x: y in x's dtype, r' in the residual's (x's without a residual).
@@ -58,17 +59,18 @@ def affine_rms_norm(
     Raises:
         ValueError: an argument's dtype, shape, device or value is not allowed; the message names it.
     """
-    if choose(x.device, backend):
-        tail = op_tail(map, bias, alpha, beta, row_map, eps, weight_offset)
-        if torch.compiler.is_compiling() or differentiates(x, residual, weight, None, map, bias, alpha, beta):
-            op = torch.ops.incline_fast.affine_rms_norm.default
-            result: tuple[Tensor, Tensor] = op(x, residual, weight, *tail)
+    gradient = differentiates(x, residual, weight, None, map, bias, alpha, beta)
+    route = choose(x.device, backend, num_rows(x), gradient)
+    if route != "reference":
+        tail = op_tail(route, map, bias, alpha, beta, row_map, eps, weight_offset)
+        if torch.compiler.is_compiling() or gradient:
+            result: tuple[Tensor, Tensor] = _functional(route)(x, residual, weight, *tail)
             return result
         # The functional op enters autograd's Python layer even where nothing is recorded, which takes longer than a
         # small problem does; the in-place op on copies gives the same bits without it.
         stream = (x if residual is None else residual).clone(memory_format=torch.contiguous_format)
         y = torch.empty_like(stream) if residual is None else x.clone(memory_format=torch.contiguous_format)
-        torch.ops.incline_fast.affine_rms_norm_.default(y, stream, residual is not None, weight, *tail)
+        _in_place(route)(y, stream, residual is not None, weight, *tail)
         return y, stream
     weights = (map.down, map.up, map.down_scale, map.up_scale)
     check(x, residual, weight, None, *weights, bias, per_row(alpha)[1], per_row(beta)[1], row_map)
@@ -111,10 +113,12 @@ def affine_rms_norm_(
     autograd keeps its inputs.
     """
     stream = x if residual is None else residual
-    if choose(x.device, backend) and not differentiates(x, residual, weight, None, map, bias, alpha, beta):
+    gradient = differentiates(x, residual, weight, None, map, bias, alpha, beta)
+    route = choose(x.device, backend, num_rows(x), gradient)
+    if route != "reference" and not gradient:
         y = torch.empty_like(x) if residual is None else x
-        tail = op_tail(map, bias, alpha, beta, row_map, eps, weight_offset)
-        torch.ops.incline_fast.affine_rms_norm_.default(y, stream, residual is not None, weight, *tail)
+        tail = op_tail(route, map, bias, alpha, beta, row_map, eps, weight_offset)
+        _in_place(route)(y, stream, residual is not None, weight, *tail)
         mark_written(x, residual)
         return y
     check_in_place(x, residual)
@@ -133,6 +137,14 @@ def affine_rms_norm_(
     )
     stream.copy_(edited)
     return y if residual is None else x.copy_(y)
+
+
+def _functional(route: Route) -> Callable[..., Any]:
+    return triton_ops().affine_rms_norm if route == "triton" else torch.ops.incline_fast.affine_rms_norm.default
+
+
+def _in_place(route: Route) -> Callable[..., Any]:
+    return triton_ops().affine_rms_norm_ if route == "triton" else torch.ops.incline_fast.affine_rms_norm_.default
 
 
 def _fake(

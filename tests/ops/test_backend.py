@@ -50,7 +50,7 @@ def test_explain_names_the_reference_and_why(monkeypatch: pytest.MonkeyPatch) ->
 def test_explain_refuses_what_the_op_refuses() -> None:
     with pytest.raises(ValueError, match='x is on device "meta"'):
         ops.explain(device="meta")
-    with pytest.raises(ValueError, match='backend is "gpu"; allowed: auto, cpu, reference'):
+    with pytest.raises(ValueError, match='backend is "gpu"; allowed: auto, cpu, cuda, triton, reference'):
         ops.explain("gpu")
 
 

@@ -87,7 +87,7 @@ def test_one_tensor_in_both_roles(backend: str) -> None:
 
 def test_unknown_backend() -> None:
     case = make("rms", D, (ROWS,))
-    with pytest.raises(ValueError, match='backend is "fast"; allowed: auto, cpu, reference'):
+    with pytest.raises(ValueError, match='backend is "fast"; allowed: auto, cpu, cuda, triton, reference'):
         case("fast")
 
 

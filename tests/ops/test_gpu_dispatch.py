@@ -1,0 +1,122 @@
+"""What "auto" chooses on CUDA and what it says about it, on machines with and without the libraries."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from incline_fast import linalg, ops
+from incline_fast.maps import AffineMap
+from incline_fast.ops import _backend
+from incline_fast.ops._arguments import op_tail
+
+LIBRARY = Path("incline_fast/_cuda.abi3.so")
+CUDA = torch.device("cuda:1")
+
+
+@pytest.fixture
+def installed(monkeypatch: pytest.MonkeyPatch):
+    """Pretend that the CUDA library or Triton is there, or is not."""
+
+    def pretend(*, cuda: bool, triton: bool) -> None:
+        monkeypatch.setattr(_backend, "CUDA_EXTENSION", LIBRARY if cuda else None)
+        monkeypatch.setattr(_backend, "TRITON", triton)
+
+    return pretend
+
+
+@pytest.mark.parametrize(
+    ("cuda", "triton", "num_tokens", "gradient", "route"),
+    [
+        (True, True, 1, False, "cuda"),
+        (True, True, 64, False, "cuda"),
+        (True, True, 65, False, "triton"),
+        (True, True, 65, True, "cuda"),
+        (True, False, 4096, False, "cuda"),
+        (False, True, 1, False, "triton"),
+    ],
+)
+def test_auto_on_cuda(installed, cuda: bool, triton: bool, num_tokens: int, gradient: bool, route: str) -> None:
+    installed(cuda=cuda, triton=triton)
+    assert _backend.choose(CUDA, "auto", num_tokens, gradient) == route
+    if not gradient:
+        told = ops.explain(device=CUDA, num_tokens=num_tokens)
+        assert told.startswith(f"{route}: ")
+        assert told.endswith("This choice has not yet been measured on a GPU")
+
+
+@pytest.mark.parametrize(("triton", "gradient"), [(False, False), (True, True)])
+def test_auto_without_kernels_names_the_way_out(installed, triton: bool, gradient: bool) -> None:
+    installed(cuda=False, triton=triton)
+    with pytest.raises(ValueError, match=r'backend="auto" has kernels for "cpu" only.*reference'):
+        _backend.choose(CUDA, "auto", 1, gradient)
+
+
+def test_backends_that_are_not_there(installed) -> None:
+    installed(cuda=False, triton=False)
+    with pytest.raises(ValueError, match=r'backend="cuda" needs a torch with CUDA and incline_fast/_cuda.abi3.so'):
+        ops.explain("cuda", device=CUDA)
+    with pytest.raises(ValueError, match='backend="triton" needs Triton: pip install triton'):
+        ops.explain("triton", device=CUDA)
+
+
+def test_backends_that_cannot_serve(installed) -> None:
+    installed(cuda=True, triton=True)
+    for backend in ("cuda", "triton"):
+        with pytest.raises(ValueError, match=f'x is on device "cpu"; backend="{backend}" serves CUDA tensors only'):
+            ops.explain(backend)
+    with pytest.raises(ValueError, match='x is on device "cuda:1"; backend="cpu" serves CPU tensors only'):
+        ops.explain("cpu", device=CUDA)
+    with pytest.raises(ValueError, match='backend="triton" has no gradient, and an input requires one'):
+        _backend.choose(CUDA, "triton", 1, True)
+
+
+def test_kernels_for_a_device(installed) -> None:
+    installed(cuda=False, triton=True)
+    assert _backend.has_kernels(torch.device("cpu"), torch.float64)
+    assert _backend.has_kernels(CUDA, torch.bfloat16)
+    assert not _backend.has_kernels(CUDA, torch.float64)
+    installed(cuda=False, triton=False)
+    assert not _backend.has_kernels(CUDA, torch.bfloat16)
+
+
+def test_linalg_on_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The vendor's until the blocked algorithm is measured there; blocked where it is asked for and installed."""
+    assert linalg.explain(512, device=CUDA).startswith("torch: its CUDA kernels are not installed")
+    monkeypatch.setattr(linalg, "CUDA_EXTENSION", LIBRARY)
+    monkeypatch.setattr(linalg, "EXTENSION", LIBRARY)
+    assert linalg.explain(512, device=CUDA) == "torch: the blocked algorithm has not yet been measured on a GPU"
+    assert linalg.explain(512, device=CUDA, backend="blocked") == 'blocked: backend="blocked" was asked for'
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.int8])
+def test_gpu_kernels_get_aligned_rows(dtype: torch.dtype) -> None:
+    """A rank of 20 is filled up to 32 with zeros, once; the map itself stays what it was."""
+    g = torch.Generator().manual_seed(0)
+    map = AffineMap.low_rank(torch.randn(20, 48, generator=g), torch.randn(48, 20, generator=g))
+    map = map.quantize() if dtype is torch.int8 else map.to(dtype)
+    down, up, down_scale, up_scale, *_ = op_tail("cuda", map, None, 1.0, 1.0, None, 1e-6, 0.0)
+    assert (down.shape, up.shape) == ((1, 32, 48), (1, 48, 32))
+    filled = AffineMap(down, up, down_scale=down_scale, up_scale=up_scale)
+    assert torch.equal(filled.as_dense(), map.as_dense())
+    assert map.rank == 20
+    assert map.aligned() is map.aligned()
+
+
+def test_aligned_maps_pass_gradients_on() -> None:
+    down = torch.randn(1, 3, 8, requires_grad=True)
+    up = torch.randn(1, 8, 3, requires_grad=True)
+    aligned = AffineMap(down, up).aligned()
+    (aligned[0].sum() + aligned[1].sum()).backward()
+    assert torch.equal(down.grad, torch.ones_like(down))
+    assert torch.equal(up.grad, torch.ones_like(up))
+
+
+def test_aligned_maps_are_contiguous() -> None:
+    W = torch.randn(8, 8).T
+    (down, up, *_) = AffineMap.dense(W).aligned()
+    assert down is None
+    assert up.is_contiguous()
+    assert torch.equal(up[0], W)
