@@ -46,8 +46,8 @@ def stages(output: Path) -> list[Stage]:
         Stage("checks", [python, "-m", "benchmarks.gpu.checks"], 120),
         Stage(
             "measure",
-            [python, "-m", "benchmarks.gpu.measure", str(output), "--seconds", "180"],
-            240,
+            [python, "-m", "benchmarks.gpu.measure", str(output), "--seconds", "230"],
+            280,
             (output / "gpu.csv",),
         ),
         *sanitizer,

@@ -1,0 +1,317 @@
+"""The fused op on Triton: the arguments of ``torch.ops.incline_fast.affine_*``, in the same order.
+
+    r  = x (+ residual)
+    r' = beta_i r_i + alpha_i (M_{g(i)} r_i + b_{g(i)})        rows with g(i) < 0 keep r' = r
+    y  = RMSNorm(r') (weight + weight_offset)                  or LayerNorm(r') (weight + weight_offset) + norm_bias
+
+Up to 64 tokens, and with several maps any number of them, one launch does everything (``_decode``), and a row's bits
+depend on nothing but the row. More tokens through one map are a matrix product by torch and one launch for the rest
+(``_rows.epilogue``); how torch's product rounds may depend on the number of tokens.
+
+``row_map`` is read on the device alone. A value past the last map makes its row NaN; nothing outside the maps is read.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import triton
+from torch import Tensor
+from torch.library import triton_op, wrap_triton
+
+from incline_fast.ops._arguments import check
+from incline_fast.triton_kernels import _counters
+from incline_fast.triton_kernels._decode import MAX_TOKENS_DENSE, MAX_TOKENS_LOW_RANK, decode, num_counters, num_items
+from incline_fast.triton_kernels._layout import collapses, on_device_of, stack
+from incline_fast.triton_kernels._product import SIGNIFICANT_BITS, block_depth, num_splits, operand, product
+from incline_fast.triton_kernels._rows import WARPS, epilogue
+
+__all__ = ["affine_layer_norm", "affine_layer_norm_", "affine_rms_norm", "affine_rms_norm_"]
+
+_DECODE_TOKENS = 64
+"""Above so many tokens of one map torch's product is faster than weights that are read again for every tile."""
+_MIN_TOKENS = 8
+"""Narrowest tile: the eight columns of a tensor core instruction."""
+_MAX_RESIDENT = 4096
+"""Longest row that stays in registers, 32 a thread; longer ones are read twice."""
+
+
+@dataclass(frozen=True)
+class _Arguments:
+    """What all four forms share, named as in the schemas."""
+
+    weight: Tensor
+    norm_bias: Tensor | None
+    down: Tensor | None
+    up: Tensor
+    down_scale: Tensor | None
+    up_scale: Tensor | None
+    bias: Tensor | None
+    row_alpha: Tensor | None
+    row_beta: Tensor | None
+    row_map: Tensor | None
+    alpha: float
+    beta: float
+    eps: float
+    weight_offset: float
+    centre: bool
+
+    def check(self, x: Tensor, residual: Tensor | None) -> None:
+        """Refuse what the kernels do not take.
+
+        Raises:
+            ValueError: as for every backend, and for fp64, packed maps and maps that are not contiguous.
+        """
+        maps = (self.down, self.up, self.down_scale, self.up_scale)
+        check(x, residual, self.weight, self.norm_bias, *maps, self.bias, self.row_alpha, self.row_beta, self.row_map)
+        for name, tensor in (("x", x), ("residual", residual)):
+            if tensor is not None and tensor.dtype is torch.float64:
+                raise ValueError(f"{name} has dtype float64; the Triton kernels take float32, bfloat16, float16")
+        for name, tensor in (("down", self.down), ("up", self.up)):
+            if tensor is not None and tensor.dim() != 3:
+                raise ValueError(
+                    f"{name} has shape {tuple(tensor.shape)}, packed for the CPU; expected [G, rows, columns]"
+                )
+            if tensor is not None and not tensor.is_contiguous():
+                raise ValueError(f"{name} has strides {tensor.stride()}; expected contiguous: pass {name}.contiguous()")
+
+
+@triton_op("incline_fast_triton::affine_rms_norm", mutates_args=())
+def affine_rms_norm(
+    x: Tensor,
+    residual: Tensor | None,
+    weight: Tensor,
+    down: Tensor | None,
+    up: Tensor,
+    down_scale: Tensor | None,
+    up_scale: Tensor | None,
+    bias: Tensor | None,
+    row_alpha: Tensor | None,
+    row_beta: Tensor | None,
+    row_map: Tensor | None,
+    alpha: float,
+    beta: float,
+    eps: float,
+    weight_offset: float,
+) -> tuple[Tensor, Tensor]:
+    """``(y, r')`` with RMSNorm."""
+    maps = (down, up, down_scale, up_scale)
+    rows = (bias, row_alpha, row_beta, row_map)
+    return _functional(x, residual, _Arguments(weight, None, *maps, *rows, alpha, beta, eps, weight_offset, False))
+
+
+@triton_op("incline_fast_triton::affine_layer_norm", mutates_args=())
+def affine_layer_norm(
+    x: Tensor,
+    residual: Tensor | None,
+    weight: Tensor,
+    norm_bias: Tensor | None,
+    down: Tensor | None,
+    up: Tensor,
+    down_scale: Tensor | None,
+    up_scale: Tensor | None,
+    bias: Tensor | None,
+    row_alpha: Tensor | None,
+    row_beta: Tensor | None,
+    row_map: Tensor | None,
+    alpha: float,
+    beta: float,
+    eps: float,
+    weight_offset: float,
+) -> tuple[Tensor, Tensor]:
+    """``(y, r')`` with LayerNorm."""
+    maps = (down, up, down_scale, up_scale)
+    rows = (bias, row_alpha, row_beta, row_map)
+    return _functional(x, residual, _Arguments(weight, norm_bias, *maps, *rows, alpha, beta, eps, weight_offset, True))
+
+
+@triton_op("incline_fast_triton::affine_rms_norm_", mutates_args=("y", "stream"))
+def affine_rms_norm_(
+    y: Tensor,
+    stream: Tensor,
+    add_y: bool,
+    weight: Tensor,
+    down: Tensor | None,
+    up: Tensor,
+    down_scale: Tensor | None,
+    up_scale: Tensor | None,
+    bias: Tensor | None,
+    row_alpha: Tensor | None,
+    row_beta: Tensor | None,
+    row_map: Tensor | None,
+    alpha: float,
+    beta: float,
+    eps: float,
+    weight_offset: float,
+) -> None:
+    """RMSNorm in place: r is ``stream``, or ``y + stream`` with ``add_y``; ``stream <- r'`` and ``y <- y``."""
+    maps = (down, up, down_scale, up_scale)
+    rows = (bias, row_alpha, row_beta, row_map)
+    _in_place(y, stream, add_y, _Arguments(weight, None, *maps, *rows, alpha, beta, eps, weight_offset, False))
+
+
+@triton_op("incline_fast_triton::affine_layer_norm_", mutates_args=("y", "stream"))
+def affine_layer_norm_(
+    y: Tensor,
+    stream: Tensor,
+    add_y: bool,
+    weight: Tensor,
+    norm_bias: Tensor | None,
+    down: Tensor | None,
+    up: Tensor,
+    down_scale: Tensor | None,
+    up_scale: Tensor | None,
+    bias: Tensor | None,
+    row_alpha: Tensor | None,
+    row_beta: Tensor | None,
+    row_map: Tensor | None,
+    alpha: float,
+    beta: float,
+    eps: float,
+    weight_offset: float,
+) -> None:
+    """LayerNorm in place: r is ``stream``, or ``y + stream`` with ``add_y``; ``stream <- r'`` and ``y <- y``."""
+    maps = (down, up, down_scale, up_scale)
+    rows = (bias, row_alpha, row_beta, row_map)
+    _in_place(y, stream, add_y, _Arguments(weight, norm_bias, *maps, *rows, alpha, beta, eps, weight_offset, True))
+
+
+def _functional(x: Tensor, residual: Tensor | None, arguments: _Arguments) -> tuple[Tensor, Tensor]:
+    arguments.check(x, residual)
+    y = x.new_empty(x.shape)
+    edited = (x if residual is None else residual).new_empty(x.shape)
+    _run(x, residual, y, edited, arguments)
+    return y, edited
+
+
+def _in_place(y: Tensor, stream: Tensor, add_y: bool, arguments: _Arguments) -> None:
+    arguments.check(y, stream)
+    if y is stream:
+        raise ValueError("y and stream are the same tensor; they receive two outputs and must be different")
+    for name, output in (("y", y), ("stream", stream)):
+        for dimension, (size, stride) in enumerate(zip(output.shape, output.stride(), strict=True)):
+            if size > 1 and stride == 0:
+                raise ValueError(
+                    f"{name} has stride 0 in dimension {dimension} of size {size}; an output must not overlap itself"
+                )
+    if add_y:
+        _run(y, stream, y, stream, arguments)
+    else:
+        _run(stream, None, y, stream, arguments)
+
+
+def _run(x: Tensor, residual: Tensor | None, y: Tensor, edited: Tensor, arguments: _Arguments) -> None:
+    """Bring everything into the kernels' layout, launch, and bring outputs back that are not rows of one stride."""
+    if x.numel() == 0:
+        return
+    x_rows, y_rows, edited_rows = _as_rows(x), _as_rows(y), _as_rows(edited)
+    residual_rows = None if residual is None else _as_rows(residual)
+    with on_device_of(x):
+        if len(x_rows) <= _DECODE_TOKENS or len(arguments.up) > 1:
+            _decode(x_rows, residual_rows, y_rows, edited_rows, arguments)
+        else:
+            _prefill(x_rows, residual_rows, y_rows, edited_rows, arguments)
+    for rows, output in ((y_rows, y), (edited_rows, edited)):
+        if not _is_rows(output):
+            output.copy_(rows.view(output.shape))
+
+
+def _is_rows(tensor: Tensor) -> bool:
+    """Whether ``[..., d]`` is rows of unit stride at equal distances, which the kernels take as they are."""
+    return (tensor.shape[-1] == 1 or tensor.stride(-1) == 1) and collapses(tensor, 1)
+
+
+def _as_rows(tensor: Tensor) -> Tensor:
+    """``[num_tokens, d]`` with unit stride in a row: a view where there is one, a copy otherwise."""
+    return stack(tensor if _is_rows(tensor) else tensor.contiguous(), 1)
+
+
+def _rounded_up(size: int, least: int, most: int) -> int:
+    return max(least, min(most, int(triton.next_power_of_2(size))))
+
+
+def _tail(x: Tensor, residual: Tensor | None, y: Tensor, edited: Tensor, arguments: _Arguments) -> dict[str, Any]:
+    """The arguments that both kernels have, by name."""
+    a, hidden = arguments, x.shape[-1]
+    block = _rounded_up(hidden, 16, _MAX_RESIDENT)
+    return {
+        "x": x,
+        "residual": residual,
+        "up_scale": _packed_vector(a.up_scale),
+        "bias": _packed_vector(a.bias),
+        "row_alpha": _packed_vector(a.row_alpha),
+        "row_beta": _packed_vector(a.row_beta),
+        "row_map": _packed_vector(a.row_map),
+        "weight": a.weight.contiguous(),
+        "norm_bias": _packed_vector(a.norm_bias),
+        "y": y,
+        "edited": edited,
+        "hidden": hidden,
+        "num_maps": len(a.up),
+        "x_stride": x.stride(0),
+        "residual_stride": 0 if residual is None else residual.stride(0),
+        "y_stride": y.stride(0),
+        "edited_stride": edited.stride(0),
+        "bias_stride": hidden if a.bias is not None and a.bias.dim() == 2 else 0,
+        "alpha": a.alpha,
+        "beta": a.beta,
+        "eps": a.eps,
+        "weight_offset": a.weight_offset,
+        "CENTRE": a.centre,
+        "BLOCK_D": block,
+        "RESIDENT": hidden <= block,
+    }
+
+
+def _packed_vector(tensor: Tensor | None) -> Tensor | None:
+    return None if tensor is None else tensor.contiguous()
+
+
+def _decode(x: Tensor, residual: Tensor | None, y: Tensor, edited: Tensor, arguments: _Arguments) -> None:
+    """All of it in one launch."""
+    a, (num_tokens, hidden) = arguments, x.shape
+    rank = 0 if a.down is None else a.down.shape[1]
+    tokens = _rounded_up(num_tokens, _MIN_TOKENS, MAX_TOKENS_LOW_RANK if rank else MAX_TOKENS_DENSE)
+    tiles = triton.cdiv(num_tokens, tokens)
+    slots = 1 if a.row_map is None else min(tokens, len(a.up))
+    splits = num_splits(hidden, rank)
+    stream_product = operand(x.dtype if residual is None else torch.float32, a.up.dtype)
+    factor_product = operand(torch.float32, a.up.dtype) if rank else stream_product
+
+    def grid(meta: dict[str, Any]) -> tuple[int]:
+        return (num_items(tiles, slots, splits, rank, hidden, num_tokens, meta["BLOCK_N"]),)
+
+    wrap_triton(decode)[grid](
+        **_tail(x, residual, y, edited, a),
+        down=a.down,
+        up=a.up,
+        down_scale=_packed_vector(a.down_scale),
+        z=x.new_empty((splits, num_tokens, rank), dtype=torch.float32),
+        image=x.new_empty((num_tokens, hidden), dtype=torch.float32),
+        counters=_counters.zeroed(x, num_counters(tiles)),
+        num_tokens=num_tokens,
+        rank=rank,
+        TOKENS=tokens,
+        SLOTS=slots,
+        SPLITS=splits,
+        BLOCK_K=block_depth(stream_product, factor_product),
+        OPERAND=stream_product[0],
+        PARTS=stream_product[1],
+        FACTOR_OPERAND=factor_product[0],
+        FACTOR_PARTS=factor_product[1],
+    )
+
+
+def _prefill(x: Tensor, residual: Tensor | None, y: Tensor, edited: Tensor, arguments: _Arguments) -> None:
+    """A matrix product by torch, in as many parts as the rounding of r' can show, and one launch for the rest."""
+    a = arguments
+    bits = SIGNIFICANT_BITS[edited.dtype]
+    value = x if residual is None else x.to(torch.float32) + residual.to(torch.float32)
+    if a.down is not None:
+        value = product(value, a.down[0], bits)
+        if a.down_scale is not None:
+            value *= a.down_scale[0]
+    image = product(value, a.up[0], bits)
+    wrap_triton(epilogue)[(len(x),)](**_tail(x, residual, y, edited, a), image=image, num_warps=WARPS)
