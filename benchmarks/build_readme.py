@@ -88,7 +88,7 @@ def performance(results: Results) -> str:
     lines = [
         [f"{m}, {'one thread' if threads == 1 else 'two threads'}", *(cell(*c, threads, m) for c in columns)]
         for threads in (1, 2)
-        for m in (1, 4, 16, 128)
+        for m in (1, 4, 32, 128)
     ]
     table = _without_empty_columns(["tokens", "fp32 dense", "bf16 dense", "fp32 rank 64", "bf16 rank 64"], lines)
     shape = "rms 1 64 dense float32 float32 cache"
