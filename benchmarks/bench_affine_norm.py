@@ -14,6 +14,7 @@ import argparse
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from benchmarks import build_readme, plot_affine_norm
@@ -21,14 +22,26 @@ from incline_fast.bench import TABLES
 from incline_fast.bench.machine import cpu_name, cpu_slug
 
 RESULTS = Path(__file__).parent / "results"
-MATRIX_TABLES = [name for name in TABLES if name.startswith(("dense", "low-rank", "int8"))]
+MATRIX_TABLES = tuple(name for name in TABLES if name.startswith(("dense", "low-rank", "int8")))
+FORCED = {"avx512": ("dense-bf16", "low-rank-bf16"), "avx2": MATRIX_TABLES, "scalar": ("dense-fp32",)}
+"""Tables that are measured again with a lesser instruction set; AMX differs from AVX-512 for bf16 maps alone."""
 
 
-def commands(output: Path) -> list[tuple[dict[str, str], list[str]]]:
-    """Environment and arguments of every run: all tables, those of the kernels with two threads and with AVX2."""
+def instruction_sets() -> list[str]:
+    """What this machine can run, the best first, from the op's own message about one that does not exist."""
+    command = [sys.executable, "-c", "from incline_fast import ops; ops.explain()"]
+    environment = {**os.environ, "INCLINE_FAST_CPU_ISA": "none"}
+    answer = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    return answer.stderr.strip().rpartition("allow: ")[2].split(", ")
+
+
+def commands(output: Path, isas: Sequence[str]) -> list[tuple[dict[str, str], list[str]]]:
+    """Environment and arguments of every run: all tables, then some with two threads and lesser instruction sets."""
     tables = [name for name in TABLES if name != "quick"]
-    runs = [({}, name, 1) for name in tables] + [({}, name, 2) for name in MATRIX_TABLES]
-    runs += [({"INCLINE_FAST_CPU_ISA": "avx2"}, name, 1) for name in MATRIX_TABLES]
+    runs: list[tuple[dict[str, str], str, int]] = [({}, name, 1) for name in tables]
+    runs += [({}, name, 2) for name in MATRIX_TABLES]
+    for isa in isas[1:]:
+        runs += [({"INCLINE_FAST_CPU_ISA": isa}, name, 1) for name in FORCED.get(isa, ())]
     bench = [sys.executable, "-m", "incline_fast", "bench", "-o", str(output)]
     return [(isa, [*bench, "--threads", str(threads), "--table", name]) for isa, name, threads in runs]
 
@@ -41,7 +54,7 @@ def main() -> None:
     only.add_argument("--plot", action="store_true", help="measure nothing")
     arguments = parser.parse_args()
     output = RESULTS / f"cpu-{cpu_slug(cpu_name())}.csv"
-    for isa, command in [] if arguments.plot else commands(output):
+    for isa, command in [] if arguments.plot else commands(output, instruction_sets()):
         print(*(f"{name}={value}" for name, value in isa.items()), *command, flush=True)
         if not arguments.list:
             subprocess.run(command, env={**os.environ, **isa}, check=True)

@@ -183,8 +183,9 @@ def plot_link(table: str, threads: int) -> str:
 def kernels(results: Results) -> str:
     """benchmarks/README.md: every table of the fused op that has rows."""
     parts: list[tuple[str, str]] = []
-    for suffix, threads in (("", 1), ("", 2), ("@avx2", 1)):
-        where = f"{threads} thread{'s' if threads > 1 else ''}" + (", AVX2 forced" if suffix else "")
+    for isa, threads in (("", 1), ("", 2), ("avx512", 1), ("avx2", 1), ("scalar", 1)):
+        where = f"{threads} thread{'s' if threads > 1 else ''}" + (f", {isa} forced" if isa else "")
+        suffix = f"@{isa}" if isa else ""
         for name, dtype in (("fp32", "float32"), ("bf16", "bfloat16"), ("fp16", "float16")):
             for form, rank, title in FORMS:
                 table = f"{form}-{name}{suffix}"

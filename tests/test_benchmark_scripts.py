@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
-from benchmarks import build_readme, instructions, plot_affine_norm
+from benchmarks import bench_affine_norm, build_readme, instructions, plot_affine_norm
 from benchmarks.build_readme import Results, blocks, rewritten
-from incline_fast.bench import Row, write_csv
-
-ROOT = Path(__file__).parents[1]
+from incline_fast.bench import TABLES, Row, write_csv
+from incline_fast.ops._backend import EXTENSION
 
 
 def row(tokens: int = 1, width: int = 2048, **changes: object) -> Row:
@@ -53,7 +51,7 @@ def test_tables_hold_the_numbers_of_the_rows() -> None:
     assert "| tokens | d = 2048 | hook, 2048 | simd-ml-kernels, 2048 | cache, 2048 |" in made["kernels"]
     assert "| 1 | 1.25x (91%) | 2.50x | 1.10x | 3.00x (91%) |" in made["kernels"]
     assert "**Dense, fp32, 1 thread**" in made["kernels"]
-    assert "AVX2" not in made["kernels"]
+    assert "forced" not in made["kernels"]
 
 
 def test_every_loss_is_named() -> None:
@@ -109,13 +107,20 @@ def test_a_table_with_several_widths_becomes_a_picture(tmp_path: Path) -> None:
     assert picture.read_bytes().startswith(b"\x89PNG")
 
 
-def test_the_list_of_commands_measures_every_table() -> None:
-    command = [sys.executable, "-m", "benchmarks.bench_affine_norm", "--list"]
-    lines = subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT).stdout.splitlines()
-    assert any(line.endswith("--threads 1 --table overhead") for line in lines)
-    assert any(line.endswith("--threads 2 --table dense-bf16") for line in lines)
-    assert any(line.startswith("INCLINE_FAST_CPU_ISA=avx2 ") and line.endswith("--table int8") for line in lines)
-    assert not any("quick" in line for line in lines)
+def test_the_commands_measure_every_table_and_the_lesser_instruction_sets() -> None:
+    made = bench_affine_norm.commands(Path("rows.csv"), ["avx512", "avx2", "scalar"])
+    lines = [" ".join([*isa.values(), *command[-7:]]) for isa, command in made]
+    assert [line.split()[-1] for line in lines[: len(TABLES) - 1]] == [name for name in TABLES if name != "quick"]
+    assert "bench -o rows.csv --threads 2 --table dense-bf16" in lines
+    assert "avx2 bench -o rows.csv --threads 1 --table int8" in lines
+    assert "scalar bench -o rows.csv --threads 1 --table dense-fp32" in lines
+    assert not any(line.startswith("avx512") for line in lines)
+
+
+@pytest.mark.skipif(EXTENSION is None, reason="pure-Python installation")
+def test_the_instruction_sets_are_those_of_the_op() -> None:
+    assert bench_affine_norm.instruction_sets()[-1] == "scalar"
+    assert torch.ops.incline_fast.cpu_isa() in bench_affine_norm.instruction_sets()
 
 
 def test_counts_are_compared_with_a_margin() -> None:
