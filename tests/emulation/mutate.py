@@ -39,17 +39,23 @@ def main() -> None:
     if shutil.which("nvcc") is None:
         sys.exit("nvcc is not installed, so the check on PTX cannot be made")
     sound = check_unchanged(faults)
-    rows = [[fault.name, f"`{fault.file}`", *outcomes(fault)] for fault in faults]
+    rows = []
+    for fault in faults:
+        rows.append([fault.name, f"`{fault.file}`", *outcomes(fault)])
+        if only is None:
+            write(rows)
     missed = [row[0] for row in rows if not any(row[2:])]
-    if only is None:
-        with RESULTS.open("w", newline="", encoding="utf-8") as file:
-            csv.writer(file, lineterminator="\n").writerows([["fault", "in", *CHECKS], *rows])
     print(
         f"{len(rows) - len(missed)} of {len(rows)} faults were caught",
         *(f"missed: {name}" for name in missed),
         sep="\n",
     )
     sys.exit(0 if sound and not missed else 1)
+
+
+def write(rows: list[list[str]]) -> None:
+    with RESULTS.open("w", newline="", encoding="utf-8") as file:
+        csv.writer(file, lineterminator="\n").writerows([["fault", "in", *CHECKS], *rows])
 
 
 def check_unchanged(faults: list[Fault]) -> bool:

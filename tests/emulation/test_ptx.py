@@ -53,6 +53,8 @@ def bfloat(values: np.ndarray) -> np.ndarray:
          lambda a, b, c: b & np.uint32(0xFFFE00FF) | (a & np.uint32(511)) << np.uint32(8)),
         ("popc.b32 %o0, %i0;", lambda a, b, c: np.bitwise_count(a)),
         ("clz.b32 %o0, 0x1000;", lambda a, b, c: np.full_like(a, 19)),
+        ("bfind.u32 %o0, 0x1000;", lambda a, b, c: np.full_like(a, 12)),
+        ("bfind.shiftamt.u32 %o0, 0x1000;", lambda a, b, c: np.full_like(a, 19)),
         ("brev.b32 %o0, 0x3;", lambda a, b, c: np.full_like(a, 0xC0000000)),
         ("setp.lt.s32 p1, %i0, %i1; selp.b32 %o0, 7, 9, p1;",
          lambda a, b, c: np.where(a.view(np.int32) < b.view(np.int32), 7, 9)),
