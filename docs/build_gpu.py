@@ -62,14 +62,9 @@ def main() -> None:
 
 def render() -> str:
     """The whole page as Markdown."""
-    sources = machine_code.SOURCES
-    codes = [
-        code
-        for source in sources
-        for arch in machine_code.ARCHITECTURES
-        for code in machine_code.kernels_of(source, arch)
-    ]
-    return HEADER + MACHINE_CODE + machine_code.table(codes) + "\n\n" + FAULT_TEXT + fault_table() + "\n"
+    sources, architectures = machine_code.SOURCES, machine_code.ARCHITECTURES
+    codes = [code for source in sources for arch in architectures for code in machine_code.kernels_of(source, arch)]
+    return "\n\n".join([HEADER + MACHINE_CODE + machine_code.table(codes), FAULT_TEXT + fault_table()]) + "\n"
 
 
 def fault_table() -> str:
