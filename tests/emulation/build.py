@@ -162,7 +162,7 @@ def sanitized_environment() -> dict[str, str]:
 
 
 def _object(source: Path, flags: Sequence[str], include: Sequence[Path]) -> Path:
-    inputs = [*flags, _compiler_version("g++"), _contents(_dependencies(source, [*include, FIBER]))]
+    inputs = [*flags, _compiler_version("g++"), _contents(dependencies(source, [*include, FIBER]))]
     return _cached("object.o", inputs, lambda target: _run([*flags, "-c", "-x", "c++", str(source), "-o", str(target)]))
 
 
@@ -178,11 +178,11 @@ def _nvcc(source: Path, arch: str, mode: list[str], name: str, include: Sequence
     if shutil.which("nvcc") is None:
         pytest.skip("nvcc is not installed: the PTX and machine code of csrc/cuda cannot be made here")
     command = [*NVCC, *mode, f"-arch={arch}", *(f"-I{folder}" for folder in include)]
-    inputs = [*command, _compiler_version("nvcc"), _contents(_dependencies(source, include))]
+    inputs = [*command, _compiler_version("nvcc"), _contents(dependencies(source, include))]
     return _cached(name, inputs, lambda target: _run([*command, str(source), "-o", str(target)]))
 
 
-def _dependencies(source: Path, include: Sequence[Path]) -> list[Path]:
+def dependencies(source: Path, include: Sequence[Path]) -> list[Path]:
     """The source and the files of ours that it includes, directly or not."""
     found, to_read = {source.resolve()}, [source.resolve()]
     while to_read:

@@ -26,6 +26,13 @@ def test_kernels_of_the_library(source: Path, arch: str) -> None:
     assert [complaint for kernel in kernels for complaint in kernel.complaints()] == []
 
 
+def test_every_kernel_is_judged() -> None:
+    kernels = [kernel for source in machine_code.SOURCES for kernel in machine_code.kernels_of(source, "sm_80")]
+    families = {kernel.name.split("<")[0] for kernel in kernels}
+    decode = {"dense_kernel", "low_rank_kernel", "normalise_rows"}
+    assert families == decode | {"edit_and_normalise_rows", "cholesky_kernel"}
+
+
 def sample(arch: str) -> dict[str, KernelCode]:
     found = machine_code.kernels_of(KERNELS / "machine_code.cu", arch, (KERNELS,))
     return {kernel.name: kernel for kernel in found}
