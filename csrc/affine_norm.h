@@ -24,7 +24,8 @@ struct Rows {
   const std::int64_t* strides = nullptr;  // in elements
 };
 
-// G maps [columns, depth], packed as [G, ceil(columns / 16), depth, 16] or strided as in nn.Linear.
+// G maps [columns, depth], strided as in nn.Linear or packed in panels of 16 columns: [G, ceil(columns / 16), depth,
+// 16], in bf16 [G, ceil(columns / 16), ceil(depth / 2), 16, 2], filled up with zeros.
 struct Maps {
   const void* data = nullptr;
   DType dtype = DType::kFloat32;

@@ -68,6 +68,15 @@ const float* scales(const Arguments& args, const std::string& map, const Tensor&
   return static_cast<const float*>(scale->const_data_ptr());
 }
 
+// A map in the kernels' panels: [G, panels, depth, 16], or [G, panels, ceil(depth / 2), 16, 2] in bf16.
+bool is_packed(const Tensor& tensor) { return tensor.dim() == (tensor.scalar_type() == ScalarType::BFloat16 ? 5 : 4); }
+
+std::vector<std::int64_t> packed_shape(const Tensor& tensor, std::int64_t columns, std::int64_t depth) {
+  const std::int64_t panels = (columns + kPanel - 1) / kPanel;
+  if (tensor.scalar_type() == ScalarType::BFloat16) return {tensor.size(0), panels, (depth + 1) / 2, kPanel, 2};
+  return {tensor.size(0), panels, depth, kPanel};
+}
+
 Maps maps(const Arguments& args, const char* name, const Tensor& tensor, const MaybeTensor& scale, std::int64_t columns,
           std::int64_t depth, bool is_double) {
   check_device(name, tensor, args.x);
@@ -76,13 +85,12 @@ Maps maps(const Arguments& args, const char* name, const Tensor& tensor, const M
   } else {
     check_dtype(name, tensor, {ScalarType::Float, ScalarType::BFloat16, ScalarType::Half, ScalarType::Char});
   }
-  const std::int64_t panels = (columns + kPanel - 1) / kPanel;
   const auto s = tensor.sizes(), t = tensor.strides();
+  const bool packed = is_packed(tensor);
   const bool linear = s.size() == 3 && s[1] == columns && s[2] == depth;
-  const bool packed = s.size() == 4 && s[1] == panels && s[2] == depth && s[3] == kPanel;
-  if (!(linear || packed) || s[0] < 1 || depth < 1) {
-    fail(name, " has shape ", show(shape(tensor)), "; expected [G, ", columns, ", ", depth, "] or packed [G, ", panels,
-         ", ", depth, ", ", kPanel, "] with G >= 1");
+  if (!(packed ? has_shape(tensor, packed_shape(tensor, columns, depth)) : linear) || s[0] < 1 || depth < 1) {
+    fail(name, " has shape ", show(shape(tensor)), "; expected [G, ", columns, ", ", depth,
+         "] or what pack() makes of it, with G >= 1");
   }
   if (packed && !tensor.is_contiguous()) fail(name, " is packed but not contiguous; pass ", name, ".contiguous()");
   return {address(tensor, false),
@@ -96,6 +104,13 @@ Maps maps(const Arguments& args, const char* name, const Tensor& tensor, const M
           scales(args, name, tensor, scale, columns)};
 }
 
+// The rank, where one of the factors tells; two packed bf16 factors know it rounded up to an even number, and what is
+// added is zero.
+std::int64_t rank_of(const Tensor& down, const Tensor& up) {
+  if (down.dim() == 3) return down.size(1);
+  return up.dim() == 5 ? 2 * up.size(2) : up.size(2);
+}
+
 void describe_maps(const Arguments& args, bool is_double, AffineNorm& op) {
   const std::int64_t hidden = op.hidden_size;
   if (!args.down.has_value()) {
@@ -104,10 +119,10 @@ void describe_maps(const Arguments& args, bool is_double, AffineNorm& op) {
     op.num_maps = args.up.size(0);
     return;
   }
-  if (args.up.dim() != 3 && args.up.dim() != 4) {
-    fail("up has shape ", show(shape(args.up)), "; expected [G, d, rank] or packed [G, P, rank, ", kPanel, "]");
+  if (args.up.dim() != 3 && !is_packed(args.up)) {
+    fail("up has shape ", show(shape(args.up)), "; expected [G, d, rank] or what pack() makes of it");
   }
-  const std::int64_t rank = args.up.size(2);
+  const std::int64_t rank = rank_of(*args.down, args.up);
   op.up = maps(args, "up", args.up, args.up_scale, hidden, rank, is_double);
   op.down = maps(args, "down", *args.down, args.down_scale, rank, hidden, is_double);
   op.num_maps = args.up.size(0);

@@ -73,10 +73,14 @@ inline void check_float(const char* name, const Tensor& tensor) {
   check_dtype(name, tensor, {ScalarType::Float, ScalarType::BFloat16, ScalarType::Half, ScalarType::Double});
 }
 
+inline bool has_shape(const Tensor& tensor, const std::vector<std::int64_t>& expected) {
+  const auto sizes = tensor.sizes();
+  return std::equal(sizes.begin(), sizes.end(), expected.begin(), expected.end());
+}
+
 inline void check_shape(const char* name, const Tensor& tensor, const std::vector<std::int64_t>& expected,
                         const char* meaning) {
-  const auto sizes = tensor.sizes();
-  if (!std::equal(sizes.begin(), sizes.end(), expected.begin(), expected.end())) {
+  if (!has_shape(tensor, expected)) {
     fail(name, " has shape ", show(shape(tensor)), "; expected ", show(expected), ", ", meaning);
   }
 }

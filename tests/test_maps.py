@@ -36,17 +36,23 @@ def test_stack_keeps_every_map(rank: int | None) -> None:
         assert torch.equal(stack.apply(h, index), map.apply(h))
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16, torch.int8])
 @pytest.mark.parametrize("shape", [(1, 1, 1), (1, 15, 3), (2, 16, 16), (3, 17, 5), (1, 111, 40)])
-def test_packed_layout_round_trips_and_is_k_major(shape: tuple[int, int, int]) -> None:
+def test_packed_layout_round_trips_and_is_k_major(shape: tuple[int, int, int], dtype: torch.dtype) -> None:
     G, N, K = shape
-    weight = torch.randn(shape)
+    weight = (torch.rand(shape) * 100 + 1).to(dtype)
     packed = pack(weight)
-    assert packed.shape == (G, -(-N // PANEL), K, PANEL)
+    panels, column = -(-N // PANEL), N - 1
     assert packed.is_contiguous()
-    assert torch.equal(unpack(packed, N), weight)
-    column = N - 1
-    assert torch.equal(packed[0, column // PANEL, :, column % PANEL], weight[0, column])
-    assert packed.transpose(2, 3).reshape(G, -1, K)[:, N:].abs().sum() == 0
+    assert torch.equal(unpack(packed, N, K), weight)
+    if dtype is torch.bfloat16:  # pairs of k, side by side
+        assert packed.shape == (G, panels, -(-K // 2), PANEL, 2)
+        last = packed[0, column // PANEL, :, column % PANEL].flatten()
+    else:
+        assert packed.shape == (G, panels, K, PANEL)
+        last = packed[0, column // PANEL, :, column % PANEL]
+    assert torch.equal(last[:K], weight[0, column])
+    assert torch.count_nonzero(packed) == weight.numel()  # the rest is padding
 
 
 def test_packing_happens_once_unless_a_gradient_flows() -> None:
@@ -131,7 +137,8 @@ def test_int8_maps_stack_and_keep_their_scales_when_a_module_is_converted(rank: 
         (lambda: AffineMap.stack([random_map(4, None), random_map(4, 3)]), ValueError, "differ"),
         (lambda: AffineMap.dense(torch.zeros(0, 3, 3)), ValueError, "holds no map"),
         (lambda: pack(torch.zeros(3, 3)), ValueError, r"\[G, N, K\]"),
-        (lambda: unpack(torch.zeros(1, 2, 3, PANEL), 48), ValueError, "packed has shape"),
+        (lambda: unpack(torch.zeros(1, 2, 3, PANEL), 48, 3), ValueError, r"expected \[G, 3, 3, 16\]"),
+        (lambda: unpack(torch.zeros(1, 3, 2, PANEL, 2).bfloat16(), 48, 5), ValueError, r"expected \[G, 3, 3, 16, 2\]"),
     ],
 )
 def test_wrong_input_is_named(build, error: type[Exception], message: str) -> None:

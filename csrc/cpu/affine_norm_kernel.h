@@ -117,25 +117,39 @@ class AffineNormKernel {
   // z = up (down r) for the rows in scratch.
   void project(std::int64_t map, std::int64_t count) {
     const Scratch<const T> r{r_.data, stride_};
-    if (op_.down.data == nullptr) return gemm(op_.up, map, r, z_, count);
+    const bool is_bfloat16 = op_.x.dtype == DType::kBFloat16 && op_.residual.data == nullptr;
+    const int r_pieces = is_bfloat16 ? 1 : pieces();
+    if (op_.down.data == nullptr) return gemm({op_.up, map, r, z_, count, r_pieces});
     const std::int64_t stride = row_stride(op_.down.columns);
     const Buffer<T> buffer(count * stride);
-    gemm(op_.down, map, r, Scratch<T>{buffer.get(), stride}, count);
-    gemm(op_.up, map, Scratch<const T>{buffer.get(), stride}, z_, count);
+    gemm({op_.down, map, r, Scratch<T>{buffer.get(), stride}, count, r_pieces});
+    gemm({op_.up, map, Scratch<const T>{buffer.get(), stride}, z_, count, pieces()});
   }
 
-  void gemm(const Maps& maps, std::int64_t map, Scratch<const T> x, Scratch<T> z, std::int64_t count) {
+  // bf16 numbers that represent an fp32 activation as well as this call's outputs can tell: 24 bits where one of them
+  // is fp32, otherwise 16.
+  int pieces() const {
+    const bool single = op_.x.dtype == DType::kFloat32 || op_.edited.dtype == DType::kFloat32;
+    return single ? 3 : 2;
+  }
+
+  void gemm(const Product<T>& product) {
     // fp64 maps go with fp64 sums and only with them; the caller has checked it.
     if constexpr (std::is_same_v<T, double>) {
-      PanelGemm<V, double>(maps, map, x, z, count).run(threads_);
-    } else if (maps.dtype == DType::kInt8) {
-      PanelGemm<V, std::int8_t>(maps, map, x, z, count).run(threads_);
+      multiply<double>(product);
+    } else if (product.maps.dtype == DType::kInt8) {
+      multiply<std::int8_t>(product);
     } else {
-      with_storage_type(maps.dtype, [&](auto* type) {
+      with_storage_type(product.maps.dtype, [&](auto* type) {
         using W = std::remove_pointer_t<decltype(type)>;
-        if constexpr (!std::is_same_v<W, double>) PanelGemm<V, W>(maps, map, x, z, count).run(threads_);
+        if constexpr (!std::is_same_v<W, double>) multiply<W>(product);
       });
     }
+  }
+
+  template <class W>
+  void multiply(const Product<T>& product) {
+    typename GemmOf<V, W>::Type(product).run(threads_);
   }
 
   void finish_row(std::int64_t i, std::int64_t token, bool edit) {

@@ -16,13 +16,18 @@ struct Isa {
   void (*cholesky_block)(const CholeskyBlock&, const Threads&);
 };
 
+#if defined(__x86_64__)
+bool has_avx512() {
+  return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+         __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
+}
+#endif
+
 const Isa& select() {
   static const Isa isas[] = {
 #if defined(__x86_64__)
-      {"avx512",
-       __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
-           __builtin_cpu_supports("avx512vl"),
-       affine_norm_avx512, cholesky_block_avx512},
+      {"amx", has_avx512() && amx_is_usable(), affine_norm_amx, cholesky_block_avx512},
+      {"avx512", has_avx512(), affine_norm_avx512, cholesky_block_avx512},
       {"avx2", __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c"),
        affine_norm_avx2, cholesky_block_avx2},
 #elif defined(__aarch64__)

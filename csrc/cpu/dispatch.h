@@ -10,7 +10,7 @@ void affine_norm(const AffineNorm& op, const Threads& threads);
 
 void cholesky_block(const CholeskyBlock& op, const Threads& threads);
 
-// "avx512", "avx2", "neon" or "scalar". The environment variable INCLINE_FAST_CPU_ISA forces one; throws
+// "amx", "avx512", "avx2", "neon" or "scalar". The environment variable INCLINE_FAST_CPU_ISA forces one; throws
 // std::invalid_argument when it names none, or one that this machine lacks.
 const char* isa_name();
 

@@ -11,6 +11,8 @@ void cholesky_block_scalar(const CholeskyBlock& op, const Threads& threads);
 #if defined(__x86_64__)
 void affine_norm_avx2(const AffineNorm& op, const Threads& threads);
 void cholesky_block_avx2(const CholeskyBlock& op, const Threads& threads);
+bool amx_is_usable();  // by this processor and operating system; avx512 is another question
+void affine_norm_amx(const AffineNorm& op, const Threads& threads);
 void affine_norm_avx512(const AffineNorm& op, const Threads& threads);
 void cholesky_block_avx512(const CholeskyBlock& op, const Threads& threads);
 #elif defined(__aarch64__)

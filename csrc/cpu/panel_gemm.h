@@ -1,5 +1,6 @@
 // z = x W^T for one map. W lies in panels of 16 output columns, k-major, so the inner loop broadcasts an activation and
-// multiplies it with contiguous weights: no horizontal sums, unit stride.
+// multiplies it with contiguous weights: no horizontal sums, unit stride. A panel is [depth][16]; in bf16 it is
+// [ceil(depth / 2)][16][2], where one shift and one mask of the same load give two rows of fp32 weights.
 //
 // Every output column is summed over k in one fixed order: sequentially inside a chunk of kChunk, then chunk by chunk.
 // Tile shape, threads and batch only choose which columns and rows are computed together, so they never change a bit.
@@ -8,9 +9,12 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <type_traits>
 
 #include "../affine_norm.h"
+#include "float_types.h"
 #include "rows.h"
+#include "spread.h"
 
 namespace incline_fast::cpu {
 namespace {
@@ -19,8 +23,8 @@ constexpr int kPanel = 16;
 constexpr std::int64_t kChunk = 512;
 constexpr int kMaxStreams = 4;
 constexpr int kMaxTokens = 8;
-// How far ahead of its use a chunk's next piece is asked for: past the page that the hardware's prefetcher stops at.
-constexpr std::int64_t kPrefetchBytes = 4096;
+// How far ahead of its use a piece of a panel is asked for (measured: 2 to 3 KB; 1 and 4 KB cost 5%).
+constexpr std::int64_t kPrefetchBytes = 2048;
 
 constexpr std::int64_t ceil_div(std::int64_t a, std::int64_t b) { return (a + b - 1) / b; }
 
@@ -43,6 +47,34 @@ struct Scratch {
   T* row(std::int64_t i) const { return data + i * stride; }
 };
 
+// Rows of a panel that share a cache line (an fp64 row takes two): they are loaded, and asked for, together.
+template <class W>
+constexpr int kLineRows = std::max(1, 64 / (kPanel * static_cast<int>(sizeof(W))));
+
+// Position of row k, column j in a panel.
+template <class W>
+constexpr std::int64_t panel_index(std::int64_t k, int j) {
+  if constexpr (std::is_same_v<W, BFloat16>) return k / 2 * (2 * kPanel) + 2 * j + k % 2;
+  return k * kPanel + j;
+}
+
+// Rows of a panel as stored: bf16 pairs are whole, and a row of zeros meets an activation that is zero padding.
+template <class W>
+constexpr std::int64_t stored_depth(std::int64_t depth) {
+  return std::is_same_v<W, BFloat16> ? ceil_div(depth, 2) * 2 : depth;
+}
+
+// One product: `num_rows` rows x in scratch, times map `map` of `maps`, into z.
+template <class T>
+struct Product {
+  const Maps& maps;
+  std::int64_t map;
+  Scratch<const T> x;
+  Scratch<T> z;
+  std::int64_t num_rows;
+  int pieces;  // bf16 numbers that make up an activation where a matrix unit takes nothing longer, see tile_gemm.h
+};
+
 // One chunk of one map's panels: where its weights are, or how to bring them into panel layout.
 template <class W>
 class PanelReader {
@@ -50,14 +82,14 @@ class PanelReader {
   PanelReader(const Maps& maps, std::int64_t map)
       : maps_(maps), data_(static_cast<const W*>(maps.data) + map * maps.map_stride) {}
 
-  // Rows k_begin.. of a panel as [depth, 16]; `buffer` is used where the map is not packed.
+  // Rows k_begin.. of a panel; `buffer` is used where the map is not packed.
   const W* chunk(std::int64_t panel, std::int64_t k_begin, std::int64_t depth, W* buffer) const {
-    if (maps_.packed) return data_ + (panel * maps_.depth + k_begin) * kPanel;
+    if (maps_.packed) return data_ + (panel * stored_depth<W>(maps_.depth) + k_begin) * kPanel;
     const std::int64_t columns = std::min<std::int64_t>(kPanel, maps_.columns - panel * kPanel);
     for (int j = 0; j < kPanel; ++j) {
       const W* from = data_ + (panel * kPanel + j) * maps_.column_stride + k_begin * maps_.depth_stride;
-      for (std::int64_t k = 0; k < depth; ++k)
-        buffer[k * kPanel + j] = j < columns ? from[k * maps_.depth_stride] : W{};
+      for (std::int64_t k = 0; k < stored_depth<W>(depth); ++k)
+        buffer[panel_index<W>(k, j)] = j < columns && k < depth ? from[k * maps_.depth_stride] : W{};
     }
     return buffer;
   }
@@ -66,6 +98,17 @@ class PanelReader {
   const Maps& maps_;
   const W* data_;
 };
+
+// Register v of row j of the cache line of weights at `line`.
+template <class V, class W>
+typename V::Register weights_at(const W* line, int j, int v) {
+  if constexpr (std::is_same_v<W, BFloat16>) {
+    const W* pairs = line + 2 * v * V::kLanes;
+    return j == 0 ? V::load_even(pairs) : V::load_odd(pairs);
+  } else {
+    return V::load(line + j * kPanel + v * V::kLanes);
+  }
+}
 
 // z[m, columns of stream s] (+)= sum over k < depth of x[m, k] w[s][k, :], for kTokens rows and kStreams panels.
 // `ahead`: how many weights further on memory is prefetched.
@@ -79,20 +122,29 @@ void tile(const W* const (&weights)[kStreamCount], const typename V::Scalar* x, 
 #pragma GCC unroll 32
   for (int i = 0; i < kStreamCount * kTokens * kVec; ++i)
     sums[i / (kTokens * kVec)][i / kVec % kTokens][i % kVec] = V::zero();
-  for (std::int64_t k = 0; k < depth; ++k) {
+  const auto add_row = [&](int s, std::int64_t k, int j) __attribute__((always_inline)) {
+    Register w[kVec];
+#pragma GCC unroll 4
+    for (int v = 0; v < kVec; ++v) w[v] = weights_at<V, W>(weights[s] + k * kPanel, j, v);
+#pragma GCC unroll 8
+    for (int m = 0; m < kTokens; ++m) {
+      const Register activation = V::broadcast(x[m * x_stride + k + j]);
+#pragma GCC unroll 4
+      for (int v = 0; v < kVec; ++v) sums[s][m][v] = V::fma(activation, w[v], sums[s][m][v]);
+    }
+  };
+  std::int64_t k = 0;
+  for (; k + kLineRows<W> <= depth; k += kLineRows<W>) {
 #pragma GCC unroll 8
     for (int s = 0; s < kStreamCount; ++s) {
       if constexpr (kTokens >= V::kPrefetchTokens) __builtin_prefetch(weights[s] + k * kPanel + ahead, 0, 2);
-      Register w[kVec];
 #pragma GCC unroll 4
-      for (int v = 0; v < kVec; ++v) w[v] = V::load(weights[s] + k * kPanel + v * V::kLanes);
-#pragma GCC unroll 8
-      for (int m = 0; m < kTokens; ++m) {
-        const Register activation = V::broadcast(x[m * x_stride + k]);
-#pragma GCC unroll 4
-        for (int v = 0; v < kVec; ++v) sums[s][m][v] = V::fma(activation, w[v], sums[s][m][v]);
-      }
+      for (int j = 0; j < kLineRows<W>; ++j) add_row(s, k, j);
     }
+  }
+  for (; k < depth; ++k) {
+#pragma GCC unroll 8
+    for (int s = 0; s < kStreamCount; ++s) add_row(s, k, 0);
   }
 #pragma GCC unroll 32
   for (int i = 0; i < kStreamCount * kTokens * kVec; ++i) {
@@ -108,15 +160,15 @@ class PanelGemm {
  public:
   using T = typename V::Scalar;
 
-  PanelGemm(const Maps& maps, std::int64_t map, Scratch<const T> x, Scratch<T> z, std::int64_t num_rows)
-      : reader_(maps, map),
-        scale_(maps.scale == nullptr ? nullptr : maps.scale + map * maps.columns),
-        columns_(maps.columns),
-        depth_(maps.depth),
-        panels_(ceil_div(maps.columns, kPanel)),
-        x_(x),
-        z_(z),
-        rows_(num_rows) {}
+  explicit PanelGemm(const Product<T>& p)
+      : reader_(p.maps, p.map),
+        scale_(p.maps.scale == nullptr ? nullptr : p.maps.scale + p.map * p.maps.columns),
+        columns_(p.maps.columns),
+        depth_(p.maps.depth),
+        panels_(ceil_div(p.maps.columns, kPanel)),
+        x_(p.x),
+        z_(p.z),
+        rows_(p.num_rows) {}
 
   void run(const Threads& threads) const {
     const std::int64_t blocks = ceil_div(rows_, kTileTokens<V>);
@@ -156,9 +208,10 @@ class PanelGemm {
     alignas(64) W buffers[kStreamCount][kChunk * kPanel];
     const std::int64_t blocks = ceil_div(count, kTokens);
     for (std::int64_t k = 0; k < depth_; k += kChunk) {
-      const std::int64_t depth = std::min(kChunk, depth_ - k);
+      const std::int64_t depth = stored_depth<W>(std::min(kChunk, depth_ - k));
       const W* weights[kStreamCount];
-      for (int s = 0; s < kStreamCount; ++s) weights[s] = reader_.chunk(first + s * spacing, k, depth, buffers[s]);
+      for (int s = 0; s < kStreamCount; ++s)
+        weights[s] = reader_.chunk(first + s * spacing, k, std::min(kChunk, depth_ - k), buffers[s]);
       for (std::int64_t b = 0; b < blocks; ++b) {
         const std::int64_t begin = row + b * count / blocks, size = row + (b + 1) * count / blocks - begin;
         T* z[kStreamCount];
@@ -195,6 +248,12 @@ class PanelGemm {
   Scratch<const T> x_;
   Scratch<T> z_;
   std::int64_t rows_;
+};
+
+// What multiplies maps of type W on the machine that V describes; tile_gemm.h says otherwise for one pair.
+template <class V, class W>
+struct GemmOf {
+  using Type = PanelGemm<V, W>;
 };
 
 }  // namespace

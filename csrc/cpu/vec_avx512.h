@@ -1,6 +1,6 @@
 // AVX-512 (F, BW, DQ, VL): sixteen fp32 or eight fp64 lanes. Interface: see vec_scalar.h.
 //
-// The bf16 dot-product and conversion instructions of AVX512_BF16 are not used: they flush subnormals to zero.
+// The bf16 dot-product and conversion instructions of AVX512_BF16 are not used: they take subnormals as zero.
 #pragma once
 
 #include <immintrin.h>
@@ -22,6 +22,13 @@ struct Avx512Float {
   static Register load(const BFloat16* p) {
     const __m256i bits = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
     return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(bits), 16));
+  }
+  static Register load_even(const BFloat16* p) {
+    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_loadu_si512(p), 16));
+  }
+  static Register load_odd(const BFloat16* p) {
+    const __m512i high = _mm512_set1_epi32(static_cast<int>(0xffff0000u));
+    return _mm512_castsi512_ps(_mm512_and_si512(_mm512_loadu_si512(p), high));
   }
   static Register load(const Float16* p) {
     return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));

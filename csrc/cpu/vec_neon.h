@@ -26,6 +26,10 @@ struct NeonFloat {
   static Register load(const BFloat16* p) {
     return vreinterpretq_f32_u32(vshll_n_u16(vld1_u16(reinterpret_cast<const std::uint16_t*>(p)), 16));
   }
+  static Register load_even(const BFloat16* p) { return vreinterpretq_f32_u32(vshlq_n_u32(pairs(p), 16)); }
+  static Register load_odd(const BFloat16* p) {
+    return vreinterpretq_f32_u32(vandq_u32(pairs(p), vdupq_n_u32(0xffff0000u)));
+  }
   static Register load(const Float16* p) {
     return vcvt_f32_f16(vreinterpret_f16_u16(vld1_u16(reinterpret_cast<const std::uint16_t*>(p))));
   }
@@ -51,6 +55,11 @@ struct NeonFloat {
   static Register mul(Register a, Register b) { return vmulq_f32(a, b); }
   static Register fma(Register a, Register b, Register c) { return vfmaq_f32(c, a, b); }
   static float sum(Register a) { return vaddvq_f32(a); }
+
+ private:
+  static uint32x4_t pairs(const BFloat16* p) {
+    return vreinterpretq_u32_u16(vld1q_u16(reinterpret_cast<const std::uint16_t*>(p)));
+  }
 };
 
 struct NeonDouble {

@@ -3,7 +3,8 @@
 // A vector trait has: Scalar, Register, kLanes, kAccumulators (registers for sums that leave room for operands),
 // kPrefetchTokens (tiles of so many tokens prefetch weights: with fewer, machines of that kind stream better alone),
 // and zero, broadcast, load, store, add, sub, mul, fma (a b + c), sum. load and store exist for the storage types that
-// the instruction set converts; rows.h converts the others element by element.
+// the instruction set converts; rows.h converts the others element by element. load_even and load_odd take every second
+// of 2 kLanes bf16 numbers.
 #pragma once
 
 #include "float_types.h"
@@ -28,6 +29,10 @@ struct ScalarVec {
   static Register load(const S* p) {
     return map([=](int i) { return static_cast<T>(widen(p[i])); });
   }
+  static Register load_even(const BFloat16* p) {
+    return map([=](int i) { return static_cast<T>(widen(p[2 * i])); });
+  }
+  static Register load_odd(const BFloat16* p) { return load_even(p + 1); }
   template <class S>
   static void store(S* p, const Register& a) {
     for (int i = 0; i < kLanes; ++i) p[i] = narrow<S>(a.lane[i]);

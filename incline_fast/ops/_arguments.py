@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from incline_fast.maps import PANEL, AffineMap
+from incline_fast.maps import AffineMap, is_packed, packed_shape, rank_of
 
 __all__ = ["PerRow", "check", "check_in_place", "check_row_map", "num_rows", "op_tail", "per_row"]
 
@@ -62,7 +62,7 @@ def check(
     row_beta: Tensor | None,
     row_map: Tensor | None,
 ) -> None:
-    """Refuse what the op does not define; ``down`` and ``up`` are ``[G, N, K]`` or packed ``[G, P, K, 16]``.
+    """Refuse what the op does not define; ``down`` and ``up`` are ``[G, N, K]`` or packed, see ``maps.pack``.
 
     Raises:
         ValueError: a dtype that is not supported, a shape that does not fit, or tensors on different devices.
@@ -85,7 +85,7 @@ def check(
             _shape(name, vector, (size,), meaning)
     _check_maps(x, residual, down, up)
     _check_scale("up", up, up_scale, hidden)
-    _check_scale("down", down, down_scale, up.shape[2])
+    _check_scale("down", down, down_scale, 0 if down is None else rank_of(down, up))
     if bias is not None:
         _dtype("bias", bias, FLOATS)
         if bias.dim() == 1:
@@ -121,9 +121,9 @@ def _check_maps(x: Tensor, residual: Tensor | None, down: Tensor | None, up: Ten
         _map_shape("up", up, hidden, hidden)
         return
     _dtype("down", down, allowed)
-    if up.dim() not in (3, 4):
-        raise ValueError(f"up has shape {tuple(up.shape)}; expected [G, d, rank] or packed [G, P, rank, {PANEL}]")
-    rank = up.shape[2]
+    if up.dim() != 3 and not is_packed(up):
+        raise ValueError(f"up has shape {tuple(up.shape)}; expected [G, d, rank] or what pack() makes of it")
+    rank = rank_of(down, up)
     _map_shape("up", up, hidden, rank)
     _map_shape("down", down, rank, hidden)
     if down.shape[0] != up.shape[0]:
@@ -131,13 +131,12 @@ def _check_maps(x: Tensor, residual: Tensor | None, down: Tensor | None, up: Ten
 
 
 def _map_shape(name: str, weight: Tensor, columns: int, depth: int) -> None:
-    panels = -(-columns // PANEL)
-    linear = weight.dim() == 3 and tuple(weight.shape[1:]) == (columns, depth)
-    packed = weight.dim() == 4 and tuple(weight.shape[1:]) == (panels, depth, PANEL)
-    if not (linear or packed) or weight.shape[0] < 1 or depth < 1:
+    shape = tuple(weight.shape[1:])
+    fits = shape in ((columns, depth), packed_shape(weight.dtype, columns, depth))
+    if not fits or weight.shape[0] < 1 or depth < 1:
         raise ValueError(
-            f"{name} has shape {tuple(weight.shape)}; expected [G, {columns}, {depth}] "
-            f"or packed [G, {panels}, {depth}, {PANEL}] with G >= 1"
+            f"{name} has shape {tuple(weight.shape)}; expected [G, {columns}, {depth}] or what pack() makes of it, "
+            "with G >= 1"
         )
 
 

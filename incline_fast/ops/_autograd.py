@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from incline_fast.maps import dequantized, pack, unpack
+from incline_fast.maps import dequantized, is_packed, pack, rank_of, unpack
 
 __all__ = ["Constants", "Gradients", "Inputs", "backward", "save"]
 
@@ -128,11 +128,12 @@ class _AffineBackward:
     """Backward of r' = beta r + alpha (M r + b), map by map; rows without a map pass their gradient on."""
 
     def __init__(self, inputs: Inputs, constants: Constants, r: Tensor, grad_v: Tensor) -> None:
-        rank = inputs.up.shape[2]
-        up = dequantized(_linear(inputs.up, r.shape[1]), inputs.up_scale, r.dtype).to(r.dtype)
+        hidden = r.shape[1]
+        rank = hidden if inputs.down is None else rank_of(inputs.down, inputs.up)
+        up = dequantized(_linear(inputs.up, hidden, rank), inputs.up_scale, r.dtype).to(r.dtype)
         down = None
         if inputs.down is not None:
-            down = dequantized(_linear(inputs.down, rank), inputs.down_scale, r.dtype).to(r.dtype)
+            down = dequantized(_linear(inputs.down, rank, hidden), inputs.down_scale, r.dtype).to(r.dtype)
         alpha = _strength(constants.alpha, inputs.row_alpha, r)
         beta = _strength(constants.beta, inputs.row_beta, r)
         row_map = inputs.row_map
@@ -173,14 +174,14 @@ def _strength(scale: float, factor: Tensor | None, like: Tensor) -> Tensor | flo
     return scale if factor is None else scale * factor.to(like.dtype).unsqueeze(1)
 
 
-def _linear(weight: Tensor, columns: int) -> Tensor:
+def _linear(weight: Tensor, columns: int, depth: int) -> Tensor:
     """The map in nn.Linear layout ``[G, N, K]``, whatever layout the op was given."""
-    return unpack(weight, columns) if weight.dim() == 4 else weight
+    return unpack(weight, columns, depth) if is_packed(weight) else weight
 
 
 def _like(gradients: list[Tensor], weight: Tensor) -> Tensor | None:
     """The gradients ``[N, K]`` of G maps in the layout and dtype of ``weight``; int8 weights have none."""
     if not weight.is_floating_point():
         return None
-    gradient = torch.stack(gradients)
-    return (pack(gradient) if weight.dim() == 4 else gradient).to(weight.dtype)
+    gradient = torch.stack(gradients).to(weight.dtype)
+    return pack(gradient) if is_packed(weight) else gradient

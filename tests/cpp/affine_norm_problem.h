@@ -68,11 +68,12 @@ class MapArray {
         depth_(depth),
         packed_(c.packed),
         panels_((columns + kPanel - 1) / kPanel),
-        array_(c.packed ? Array(c.map, 1, c.maps * panels_ * depth * kPanel)
+        stored_depth_(c.map == DType::kBFloat16 ? (depth + 1) / 2 * 2 : depth),
+        array_(c.packed ? Array(c.map, 1, c.maps * panels_ * stored_depth_ * kPanel)
                         : Array(c.map, c.maps * columns, depth, c.strided)),
         values_(static_cast<std::size_t>(c.maps * columns * depth)) {
     if (packed_) {
-      for (std::int64_t i = 0; i < array_.columns(); ++i) array_.set(0, i, 0.0);  // columns that pad the last panel
+      for (std::int64_t i = 0; i < array_.columns(); ++i) array_.set(0, i, 0.0);  // what pads panels and pairs
     }
     const double size = 1.0 / std::sqrt(static_cast<double>(depth));
     if (c.map == DType::kInt8) {
@@ -89,7 +90,7 @@ class MapArray {
 
   Maps maps() {
     Maps maps{.data = array_.data(), .dtype = array_.dtype(), .packed = packed_, .columns = columns_, .depth = depth_};
-    maps.map_stride = packed_ ? panels_ * depth_ * kPanel : columns_ * array_.row_stride();
+    maps.map_stride = packed_ ? panels_ * stored_depth_ * kPanel : columns_ * array_.row_stride();
     maps.column_stride = packed_ ? 0 : array_.row_stride();
     maps.depth_stride = packed_ ? 0 : array_.column_stride();
     maps.scale = scale_.empty() ? nullptr : scale_.data();
@@ -105,17 +106,24 @@ class MapArray {
 
   void place(std::int64_t g, std::int64_t n, std::int64_t k, double value) {
     const std::int64_t row = packed_ ? 0 : g * columns_ + n;
-    const std::int64_t column =
-        packed_ ? ((g * panels_ + n / kPanel) * depth_ + k) * kPanel + n % kPanel : k;  // [G, panels, depth, 16]
+    const std::int64_t column = packed_ ? packed_index(g, n, k) : k;
     const double scale = scale_.empty() ? 1.0 : scale_[g * columns_ + n];
     array_.set(row, column, scale_.empty() ? value : std::clamp(std::nearbyint(value / scale), -127.0, 127.0));
     values_[index(g, n, k)] = scale * array_.get(row, column);
+  }
+
+  // In [G, panels, depth, 16], or [G, panels, depth / 2, 16, 2] in bf16.
+  std::int64_t packed_index(std::int64_t g, std::int64_t n, std::int64_t k) const {
+    const std::int64_t panel = (g * panels_ + n / kPanel) * stored_depth_ * kPanel, column = n % kPanel;
+    if (array_.dtype() == DType::kBFloat16) return panel + k / 2 * (2 * kPanel) + 2 * column + k % 2;
+    return panel + k * kPanel + column;
   }
 
   std::int64_t columns_;
   std::int64_t depth_;
   bool packed_;
   std::int64_t panels_;
+  std::int64_t stored_depth_;
   Array array_;
   std::vector<float> scale_;  // [G, columns] of int8 maps
   std::vector<double> values_;

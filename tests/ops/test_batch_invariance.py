@@ -27,9 +27,9 @@ def restore_threads() -> Iterator[None]:
 @st.composite
 def batches(draw: st.DrawFn):
     """A batch, the rows of it that are also computed alone, and two thread counts."""
-    rows = draw(st.integers(1, 40))
-    hidden = draw(st.sampled_from([1, 15, 16, 33, 111, 600, 1100]))
-    rank = draw(st.sampled_from([None, 1, 20]))
+    rows = draw(st.one_of(st.integers(1, 40), st.just(129)))
+    hidden = draw(st.sampled_from([1, 7, 8, 15, 16, 17, 33, 111, 600, 768, 769, 1100]))
+    rank = draw(st.sampled_from([None, 1, 7, 64]))
     dtype = draw(st.sampled_from(DTYPES))
     case = make(
         draw(st.sampled_from(["rms", "layer"])),
@@ -61,6 +61,17 @@ def test_row_alone_in_a_batch_and_on_other_threads(batch) -> None:
     apart = case.but(x=case.x[subset], **rows)("cpu")
     for whole, part in zip(together, apart, strict=True):
         assert torch.equal(whole[subset], part)
+
+
+@pytest.mark.parametrize("map_dtype", [torch.float32, torch.bfloat16, torch.float16, torch.int8])
+@pytest.mark.parametrize(("hidden", "rank"), [(3584, None), (4096, 7), (5125, 64)])
+def test_wide_rows_alone_and_in_batches(hidden: int, rank: int | None, map_dtype: torch.dtype) -> None:
+    """Every size of tile that a batch is cut into: a row of 129 is that row of 33, of 7, of 3, of 2, and alone."""
+    case = make("rms", hidden, (129,), rank=rank, dtype=torch.float16, map_dtype=map_dtype, alpha=0.5)
+    together = case("cpu")
+    for rows in (33, 7, 3, 2, 1):
+        for whole, part in zip(together, case.but(x=case.x[-rows:])("cpu"), strict=True):
+            assert torch.equal(whole[-rows:], part)
 
 
 @pytest.mark.parametrize("rank", [None, 64])

@@ -53,7 +53,10 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
         {"row_map": torch.tensor([0, -1, 1, 0], dtype=torch.int32)},
         r"row_map holds 1; allowed: below 1, the number of maps",
     ),
-    "map size": ({"map": dense(D + 1)}, r"up has shape .*; expected \[G, 6, 6\] or packed \[G, 1, 6, 16\] with G >= 1"),
+    "map size": (
+        {"map": dense(D + 1)},
+        r"up has shape .*; expected \[G, 6, 6\] or what pack\(\) makes of it, with G >= 1",
+    ),
     "map fp64 with fp32": (
         {"map": dense(D, torch.float64)},
         r"up has dtype float64; allowed: float32, bfloat16, float16, int8",

@@ -118,6 +118,28 @@ def test_no_more_than_twice_the_error_of_unfused_torch(
             assert_not_worse(actual, plain, wanted)
 
 
+@pytest.mark.parametrize("rank", [None, 64])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_bf16_maps_do_not_round_wider_activations(dtype: torch.dtype, rank: int | None) -> None:
+    """As close to fp64 as separate torch calls in x's dtype on the same numbers, though a matrix unit takes bf16."""
+    case = make("rms", 2048, (33,), rank=rank, dtype=dtype, map_dtype=torch.bfloat16, alpha=0.5)
+    plain = case.but(map=case.map.to(dtype))
+    for actual, wide, wanted in zip(case(BACKENDS[-1]), unfused(plain), case.expected(), strict=True):
+        assert_not_worse(actual, wide, wanted)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("dtype", LOW)
+def test_infinity_in_a_row_stays_infinite(dtype: torch.dtype, backend: str) -> None:
+    case = make("rms", 64, (3,), dtype=dtype, map_dtype=torch.bfloat16, residual_dtype=torch.float32)
+    residual = case.options["residual"].clone()
+    residual[1, 5] = float("inf")
+    edited = case.but(residual=residual)(backend)[1]
+    others = torch.arange(64) != 5  # where infinity meets its own image, of either sign
+    assert edited[1, others].isinf().all()
+    assert edited[::2].isfinite().all()
+
+
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("dtype", LOW)
 def test_norm_reads_the_rounded_residual(dtype: torch.dtype, backend: str) -> None:

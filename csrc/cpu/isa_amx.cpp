@@ -1,0 +1,58 @@
+#if defined(__x86_64__)
+// Headers of the language and the compiler come before the target pragma: what they define inline may be shared with
+// other translation units, so it must stay within the baseline instruction set.
+#include <cpuid.h>
+#include <immintrin.h>
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <memory>
+#include <new>
+#include <numeric>
+#include <type_traits>
+#include <vector>
+
+#if defined(__linux__)
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
+
+#include "isa.h"
+
+// GCC 12 reports its own _mm512_undefined_* operands (GCC bug 105593).
+#pragma GCC diagnostic ignored "-Wuninitialized"
+#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
+
+namespace incline_fast::cpu {
+
+// The kernel of the operating system keeps 8 KB of tiles per thread, and gives them to processes that ask for them.
+bool amx_is_usable() {
+#if defined(__linux__)
+  constexpr unsigned kBFloat16 = 1u << 22, kTile = 1u << 24;
+  unsigned eax = 0, ebx = 0, ecx = 0, edx = 0;
+  if (__get_cpuid_count(7, 0, &eax, &ebx, &ecx, &edx) == 0 || (edx & kTile) == 0 || (edx & kBFloat16) == 0) {
+    return false;
+  }
+  constexpr long kRequestPermission = 0x1023, kTileData = 18;  // ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA
+  return syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
+#else
+  return false;
+#endif
+}
+
+}  // namespace incline_fast::cpu
+
+#pragma GCC target("amx-tile,amx-bf16,avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")
+#include "affine_norm_kernel.h"
+#include "tile_gemm.h"
+
+namespace incline_fast::cpu {
+
+void affine_norm_amx(const AffineNorm& op, const Threads& threads) {
+  run_affine_norm<AmxFloat, Avx512Double>(op, threads);
+}
+
+}  // namespace incline_fast::cpu
+#endif
