@@ -238,8 +238,8 @@ def test_the_roofline_of_a_run_bounds_its_rows() -> None:
 
 
 TINY_SHAPES: tuple[checks.Shape, ...] = (
-    ("rms", 3, 40, None, BF16, BF16, True),
-    ("layer", 2, 40, 5, torch.float32, torch.int8, False),
+    ("rms", 3, 40, None, BF16, BF16, True, 2),
+    ("layer", 2, 40, 5, torch.float32, torch.int8, False, 1),
 )
 
 

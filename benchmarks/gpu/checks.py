@@ -70,40 +70,42 @@ class Case:
         return reference.affine_layer_norm(x, weight, weight, map.down, map.up, **options)  # type: ignore[arg-type]
 
 
-Shape = tuple[str, int, int, int | None, torch.dtype, torch.dtype, bool]
-"""(norm, tokens, hidden, rank, dtype, map dtype, with a residual)"""
+Shape = tuple[str, int, int, int | None, torch.dtype, torch.dtype, bool, int]
+"""(norm, tokens, hidden, rank, dtype, map dtype, with a residual, maps); one map and many tokens is torch's product."""
 SMALL: tuple[Shape, ...] = (
-    ("rms", 1, 769, None, BF16, BF16, False),
-    ("layer", 3, 256, 20, FP16, torch.int8, True),
-    ("rms", 70, 64, None, FP32, BF16, True),
+    ("rms", 1, 769, None, BF16, BF16, False, 1),
+    ("layer", 3, 256, 20, FP16, torch.int8, True, 3),
+    ("rms", 70, 64, None, FP32, BF16, True, 3),
 )
 _KINDS = ((BF16, BF16), (FP16, FP16), (FP32, FP32), (FP32, BF16), (BF16, torch.int8), (BF16, FP16))
 _SIZES = ((1, 4096), (5, 769), (17, 5125), (64, 2048), (300, 1024))
 LARGE: tuple[Shape, ...] = SMALL + tuple(
-    ("rms" if tokens % 2 else "layer", tokens, hidden, (None, 1, 500)[number % 3], dtype, map_dtype, number % 2 == 1)
-    for number, ((dtype, map_dtype), (tokens, hidden)) in enumerate(product(_KINDS, _SIZES))
+    (("layer", "rms")[m % 2], m, d, (None, 1, 500)[number % 3], dtype, map_dtype, number % 2 == 1, 1 if m > 64 else 3)
+    for number, ((dtype, map_dtype), (m, d)) in enumerate(product(_KINDS, _SIZES))
 )
 """Every dtype meets every size; ranks and residuals take turns, since Triton compiles a second for each new kernel."""
 
 
 def make(shape: Shape, device: torch.device) -> Case:
-    """Three maps of which rows use two, and every fifth row none."""
-    norm, tokens, hidden, rank, dtype, map_dtype, with_residual = shape
+    """A random case; rows take the maps in turn, and every fifth row none."""
+    norm, tokens, hidden, rank, dtype, map_dtype, with_residual, maps = shape
     g = torch.Generator().manual_seed(hidden + tokens)
 
     def normal(*size: int, scale: float = 1.0) -> Tensor:
         return torch.randn(*size, generator=g) * scale
 
     if rank is None:
-        map = AffineMap.dense(normal(3, hidden, hidden, scale=hidden**-0.5))
+        map = AffineMap.dense(normal(maps, hidden, hidden, scale=hidden**-0.5))
     else:
-        map = AffineMap.low_rank(normal(3, rank, hidden, scale=hidden**-0.5), normal(3, hidden, rank, scale=rank**-0.5))
+        map = AffineMap.low_rank(
+            normal(maps, rank, hidden, scale=hidden**-0.5), normal(maps, hidden, rank, scale=rank**-0.5)
+        )
     map = map.quantize() if map_dtype is torch.int8 else map.to(map_dtype)
     rows = torch.arange(tokens, dtype=torch.int32)
     call: dict[str, Tensor | float] = {
-        "bias": normal(3, hidden).to(device, dtype),
+        "bias": normal(maps, hidden).to(device, dtype),
         "alpha": torch.linspace(0.2, 0.6, tokens).to(device),
-        "row_map": torch.where(rows % 5 == 4, -1, rows % 2 * 2).to(device),
+        "row_map": torch.where(rows % 5 == 4, -1, rows % maps).to(device),
     }
     x = normal(tokens, hidden).to(device, dtype)
     residual = normal(tokens, hidden).to(device, dtype) if with_residual else None

@@ -1,0 +1,35 @@
+"""The public ops on the Triton route: what they hand over is what the kernels expect."""
+
+from __future__ import annotations
+
+import importlib
+
+import pytest
+import torch
+from cases import make
+from emulation.triton_driver import Launch
+from test_numerics import check
+
+pytestmark = pytest.mark.gpu_emulated
+BF16 = torch.bfloat16
+
+
+@pytest.fixture(autouse=True)
+def always_triton(monkeypatch: pytest.MonkeyPatch) -> None:
+    """CPU tensors go to Triton, whose driver is emulated; nothing else of the dispatch is replaced."""
+    for norm in ("rms", "layer"):
+        module = importlib.import_module(f"incline_fast.ops.affine_{norm}_norm")
+        monkeypatch.setattr(module, "choose", lambda *_: "triton")
+
+
+@pytest.mark.parametrize("map_dtype", [BF16, torch.int8])
+@pytest.mark.parametrize("rank", [None, 20])
+@pytest.mark.parametrize("norm", ["rms", "layer"])
+def test_public_ops(norm: str, rank: int | None, map_dtype: torch.dtype, launches: list[Launch]) -> None:
+    """Both forms, with a residual and without; a rank that is no multiple of 16 is filled up with zeros."""
+    row_map = torch.tensor([1, -1, 0], dtype=torch.int32)
+    strengths = {"alpha": torch.tensor([0.5, 1.0, -0.5]), "beta": 0.75, "weight_offset": 1.0}
+    for residual in (None, torch.float32):
+        kinds = {"dtype": BF16, "map_dtype": map_dtype, "residual_dtype": residual}
+        check(make(norm, 48, (3,), rank=rank, num_maps=2, row_map=row_map, **strengths, **kinds), "triton")
+    assert len(launches) == 4
