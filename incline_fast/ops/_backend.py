@@ -20,6 +20,7 @@ from incline_fast.maps import AffineMap
 __all__ = [
     "BACKENDS",
     "CUDA_EXTENSION",
+    "CUDA_PROBLEM",
     "EXTENSION",
     "Backend",
     "Route",
@@ -39,21 +40,38 @@ DECODE_TOKENS = 64
 """Up to so many tokens "auto" takes the CUDA kernels: one launch of them serves as many."""
 
 
-def _load_extension(name: str) -> Path | None:
-    path = Path(__file__).resolve().parent.parent / name
+_FOLDER = Path(__file__).resolve().parent.parent
+
+
+def _load_extension() -> Path | None:
+    path = _FOLDER / "_C.abi3.so"
     if not path.exists():
         return None
     torch.ops.load_library(path)  # type: ignore[no-untyped-call]
     return path
 
 
-EXTENSION: Path | None = _load_extension("_C.abi3.so")
+def _load_cuda_extension() -> tuple[Path | None, str]:
+    """The loaded library, or why there is none. One that does not load must not keep the CPU from being served."""
+    path = _FOLDER / "_cuda.abi3.so"
+    if EXTENSION is None:
+        return None, "no compiled extension is installed"
+    if torch.version.cuda is None:
+        return None, f"torch {torch.__version__} was built without CUDA"
+    if not path.exists():
+        return None, f"{path} was not built, because there was no nvcc"
+    try:
+        torch.ops.load_library(path)  # type: ignore[no-untyped-call]
+    except OSError as error:
+        return None, f"{path} does not load beside torch {torch.__version__}: {error.__cause__ or error}"
+    return path, ""
+
+
+EXTENSION: Path | None = _load_extension()
 """The loaded extension, None in a pure-Python installation."""
 
-CUDA_EXTENSION: Path | None = (
-    _load_extension("_cuda.abi3.so") if EXTENSION is not None and torch.version.cuda is not None else None
-)
-"""The loaded CUDA kernels; None where they were not built, or torch was built without CUDA."""
+CUDA_EXTENSION, CUDA_PROBLEM = _load_cuda_extension()
+"""The loaded CUDA kernels, and why there are none."""
 
 TRITON = find_spec("triton") is not None
 """Whether Triton is installed."""
@@ -88,16 +106,16 @@ def _automatic(device: torch.device, num_tokens: int, gradient: bool) -> Route:
     if device.type == "cuda" and triton:
         return "triton"
     raise ValueError(
-        f'x is on device "{device}"; backend="auto" has {_available(gradient)}. '
+        f'x is on device "{device}"; backend="auto" has {_available(device, gradient)}. '
         'Move the tensors, or ask for plain PyTorch with backend="reference".'
     )
 
 
-def _available(gradient: bool) -> str:
-    if CUDA_EXTENSION is not None:
+def _available(device: torch.device, gradient: bool) -> str:
+    if device.type != "cuda":
         return 'kernels for "cpu" and "cuda" only'
-    triton = ' (Triton\'s kernels for "cuda" have no gradient)' if TRITON and gradient else ""
-    return f'kernels for "cpu" only{triton}'
+    triton = "those of Triton have no gradient" if TRITON and gradient else "Triton is not installed"
+    return f'kernels for "cpu" only ({CUDA_PROBLEM}; {triton})'
 
 
 def _missing(backend: str, gradient: bool) -> str:
@@ -107,10 +125,7 @@ def _missing(backend: str, gradient: bool) -> str:
             'reinstall without INCLINE_FAST_BUILD=0, or use backend="reference"'
         )
     if backend == "cuda" and CUDA_EXTENSION is None:
-        return (
-            'backend="cuda" needs a torch with CUDA and incline_fast/_cuda.abi3.so, which is built where nvcc is; '
-            f"torch {torch.__version__} {'lacks' if torch.version.cuda is None else 'has'} CUDA"
-        )
+        return f'backend="cuda" has no kernels: {CUDA_PROBLEM}'
     if backend == "triton" and not TRITON:
         return 'backend="triton" needs Triton: pip install triton'
     if backend == "triton" and gradient:
@@ -177,7 +192,7 @@ def explain(backend: str = "auto", *, device: torch.device | str = "cpu", num_to
             f"{num_tokens} tokens are a decode step (up to {DECODE_TOKENS})" if TRITON else "Triton is not installed"
         )
     elif CUDA_EXTENSION is None:
-        why = "Triton is installed, and the CUDA kernels are not"
+        why = f"Triton is installed, and there are no CUDA kernels: {CUDA_PROBLEM}"
     else:
         why = f"Triton is installed, and {num_tokens} tokens are more than a decode step (up to {DECODE_TOKENS})"
     return f"{route}: {why}. This choice has not yet been measured on a GPU"

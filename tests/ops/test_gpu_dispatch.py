@@ -22,6 +22,7 @@ def installed(monkeypatch: pytest.MonkeyPatch):
 
     def pretend(*, cuda: bool, triton: bool) -> None:
         monkeypatch.setattr(_backend, "CUDA_EXTENSION", LIBRARY if cuda else None)
+        monkeypatch.setattr(_backend, "CUDA_PROBLEM", "" if cuda else "no nvcc")
         monkeypatch.setattr(_backend, "TRITON", triton)
 
     return pretend
@@ -50,13 +51,13 @@ def test_auto_on_cuda(installed, cuda: bool, triton: bool, num_tokens: int, grad
 @pytest.mark.parametrize(("triton", "gradient"), [(False, False), (True, True)])
 def test_auto_without_kernels_names_the_way_out(installed, triton: bool, gradient: bool) -> None:
     installed(cuda=False, triton=triton)
-    with pytest.raises(ValueError, match=r'backend="auto" has kernels for "cpu" only.*reference'):
+    with pytest.raises(ValueError, match=r'backend="auto" has kernels for "cpu" only \(no nvcc; .*reference'):
         _backend.choose(CUDA, "auto", 1, gradient)
 
 
 def test_backends_that_are_not_there(installed) -> None:
     installed(cuda=False, triton=False)
-    with pytest.raises(ValueError, match=r'backend="cuda" needs a torch with CUDA and incline_fast/_cuda.abi3.so'):
+    with pytest.raises(ValueError, match='backend="cuda" has no kernels: no nvcc'):
         ops.explain("cuda", device=CUDA)
     with pytest.raises(ValueError, match='backend="triton" needs Triton: pip install triton'):
         ops.explain("triton", device=CUDA)
@@ -120,3 +121,20 @@ def test_aligned_maps_are_contiguous() -> None:
     assert down is None
     assert up.is_contiguous()
     assert torch.equal(up[0], W)
+
+
+def test_a_library_that_does_not_load_is_reported(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """The CPU goes on being served, and whoever asks for CUDA is told what the loader said."""
+    monkeypatch.setattr(_backend, "EXTENSION", LIBRARY)
+    monkeypatch.setattr(_backend, "_FOLDER", tmp_path)
+    monkeypatch.setattr(torch.version, "cuda", None)
+    assert _backend._load_cuda_extension() == (None, f"torch {torch.__version__} was built without CUDA")
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    path, why = _backend._load_cuda_extension()
+    assert path is None
+    assert why.endswith("_cuda.abi3.so was not built, because there was no nvcc")
+    (tmp_path / "_cuda.abi3.so").write_bytes(b"not a library")
+    path, why = _backend._load_cuda_extension()
+    assert path is None
+    assert "does not load beside torch" in why
+    assert "file too short" in why
