@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 import torch
+from emulation.triton_driver import Launch
 from test_cholesky_block import TOLERANCE, by_dtype, spd
 
 from incline_fast import reference_linalg
@@ -60,6 +63,15 @@ def test_a_block_of_a_matrix_is_changed_alone(dtype: torch.dtype) -> None:
     outside = torch.ones(40, 40, dtype=torch.bool)
     outside[7:27, 7:27] = False
     assert torch.equal(whole[..., outside], before[..., outside])
+
+
+def test_a_panel_is_stored_before_the_next_one_reads_it(launches: list[Launch]) -> None:
+    """In the PTX a barrier follows the stores of a panel. Threads of one block that race for memory look right here."""
+    cholesky_block(spd(1, 40, dtype=torch.float32))
+    found = " ".join(re.findall(r"\b(st\.global|bar\.sync|ld\.global|bra)\b", launches[0].ptx))
+    panel, pivot = re.findall(r"(?:st\.global )+(\S+)", found)  # what follows each group of stores
+    assert panel == "bar.sync"
+    assert pivot == "bra"
 
 
 def test_refused_arguments() -> None:

@@ -90,7 +90,7 @@ def test_decode_is_one_launch_that_reads_the_weights_once(rank: int | None, laun
 def test_results_are_published_before_they_are_counted(rank: int | None, launches: list[Launch]) -> None:
     """In the PTX: between a program's last store and the atomic that counts it lies a barrier, and the atomic releases.
 
-    Waiting programs acquire. No emulator shows what a GPU would do without.
+    Waiting programs acquire. The emulator, which follows that order while it runs, reports what is read outside of it.
     """
     batch(3, BF16, BF16, rank)()
     (launch,) = launches
