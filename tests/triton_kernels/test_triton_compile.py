@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from triton_cases import TritonCase, make_triton
 
+from incline_fast.triton_kernels import cholesky_block
 from incline_fast.triton_kernels.affine_norm import affine_rms_norm_
 
 pytestmark = pytest.mark.gpu_emulated
@@ -33,11 +34,11 @@ def test_opcheck(norm: str, rank: int | None, residual: torch.dtype | None) -> N
 
 
 def test_opcheck_cholesky() -> None:
-    A, info, namespace = torch.eye(9).repeat(2, 1, 1), torch.zeros(2, dtype=torch.int32), torch.ops.incline_fast_triton
-    torch.library.opcheck(namespace.cholesky_block.default, (A,), test_utils=TESTS)
-    torch.library.opcheck(namespace.triangular_inverse.default, (A,), test_utils=TESTS)
+    A, info = torch.eye(9).repeat(2, 1, 1), torch.zeros(2, dtype=torch.int32)
+    torch.library.opcheck(cholesky_block.cholesky_block, (A,), test_utils=TESTS)
+    torch.library.opcheck(cholesky_block.triangular_inverse, (A,), test_utils=TESTS)
     for inverse in (torch.empty_like(A), None):
-        torch.library.opcheck(namespace.cholesky_block_.default, (A, inverse, info, 5), test_utils=TESTS)
+        torch.library.opcheck(cholesky_block.cholesky_block_, (A, inverse, info, 5), test_utils=TESTS)
 
 
 @pytest.mark.parametrize("form", [TritonCase.__call__, TritonCase.in_place], ids=["functional", "in_place"])
