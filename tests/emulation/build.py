@@ -162,7 +162,7 @@ def sanitized_environment() -> dict[str, str]:
 
 
 def _object(source: Path, flags: Sequence[str], include: Sequence[Path]) -> Path:
-    inputs = [*flags, _compiler_version("g++"), _contents(dependencies(source, [*include, FIBER]))]
+    inputs = [*flags, compiler_version("g++"), _contents(dependencies(source, [*include, FIBER]))]
     return _cached("object.o", inputs, lambda target: _run([*flags, "-c", "-x", "c++", str(source), "-o", str(target)]))
 
 
@@ -178,7 +178,7 @@ def _nvcc(source: Path, arch: str, mode: list[str], name: str, include: Sequence
     if shutil.which("nvcc") is None:
         pytest.skip("nvcc is not installed: the PTX and machine code of csrc/cuda cannot be made here")
     command = [*NVCC, *mode, f"-arch={arch}", *(f"-I{folder}" for folder in include)]
-    inputs = [*command, _compiler_version("nvcc"), _contents(dependencies(source, include))]
+    inputs = [*command, compiler_version("nvcc"), _contents(dependencies(source, include))]
     return _cached(name, inputs, lambda target: _run([*command, str(source), "-o", str(target)]))
 
 
@@ -233,7 +233,8 @@ def _output(command: Sequence[str]) -> str:
 
 
 @cache
-def _compiler_version(compiler: str) -> str:
+def compiler_version(compiler: str) -> str:
+    """What the compiler says of itself."""
     return _output([compiler, "--version"])
 
 
