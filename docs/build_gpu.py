@@ -30,10 +30,10 @@ counted in nvdisasm's listing, and the occupancy is computed from them.
 """
 MACHINE_CODE = """## Machine code
 
-nvcc 13.0 with `-O3 --fmad=false`. Blocks are those that fit on one multiprocessor at once with static shared memory,
-and in brackets the share of its 64 warps; the tests require at least as many as `__launch_bounds__` intends, no stack,
-no local memory, and no spill. 16-byte loads (`LDG.E.128`, `LDGSTS`) and tensor-core instructions (`HMMA`, `IMMA`) are
-counted for the architectures in their order.
+nvcc 13.0 with `-O3 --fmad=false`. Resident are the blocks that fit on one multiprocessor with static shared memory,
+and in brackets their share of its 64 warps. The tests require at least as many as `__launch_bounds__` intends, and no
+stack, no local memory, and no spill. 16-byte loads (`LDG.E.128`, `LDGSTS`) and tensor-core instructions (`HMMA`,
+`IMMA`) are counted for the architectures in their order.
 
 """
 FAULT_TEXT = """## Planted faults

@@ -64,22 +64,6 @@ FAULTS = (
         "k + (ahead + i) * stride + lane_k, end);", "k + i * stride + lane_k, end);", ("wide",),
     ),
     Fault(
-        "off by one at the last column of a map", "projection.h",
-        "row >= map.columns ||", "row > map.columns ||", ("odd",),
-    ),
-    Fault(
-        "off by one at the end of a row", "rows.h",
-        "if (!row.wide || k + 4 > limit) {", "if (!row.wide || k + 3 > limit) {", ("odd",),
-    ),
-    Fault(
-        "shuffles of a tile stop too early", "row_norm.h",
-        "step < kTileColumns; step *= 2) value", "step < kTileColumns / 2; step *= 2) value", BOTH,
-    ),
-    Fault(
-        "shuffles of a row's statistics start too low", "row_norm.h",
-        "for (int step = 16; step > 0; step /= 2)", "for (int step = 8; step > 0; step /= 2)", ("wide",),
-    ),
-    Fault(
         "row_map: the group's number taken for its map", "group.h",
         "    group.map = chosen;", "    group.map = number;", BOTH,
     ),
@@ -90,18 +74,5 @@ FAULTS = (
     Fault(
         "mask: rows without a map are edited by map 0", "group.h",
         "return map >= 0 && map < call.num_maps;", "return map < call.num_maps;", BOTH,
-    ),
-    Fault(
-        "fp32 rows in two parts instead of three", "products.h",
-        "for (int part = 0; part < 3; ++part) {", "for (int part = 0; part < 2; ++part) {", ("fp32 rows",),
-    ),
-    Fault(
-        "int8: the scale of the neighbouring column", "row_norm.h",
-        "call.up.scale[map * call.up.columns + column];", "call.up.scale[map * call.up.columns + (column ^ 1)];",
-        ("int8",),
-    ),
-    Fault(
-        "no barrier before a row's statistics are read", "normalise.cu",
-        "moments[tile] = part;\n  }\n  __syncthreads();", "moments[tile] = part;\n  }", ("after a GEMM",),
     ),
 )  # fmt: skip

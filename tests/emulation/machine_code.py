@@ -123,12 +123,15 @@ def read_cubin(path: Path, arch: str, bounds: Mapping[str, tuple[int, int]]) -> 
     usage = _tool("cuobjdump", "-res-usage", str(path))
     resources = re.findall(r"Function ([\w$]+):\s+REG:(\d+) STACK:(\d+) SHARED:(\d+) LOCAL:(\d+)", usage)
     code = _instructions(_tool("nvdisasm", "-c", str(path)))
-    return [
-        KernelCode(
-            readable(name), arch, *map(int, (registers, stack, local, shared)), *bounds.get(name, (1024, 1)), code[name]
+    # From sm_90 on, cuobjdump counts what the system keeps for itself among a kernel's shared memory.
+    kept = 0 if arch == "sm_80" else SHARED_RESERVED
+    found = []
+    for name, registers, stack, shared, local in resources:
+        memory = (int(stack), int(local), int(shared) - kept)
+        found.append(
+            KernelCode(readable(name), arch, int(registers), *memory, *bounds.get(name, (1024, 1)), code[name])
         )
-        for name, registers, stack, shared, local in resources
-    ]
+    return found
 
 
 def readable(mangled: str) -> str:
@@ -149,7 +152,7 @@ def table(codes: list[KernelCode]) -> str:
     for name, by_arch in sorted(rows.items()):
         first = by_arch[ARCHITECTURES[0]]
         cells = [
-            f"{code.registers} registers, {code.shared} B, {code.blocks} blocks ({code.occupancy:.0%})"
+            f"{code.registers} registers, {code.shared} B, {code.blocks} resident ({code.occupancy:.0%})"
             for code in (by_arch[arch] for arch in ARCHITECTURES)
         ]
         for count in ("wide_loads", "matrix_products"):

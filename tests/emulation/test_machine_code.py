@@ -96,5 +96,5 @@ def test_complaints_about_instructions() -> None:
 def test_table() -> None:
     codes = [replace(CODE, arch=arch, instructions={"LDG.E.128": i + 1}) for i, arch in enumerate(ARCHITECTURES)]
     row = machine_code.table(codes).splitlines()[-1]
-    cell = "32 registers, 0 B, 8 blocks (100%)"
+    cell = "32 registers, 0 B, 8 resident (100%)"
     assert row == f"| `kernel` | 256 | {cell} | {cell} | {cell} | 1 / 2 / 3 | 0 / 0 / 0 |"
