@@ -94,6 +94,15 @@ def test_a_row_keeps_its_bits_in_any_company(kind: str, low_rank: bool) -> None:
         assert both_equal(again, (whole[0][part], whole[1][part])), rows
 
 
+@pytest.mark.parametrize(("hidden", "rank"), [(5125, 8), (64, 64), (31, 31), (31, 1)])
+def test_low_rank_of_any_width(hidden: int, rank: int) -> None:
+    """Six pieces of an odd depth; a rank that is the hidden size; a rank of one."""
+    case = make("layer", hidden, (3,), rank=rank, dtype=BF16, residual_dtype=FP32, alpha=0.5)
+    first = run_fibers(prepare(case))
+    check(case, *first)
+    assert both_equal(run_fibers(prepare(case, in_place=True), seed=4, resident=2), first)
+
+
 @by_form
 def test_replay_without_resetting(low_rank: bool) -> None:
     """A captured launch runs again on the same counters and the workspace that it left behind."""
