@@ -123,11 +123,11 @@ def read_cubin(path: Path, arch: str, bounds: Mapping[str, tuple[int, int]]) -> 
     usage = _tool("cuobjdump", "-res-usage", str(path))
     resources = re.findall(r"Function ([\w$]+):\s+REG:(\d+) STACK:(\d+) SHARED:(\d+) LOCAL:(\d+)", usage)
     code = _instructions(_tool("nvdisasm", "-c", str(path)))
-    # From sm_90 on, cuobjdump counts what the system keeps for itself among a kernel's shared memory.
+    # From sm_90 on, a kernel's shared memory includes what the system keeps for itself, unless it has none at all.
     kept = 0 if arch == "sm_80" else SHARED_RESERVED
     found = []
     for name, registers, stack, shared, local in resources:
-        memory = (int(stack), int(local), int(shared) - kept)
+        memory = (int(stack), int(local), max(int(shared) - kept, 0))
         found.append(
             KernelCode(readable(name), arch, int(registers), *memory, *bounds.get(name, (1024, 1)), code[name])
         )
