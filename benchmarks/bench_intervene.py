@@ -1,0 +1,133 @@
+"""What editing every token costs a decoder: extra time per decoded token against the bytes of the maps.
+
+python -m benchmarks.bench_intervene --threads 1 -o benchmarks/results/intervene-1t.csv
+
+A random Llama of 12 layers with d = 2048 in bf16 decodes one sequence, plainly and under ``intervene(positions="all")``
+with bf16 maps at all 12 sites. The least time that the maps can add is their bytes over the read bandwidth, which is
+measured in the same run; "ratio" is the extra time over that.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import statistics
+import time
+from collections.abc import Callable
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm import tqdm
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from incline_fast import Alignment, intervene
+from incline_fast._files import replacing
+from incline_fast.bench.machine import commit, cpu_name, threads
+from incline_fast.maps import AffineMap
+
+LAYERS, HIDDEN, PROMPT, NEW_TOKENS = 12, 2048, 4, 16
+RANKS = (None, 64, 500)
+
+
+def random_llama() -> LlamaForCausalLM:
+    """12 layers, bf16, a small vocabulary so that the blocks are most of a step."""
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        hidden_size=HIDDEN,
+        intermediate_size=5632,
+        num_hidden_layers=LAYERS,
+        num_attention_heads=16,
+        num_key_value_heads=4,
+        vocab_size=4096,
+        pad_token_id=0,
+    )
+    return LlamaForCausalLM(config).to(torch.bfloat16).eval()
+
+
+def alignment_of(rank: int | None) -> Alignment:
+    """bf16 maps at the outputs of all blocks, too small to change what is generated into something odd."""
+
+    def one() -> AffineMap:
+        if rank is None:
+            return AffineMap.dense(1e-3 * torch.randn(HIDDEN, HIDDEN))
+        return AffineMap.low_rank(1e-2 * torch.randn(rank, HIDDEN), 1e-2 * torch.randn(HIDDEN, rank))
+
+    return Alignment.from_maps({layer: one() for layer in range(1, LAYERS + 1)}).to(dtype=torch.bfloat16)
+
+
+def bandwidth() -> float:
+    """Bytes a second of the faster of a sum and a matrix-vector product over 256 MiB."""
+    matrix, vector = torch.ones(2**13, 2**13), torch.ones(2**13)
+    best = 0.0
+    for read in (matrix.sum, lambda: matrix @ vector):
+        for _ in range(10):
+            start = time.perf_counter()
+            read()
+            best = max(best, matrix.nbytes / (time.perf_counter() - start))
+    return best
+
+
+def measure(rank: int | None, model: LlamaForCausalLM, rounds: int) -> dict[str, Any]:
+    """Paired rounds of plain and edited decoding; medians of time per step and of their difference."""
+    alignment = alignment_of(rank)
+    prompt = torch.randint(1, 4096, (1, PROMPT))
+
+    def seconds(edited: bool) -> float:
+        context = intervene(model, alignment, alpha=0.1, positions="all") if edited else nullcontext()
+        with torch.inference_mode(), context:
+            start = time.perf_counter()
+            model.generate(prompt, max_new_tokens=NEW_TOKENS, min_new_tokens=NEW_TOKENS, do_sample=False)
+            return time.perf_counter() - start
+
+    ways: list[Callable[[], float]] = [lambda: seconds(False), lambda: seconds(True)]
+    for way in ways:
+        way()
+    pairs = []
+    for turn in tqdm(range(rounds), desc=f"rank {rank or 'dense'}", unit="round"):
+        taken = [0.0, 0.0]
+        for index in (0, 1) if turn % 2 else (1, 0):
+            taken[index] = ways[index]()
+        pairs.append(taken)
+    size = sum(part.nbytes for map in alignment.maps.values() for part in (map.up, map.down) if part is not None)
+    speed = bandwidth()
+    # The prompt is one step as well: its few tokens read the maps once.
+    extra = statistics.median(edited - plain for plain, edited in pairs) / NEW_TOKENS
+    return {
+        "rank": rank or "dense",
+        "map_mb": round(size / 1e6, 1),
+        "plain_ms_per_token": round(1e3 * statistics.median(plain for plain, _ in pairs) / NEW_TOKENS, 2),
+        "extra_ms_per_token": round(1e3 * extra, 3),
+        "bytes_ms_per_token": round(1e3 * size / speed, 3),
+        "ratio": round(extra * speed / size, 2),
+        "gb_s": round(speed / 1e9, 1),
+        "rounds": rounds,
+        "threads": torch.get_num_threads(),
+        "device": cpu_name(),
+        "torch": torch.__version__,
+        "commit": commit(),
+    }
+
+
+def main() -> None:
+    """Measure every rank, print and write the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--threads", type=int, default=1, help="threads of torch's pool")
+    parser.add_argument("--rounds", type=int, default=15, help="paired rounds per kind of map")
+    parser.add_argument("-o", "--output", type=Path, help="CSV to write")
+    arguments = parser.parse_args()
+    with threads(arguments.threads):
+        model = random_llama()
+        rows = [measure(rank, model, arguments.rounds) for rank in RANKS]
+    for row in rows:
+        print(row)
+    if arguments.output is not None:
+        with replacing(arguments.output) as temporary, temporary.open("w", newline="") as file:
+            writer = csv.DictWriter(file, rows[0])
+            writer.writeheader()
+            writer.writerows(rows)
+
+
+if __name__ == "__main__":
+    main()
