@@ -75,4 +75,12 @@ FAULTS = (
         "mask: rows without a map are edited by map 0", "group.h",
         "return map >= 0 && map < call.num_maps;", "return map < call.num_maps;", BOTH,
     ),
+    Fault(
+        "off by one at the last column of a map", "projection.h",
+        "row >= map.columns ||", "row > map.columns ||", ("odd",),
+    ),
+    Fault(
+        "shuffles of a tile stop too early", "row_norm.h",
+        "step < kTileColumns; step *= 2) value", "step < kTileColumns / 2; step *= 2) value", BOTH,
+    ),
 )  # fmt: skip
