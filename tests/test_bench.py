@@ -55,13 +55,14 @@ def test_frozen_graphs_hold_their_own_copies_of_the_weights() -> None:
     problems._weights.cache_clear()
 
 
-def test_a_shape_beyond_the_recompile_limit_is_an_error_and_not_eager(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_shape_beyond_the_recompile_limit_is_an_error_and_not_eager() -> None:
     torch._dynamo.reset()
-    monkeypatch.setattr(torch._dynamo.config, "recompile_limit", 1)
-    run = PROVIDERS["compile"].make(Data(Problem(num_tokens=2, hidden_size=32)))
-    run(torch.randn(2, 32), 0)
-    with pytest.raises(torch._dynamo.exc.FailOnRecompileLimitHit, match="fullgraph"):
-        run(torch.randn(3, 32), 0)
+    # Not by monkeypatch, which would leave the setting unreadable for the tests that follow.
+    with torch._dynamo.config.patch(recompile_limit=1):
+        run = PROVIDERS["compile"].make(Data(Problem(num_tokens=2, hidden_size=32)))
+        run(torch.randn(2, 32), 0)
+        with pytest.raises(torch._dynamo.exc.FailOnRecompileLimitHit, match="fullgraph"):
+            run(torch.randn(3, 32), 0)
 
 
 @pytest.mark.skipif(importlib.util.find_spec("simd_ml_kernels") is None, reason="simd-ml-kernels is not installed")
