@@ -56,10 +56,9 @@ def test_eighty_layers_of_8192_in_64_gib() -> None:
     # By hand: maps 80 * 256 MiB, states of a layer 1.22 GiB; one group fewer would not fit.
     assert plan.map_bytes == 4 * 8192**2 + 4 * 8192
     assert plan.state_bytes == 2 * 20_000 * 8192 * 4
-    larger = max(map(len, plan.groups)) + 1
-    assert -(-80 // larger) == len(plan.groups) or larger * plan.state_bytes > 64 * 2**30 - plan.solve_bytes - 80 * (
-        plan.map_bytes
-    )
+    held = {count: -(-80 // count) * plan.state_bytes + plan.solve_bytes + 80 * plan.map_bytes for count in (3, 4)}
+    assert len(plan.groups) == 4
+    assert plan.peak_bytes == held[4] <= 64 * 2**30 < held[3]
     assert "80 layers of d = 8192, 20000 pairs" in str(plan)
     assert f"{len(plan.groups)} groups of layers" in str(plan)
 
