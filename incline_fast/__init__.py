@@ -12,7 +12,7 @@ from incline_fast.intervene import Intervention, InterventionError, NonFiniteSta
 from incline_fast.maps import AffineMap
 from incline_fast.models import UnsupportedModelError
 from incline_fast.nn import AffineLayerNorm, AffineRMSNorm
-from incline_fast.ops import explain
+from incline_fast.ops import explain, set_batch_invariant
 from incline_fast.ridge import Ridge, RidgeAccumulator
 
 __all__ = [
@@ -33,4 +33,5 @@ __all__ = [
     "fit_states",
     "intervene",
     "ops",
+    "set_batch_invariant",
 ]

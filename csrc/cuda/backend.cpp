@@ -6,6 +6,7 @@
 
 #include "../check.h"
 #include "affine_norm.h"
+#include "batch_invariance.h"
 #include "cholesky.h"
 #include "torch_cuda.h"
 
@@ -18,7 +19,8 @@ using torch::headeronly::ScalarType;
 // computes in the type of its operands, so all of them must have the stream's, or more than an unfused layer loses
 // would be lost; and it takes one map for all rows.
 bool takes_gemm(const AffineNorm& op) {
-  return op.num_rows > cuda::kMaxRows && op.num_maps == 1 && op.up.dtype == op.x.dtype && op.x.dtype == op.edited.dtype;
+  return !cuda::batch_invariant && op.num_rows > cuda::kMaxRows && op.num_maps == 1 && op.up.dtype == op.x.dtype &&
+         op.x.dtype == op.edited.dtype;
 }
 
 Tensor multiply(const Tensor& rows, const Tensor& map) {

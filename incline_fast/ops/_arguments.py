@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 
 import torch
 from torch import Tensor
@@ -16,6 +17,18 @@ PerRow = float | Tensor
 FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 MAP_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.int8)
 """What goes with sums in fp32; with sums in fp64 maps are fp64."""
+
+
+def _check_is_asked_for() -> bool:
+    answer = os.environ.get("INCLINE_FAST_CHECK", "0")
+    if answer not in ("0", "1"):
+        raise ValueError(f'INCLINE_FAST_CHECK is "{answer}"; allowed: 0, 1')
+    return answer == "1"
+
+
+CHECK_ON_GPU = _check_is_asked_for()
+"""``INCLINE_FAST_CHECK=1``: read row_map on a GPU too, which waits for the device. Without it a map that does not exist
+makes its row NaN; nothing outside the maps is read."""
 
 
 def num_rows(x: Tensor) -> int:
@@ -42,6 +55,8 @@ def op_tail(
 
     ``route`` is the backend: the CPU's kernels take packed panels, those of a GPU aligned rows.
     """
+    if CHECK_ON_GPU and route != "cpu":  # the CPU's kernels look for themselves
+        check_row_map(row_map, map.num_maps)
     maps = (*map.packed(), map.down_scale, map.up_scale) if route == "cpu" else map.aligned()
     alpha_scale, row_alpha = per_row(alpha)
     beta_scale, row_beta = per_row(beta)
@@ -163,11 +178,17 @@ def _shape(name: str, tensor: Tensor, expected: tuple[int, ...], meaning: str) -
 
 
 def check_row_map(row_map: Tensor | None, num_maps: int) -> None:
-    """Refuse indices past the last map. Values are not known while tracing, where nothing is checked."""
+    """Refuse indices past the last map.
+
+    Values are not known while tracing or while a CUDA graph is captured; nothing is checked there.
+    """
     if row_map is None or torch.compiler.is_compiling() or not row_map.numel():
         return
-    if int(row_map.max()) >= num_maps:
-        raise ValueError(f"row_map holds {int(row_map.max())}; allowed: below {num_maps}, the number of maps")
+    if row_map.is_cuda and torch.cuda.is_current_stream_capturing():
+        return
+    largest = int(row_map.max())
+    if largest >= num_maps:
+        raise ValueError(f"row_map holds {largest}; allowed: below {num_maps}, the number of maps")
 
 
 def check_in_place(x: Tensor, residual: Tensor | None) -> None:

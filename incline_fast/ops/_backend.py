@@ -24,11 +24,13 @@ __all__ = [
     "EXTENSION",
     "Backend",
     "Route",
+    "batch_invariant",
     "choose",
     "differentiates",
     "explain",
     "has_kernels",
     "mark_written",
+    "set_batch_invariant",
     "triton_ops",
 ]
 
@@ -76,6 +78,32 @@ CUDA_EXTENSION, CUDA_PROBLEM = _load_cuda_extension()
 TRITON = find_spec("triton") is not None
 """Whether Triton is installed."""
 
+_batch_invariant = False
+
+
+def set_batch_invariant(enabled: bool) -> None:
+    """Keep the bits of a row on a GPU whatever the number of tokens, at the cost of speed. Off at first.
+
+    Up to 64 tokens, and with several maps any number of them, the kernels do so anyway. More tokens of one map are
+    multiplied by torch, faster, and its rounding may depend on how many they are. Enabled, the decode kernels serve any
+    number of tokens, and "auto" stays with one family of kernels (CUDA where it is there, otherwise Triton).
+
+    The CPU's compiled kernels always keep a row's bits; the reference never promises to, its products being torch's.
+    The setting is the process's. torch.compile notices a change; a captured CUDA graph keeps what it was captured with.
+
+    Args:
+        enabled: whether bits come before speed.
+    """
+    global _batch_invariant
+    _batch_invariant = enabled
+    if CUDA_EXTENSION is not None:
+        torch.ops.incline_fast.set_batch_invariant(enabled)
+
+
+def batch_invariant() -> bool:
+    """What :func:`set_batch_invariant` was last told."""
+    return _batch_invariant
+
 
 def choose(device: torch.device, backend: str, num_tokens: int = 1, gradient: bool = False) -> Route:
     """Which implementation runs a call on ``device``; ``gradient``: autograd is to record it.
@@ -101,7 +129,8 @@ def _automatic(device: torch.device, num_tokens: int, gradient: bool) -> Route:
     if device.type == "cpu":
         return "cpu" if EXTENSION is not None else "reference"
     triton = TRITON and not gradient
-    if device.type == "cuda" and CUDA_EXTENSION is not None and (num_tokens <= DECODE_TOKENS or not triton):
+    cuda = num_tokens <= DECODE_TOKENS or not triton or _batch_invariant
+    if device.type == "cuda" and CUDA_EXTENSION is not None and cuda:
         return "cuda"
     if device.type == "cuda" and triton:
         return "triton"
@@ -185,14 +214,25 @@ def explain(backend: str = "auto", *, device: torch.device | str = "cpu", num_to
             "packed panels, made once; raw [G, N, K] tensors given to torch.ops.incline_fast.* are packed anew in "
             "every call"
         )
-    if backend != "auto":
-        why = f'backend="{backend}" was asked for'
-    elif route == "cuda":
-        why = f"{CUDA_EXTENSION} is loaded, and " + (
-            f"{num_tokens} tokens are a decode step (up to {DECODE_TOKENS})" if TRITON else "Triton is not installed"
-        )
-    elif CUDA_EXTENSION is None:
-        why = f"Triton is installed, and there are no CUDA kernels: {CUDA_PROBLEM}"
-    else:
-        why = f"Triton is installed, and {num_tokens} tokens are more than a decode step (up to {DECODE_TOKENS})"
-    return f"{route}: {why}. This choice has not yet been measured on a GPU"
+    why = _why_on_gpu(route, num_tokens) if backend == "auto" else f'backend="{backend}" was asked for'
+    return f"{route}: {why}. {_bits_on_gpu(num_tokens)}This choice has not yet been measured on a GPU"
+
+
+def _why_on_gpu(route: str, num_tokens: int) -> str:
+    if route == "cuda":
+        if not TRITON:
+            return f"{CUDA_EXTENSION} is loaded, and Triton is not installed"
+        if num_tokens > DECODE_TOKENS:
+            return f"{CUDA_EXTENSION} is loaded, and set_batch_invariant(True) keeps to it for {num_tokens} tokens"
+        return f"{CUDA_EXTENSION} is loaded, and {num_tokens} tokens are a decode step (up to {DECODE_TOKENS})"
+    if CUDA_EXTENSION is None:
+        return f"Triton is installed, and there are no CUDA kernels: {CUDA_PROBLEM}"
+    return f"Triton is installed, and {num_tokens} tokens are more than a decode step (up to {DECODE_TOKENS})"
+
+
+def _bits_on_gpu(num_tokens: int) -> str:
+    if _batch_invariant:
+        return "A row's bits do not depend on the number of tokens (set_batch_invariant(True)). "
+    if num_tokens > DECODE_TOKENS:
+        return "With one map the product is torch's, and its rounding may depend on the number of tokens. "
+    return ""

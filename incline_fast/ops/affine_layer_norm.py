@@ -53,6 +53,8 @@ def affine_layer_norm(
         bias: ``[d]`` or ``[G, d]`` added to the map's output, any float dtype.
         alpha, beta: numbers, or float tensors ``[num_tokens]``.
         row_map: int32 ``[num_tokens]``, each row's map in the stack; negative: only normalised. None: map 0 for all.
+            A GPU is not waited for to look at it: a map that does not exist makes its row NaN there, an error with the
+            environment variable INCLINE_FAST_CHECK=1 (not while a CUDA graph is captured or in compiled code).
         eps: added to the variance.
         weight_offset: added to ``weight`` (1.0 for Gemma).
         backend: "auto" (kernels where they are installed), "cpu", "cuda", "triton" or "reference"; see :func:`explain`.

@@ -6,7 +6,8 @@
 
 Up to 64 tokens, and with several maps any number of them, one launch does everything (``_decode``), and a row's bits
 depend on nothing but the row. More tokens through one map are a matrix product by torch and one launch for the rest
-(``_rows.epilogue``); how torch's product rounds may depend on the number of tokens.
+(``_rows.epilogue``); how torch's product rounds may depend on the number of tokens, and ``set_batch_invariant(True)``
+keeps such calls in the one launch too.
 
 ``row_map`` is read on the device alone. A value past the last map makes its row NaN; nothing outside the maps is read.
 """
@@ -22,6 +23,7 @@ from torch import Tensor
 from torch.library import triton_op, wrap_triton
 
 from incline_fast.ops._arguments import check
+from incline_fast.ops._backend import batch_invariant
 from incline_fast.triton_kernels import _counters
 from incline_fast.triton_kernels._decode import MAX_TOKENS_DENSE, MAX_TOKENS_LOW_RANK, decode, num_counters, num_items
 from incline_fast.triton_kernels._layout import collapses, on_device_of, stack
@@ -209,7 +211,7 @@ def _run(x: Tensor, residual: Tensor | None, y: Tensor, edited: Tensor, argument
     x_rows, y_rows, edited_rows = _as_rows(x), _as_rows(y), _as_rows(edited)
     residual_rows = None if residual is None else _as_rows(residual)
     with on_device_of(x):
-        if len(x_rows) <= _DECODE_TOKENS or len(arguments.up) > 1:
+        if len(x_rows) <= _DECODE_TOKENS or len(arguments.up) > 1 or batch_invariant():
             _decode(x_rows, residual_rows, y_rows, edited_rows, arguments)
         else:
             _prefill(x_rows, residual_rows, y_rows, edited_rows, arguments)

@@ -29,3 +29,9 @@ STABLE_TORCH_LIBRARY_IMPL(incline_fast_emulated, CPU, m) {
   m.impl("cholesky_block_", TORCH_BOX(&incline_fast::cholesky_block_));
   m.impl("triangular_inverse", TORCH_BOX(&incline_fast::triangular_inverse));
 }
+
+STABLE_TORCH_LIBRARY_FRAGMENT(incline_fast_emulated, m) { m.def("set_batch_invariant(bool enabled) -> ()"); }
+
+STABLE_TORCH_LIBRARY_IMPL(incline_fast_emulated, CompositeExplicitAutograd, m) {
+  m.impl("set_batch_invariant", TORCH_BOX(&incline_fast::cuda::set_batch_invariant));
+}

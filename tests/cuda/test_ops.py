@@ -20,6 +20,7 @@ from torch import Tensor
 from torch.utils.cpp_extension import include_paths
 
 from incline_fast.maps import AffineMap, pack
+from incline_fast.ops import _arguments
 from incline_fast.ops._arguments import op_tail
 from incline_fast.ops._backend import EXTENSION
 
@@ -138,9 +139,34 @@ def test_errors_name_the_argument() -> None:
 
 def test_a_row_map_past_the_last_map_is_loud() -> None:
     """Its values are on the device: not an error before the launch, but NaN in the row and in no other."""
+    for rows, num_maps in ((3, 1), (70, 1), (70, 3)):  # decode, after a GEMM, decode in several launches
+        row_map = torch.arange(rows, dtype=torch.int32) % 3 - 1
+        row_map[1] = 7
+        y, _ = functional(make("rms", 32, (rows,), dtype=FP32, num_maps=num_maps, row_map=row_map))
+        assert torch.equal(y.isnan().all(1), row_map >= num_maps)
+        assert torch.equal(y.isnan().any(1), row_map >= num_maps)
+
+
+def test_a_row_map_past_the_last_map_is_an_error_where_it_is_checked(monkeypatch: pytest.MonkeyPatch) -> None:
     case = make("rms", 32, (3,), dtype=FP32, row_map=torch.tensor([0, 7, -1], dtype=torch.int32))
-    y, _ = functional(case)
-    assert y.isnan().all(1).tolist() == [False, True, False]
+    monkeypatch.setattr(_arguments, "CHECK_ON_GPU", True)
+    refused(case, "row_map holds 7; allowed: below 1, the number of maps")
+
+
+@pytest.mark.parametrize("rank", [None, 20])
+def test_batch_invariant(rank: int | None) -> None:
+    """A row's bits at 1, 64, 65 and 129 tokens, whose product would otherwise be torch's above 64."""
+    case = make("layer", 40, (129,), rank=rank, dtype=BF16, alpha=0.5)
+    after_a_gemm = functional(case)
+    emulated().set_batch_invariant(True)
+    try:
+        results = {rows: functional(case.but(x=case.x[:rows])) for rows in (1, 64, 65, 129)}
+    finally:
+        emulated().set_batch_invariant(False)
+    for rows, result in results.items():
+        assert both_equal(result, tuple(whole[:rows] for whole in results[129]))
+    assert not both_equal(results[129], after_a_gemm)
+    assert both_equal(functional(case), after_a_gemm)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["fp32", "fp64"])

@@ -25,11 +25,11 @@ ROW_MAP = torch.tensor([2, -1, 0], dtype=torch.int32)
 SCHEDULES = ((0, 4), (7, 1), (8, 3), (9, 6))
 
 
-def after_a_gemm() -> Call:
+def after_a_gemm(sanitizer: str) -> Call:
     """The launch that finishes what torch's GEMM began."""
     case = make("layer", 100, (3,), dtype=BF16)
     image = case.x.double() @ case.map.up[0].double().T
-    return prepare(case, image=image.float())
+    return prepare(case, image=image.float(), sanitizer=sanitizer)
 
 
 CASES: dict[str, Callable[[str], Call]] = {
@@ -44,7 +44,8 @@ CASES: dict[str, Callable[[str], Call]] = {
     "odd": lambda san: prepare(make("rms", 39, (1,), dtype=BF16, map_dtype=FP32), sanitizer=san),
     "fp32 rows": lambda san: prepare(make("rms", 64, (2,), map_dtype=BF16), sanitizer=san),
     "int8": lambda san: prepare(make("rms", 64, (2,), dtype=BF16, map_dtype=INT8), sanitizer=san),
-    "after a GEMM": lambda san: after_a_gemm(),
+    "low rank int8": lambda san: prepare(make("rms", 64, (2,), rank=24, dtype=BF16, map_dtype=INT8), sanitizer=san),
+    "after a GEMM": lambda san: after_a_gemm(san),
 }
 
 

@@ -83,4 +83,37 @@ FAULTS = (
         "shuffles of a tile stop too early", "row_norm.h",
         "step < kTileColumns; step *= 2) value", "step < kTileColumns / 2; step *= 2) value", BOTH,
     ),
+    Fault(
+        "mask: 16-byte loads cross the end of a row", "rows.h",
+        "if (!row.wide || k + count > limit || row.dtype", "if (!row.wide || row.dtype", ("odd",),
+    ),
+    Fault(
+        "mask: wide stores cross the end of a row", "rows.h",
+        "if (!row.wide || k + 4 > limit) {", "if (!row.wide) {", ("odd",),
+    ),
+    Fault(
+        "statistics: deviations of two parts without the gap between their means", "row_norm.h",
+        "other_deviations + delta * delta * (n * other_n / total);", "other_deviations;", BOTH,
+    ),
+    Fault(
+        "statistics: parts of different sizes get the same weight", "row_norm.h",
+        "mean += delta * (other_n / total);", "mean += delta * 0.5f;", BOTH,
+    ),
+    Fault(
+        "the lowest of the three parts of an fp32 number is dropped", "products.h",
+        "for (int part = 0; part < 3; ++part) {", "for (int part = 0; part < 2; ++part) {", ("fp32 rows",),
+    ),
+    Fault(
+        "int8: the scale of another column", "row_norm.h",
+        "call.up.columns + column];", "call.up.columns + (column ^ 1)];", ("int8",),
+    ),
+    Fault(
+        "int8: the scale of another row of down", "low_rank_kernel.h",
+        "group.map * call.rank + column + place];", "group.map * call.rank + (column + place ^ 1)];",
+        ("low rank int8",),
+    ),
+    Fault(
+        "after a GEMM: no barrier between the moments and the statistics", "normalise.cu",
+        "  __syncthreads();\n  const Statistics stats", "  const Statistics stats", ("after a GEMM",),
+    ),
 )  # fmt: skip

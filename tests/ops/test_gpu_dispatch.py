@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from incline_fast import linalg, ops
 from incline_fast.maps import AffineMap
-from incline_fast.ops import _backend
+from incline_fast.ops import _arguments, _backend
 from incline_fast.ops._arguments import op_tail
 
 LIBRARY = Path("incline_fast/_cuda.abi3.so")
@@ -46,6 +47,63 @@ def test_auto_on_cuda(installed, cuda: bool, triton: bool, num_tokens: int, grad
         told = ops.explain(device=CUDA, num_tokens=num_tokens)
         assert told.startswith(f"{route}: ")
         assert told.endswith("This choice has not yet been measured on a GPU")
+
+
+@pytest.mark.parametrize(("cuda", "route"), [(True, "cuda"), (False, "triton")])
+def test_batch_invariance_keeps_to_one_family(
+    installed, monkeypatch: pytest.MonkeyPatch, cuda: bool, route: str
+) -> None:
+    installed(cuda=cuda, triton=True)
+    assert "may depend on the number of tokens" in ops.explain(device=CUDA, num_tokens=65)
+    monkeypatch.setattr(_backend, "_batch_invariant", True)
+    assert {_backend.choose(CUDA, "auto", num_tokens) for num_tokens in (1, 64, 65, 4096)} == {route}
+    told = ops.explain(device=CUDA, num_tokens=65)
+    assert told.startswith(f"{route}: ")
+    assert "A row's bits do not depend on the number of tokens (set_batch_invariant(True))" in told
+
+
+def test_batch_invariance_reaches_the_cuda_kernels(installed, monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[bool] = []
+    monkeypatch.setattr(torch.ops.incline_fast, "set_batch_invariant", told.append, raising=False)
+    installed(cuda=True, triton=True)
+    for enabled in (True, False):
+        ops.set_batch_invariant(enabled)
+        assert _backend.batch_invariant() is enabled
+    installed(cuda=False, triton=True)
+    ops.set_batch_invariant(False)
+    assert told == [True, False]
+
+
+@pytest.mark.parametrize("route", ["cuda", "triton"])
+def test_row_map_is_checked_where_it_is_asked_for(monkeypatch: pytest.MonkeyPatch, route: str) -> None:
+    map, row_map = AffineMap.dense(torch.eye(4)), torch.tensor([0, 7, -1], dtype=torch.int32)
+    arguments = (map, None, 1.0, 1.0, row_map, 1e-6, 0.0)
+    op_tail(route, *arguments)
+    monkeypatch.setattr(_arguments, "CHECK_ON_GPU", True)
+    with pytest.raises(ValueError, match="row_map holds 7; allowed: below 1, the number of maps"):
+        op_tail(route, *arguments)
+    op_tail("cpu", *arguments)
+
+
+def test_row_map_is_not_read_during_a_capture(monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[int] = []
+    row_map = SimpleNamespace(is_cuda=True, numel=lambda: 1, max=lambda: read.append(7) or 7)
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
+    _arguments.check_row_map(row_map, 1)
+    assert read == []
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
+    with pytest.raises(ValueError, match="row_map holds 7"):
+        _arguments.check_row_map(row_map, 1)
+
+
+def test_the_check_is_asked_for_by_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("INCLINE_FAST_CHECK", raising=False)
+    assert not _arguments._check_is_asked_for()
+    monkeypatch.setenv("INCLINE_FAST_CHECK", "1")
+    assert _arguments._check_is_asked_for()
+    monkeypatch.setenv("INCLINE_FAST_CHECK", "yes")
+    with pytest.raises(ValueError, match='INCLINE_FAST_CHECK is "yes"; allowed: 0, 1'):
+        _arguments._check_is_asked_for()
 
 
 @pytest.mark.parametrize(("triton", "gradient"), [(False, False), (True, True)])

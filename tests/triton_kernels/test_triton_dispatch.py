@@ -10,6 +10,8 @@ from cases import make
 from emulation.triton_driver import Launch
 from test_numerics import check
 
+from incline_fast.ops import _arguments
+
 pytestmark = pytest.mark.gpu_emulated
 BF16 = torch.bfloat16
 
@@ -33,3 +35,17 @@ def test_public_ops(norm: str, rank: int | None, map_dtype: torch.dtype, launche
         kinds = {"dtype": BF16, "map_dtype": map_dtype, "residual_dtype": residual}
         check(make(norm, 48, (3,), rank=rank, num_maps=2, row_map=row_map, **strengths, **kinds), "triton")
     assert len(launches) == 4
+
+
+def test_a_row_map_past_the_last_map_is_an_error_where_it_is_checked(
+    launches: list[Launch], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    case = make("layer", 48, (3,), dtype=BF16, num_maps=2, row_map=torch.tensor([0, 2, -1], dtype=torch.int32))
+    y, _ = case("triton")
+    assert y.isnan().all(1).tolist() == [False, True, False]
+    launches.clear()
+    monkeypatch.setattr(_arguments, "CHECK_ON_GPU", True)
+    for form in (case, case.in_place):
+        with pytest.raises(ValueError, match="row_map holds 2; allowed: below 2, the number of maps"):
+            form("triton")
+    assert launches == []

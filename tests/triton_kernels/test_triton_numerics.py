@@ -83,8 +83,10 @@ def test_large_mean_does_not_cancel(hidden: int) -> None:
 
 @pytest.mark.parametrize("rank", [None, 5])
 def test_a_map_that_does_not_exist_makes_its_row_nan_and_no_other(rank: int | None) -> None:
-    row_map = torch.tensor([0, 9, 1], dtype=torch.int32)
-    case = make_triton("rms", 64, (3,), rank=rank, num_maps=2, row_map=row_map)
-    for actual, expected in zip(case(), case.but(row_map=torch.tensor([0, -1, 1], dtype=torch.int32))(), strict=True):
-        assert actual[1].isnan().all()
-        assert torch.equal(actual[::2], expected[::2])
+    for rows, num_maps in ((3, 2), (70, 1), (70, 2)):  # decode, after torch's product, decode in several tiles
+        row_map = torch.arange(rows, dtype=torch.int32) % num_maps
+        bad = torch.arange(rows) % 17 == 1
+        case = make_triton("rms", 64, (rows,), rank=rank, num_maps=num_maps, row_map=row_map.masked_fill(bad, 9))
+        for actual, expected in zip(case(), case.but(row_map=row_map.masked_fill(bad, -1))(), strict=True):
+            assert actual[bad].isnan().all()
+            assert torch.equal(actual[~bad], expected[~bad])

@@ -9,6 +9,7 @@ import torch
 from emulation.triton_driver import Launch
 from triton_cases import TritonCase, make_triton
 
+from incline_fast.ops import set_batch_invariant
 from incline_fast.triton_kernels import _counters
 from incline_fast.triton_kernels._decode import decode
 
@@ -59,6 +60,23 @@ def test_tuning_changes_no_bit(
         monkeypatch.setattr(decode, "configs", [config])
         for actual, wanted in zip(case(), expected, strict=True):
             assert torch.equal(actual, wanted)
+
+
+@pytest.mark.parametrize("rank", [None, 40])
+def test_batch_invariant(rank: int | None, launches: list[Launch]) -> None:
+    """A row's bits at 1, 64, 65 and 129 tokens of one map, whose product would otherwise be torch's above 64."""
+    case = make_triton("layer", 80, (129,), rank=rank, dtype=BF16, alpha=0.5)
+    set_batch_invariant(True)
+    try:
+        results = {rows: case.but(x=case.x[:rows])() for rows in (1, 64, 65, 129)}
+    finally:
+        set_batch_invariant(False)
+    for rows, result in results.items():
+        for actual, whole in zip(result, results[129], strict=True):
+            assert torch.equal(actual, whole[:rows])
+    assert [launch.name for launch in launches] == ["decode"] * 4
+    case()
+    assert launches[-1].name == "epilogue"
 
 
 @pytest.mark.parametrize("rank", [None, 40])

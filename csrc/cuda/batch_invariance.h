@@ -1,0 +1,13 @@
+// Whether the product of many rows may be torch's, whose rounding may depend on how many they are.
+#pragma once
+
+#include <atomic>
+
+namespace incline_fast::cuda {
+
+inline std::atomic<bool> batch_invariant = false;
+
+// For the process: with true, every row's bits are those of a call with this row alone.
+inline void set_batch_invariant(bool enabled) { batch_invariant = enabled; }
+
+}  // namespace incline_fast::cuda
