@@ -132,7 +132,7 @@ class SiteEdit:
             edited, _ = reference.affine_residual(state, *weights, None, self.bias, alpha, beta, None)
             normed = state.copy_(edited)
         else:
-            normed = self.norm(state, alpha=alpha, beta=beta)
+            normed = self.norm.forward(state, alpha=alpha, beta=beta)  # private to this edit: nobody can hook it
         if before is not None:
             self.peak = state.abs().amax(-1).flatten()
             after = torch.linalg.vector_norm(state, dim=-1, dtype=torch.float32)
@@ -200,7 +200,7 @@ class EditedNorm(nn.Module):
             edit.record(rows, hidden_states)
             return self.plain(hidden_states)
         if stage is Stage.EDIT and rows.batch is None and hidden_states.shape[1] == 1:
-            return edit.transform(rows, edit.source(rows, hidden_states)).unsqueeze(1)
+            return edit.transform(rows, hidden_states)
         # The unedited rows keep the bits that the plain norm gives them among all T rows.
         normed = self.plain(hidden_states)
         state = edit.source(rows, hidden_states)

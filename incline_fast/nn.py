@@ -61,6 +61,13 @@ class _AffineNorm(torch.nn.Module):
         self.map = self.map.convert(fn)
         return self
 
+    def _tensor(self, name: str) -> Tensor | None:
+        """A parameter or buffer, past ``Module.__getattr__`` where it can be: three of those take 2 us."""
+        for tensors in (self._parameters, self._buffers):
+            if name in tensors:
+                return tensors[name]
+        return getattr(self, name)  # parametrised: a property
+
     def extra_repr(self) -> str:
         """The map and the strength, for ``print(layer)``."""
         return f"{self.map}, alpha={self.alpha}, beta={self.beta}, eps={self.eps}, weight_offset={self.weight_offset}"
@@ -107,10 +114,10 @@ class AffineRMSNorm(_AffineNorm):
         """Edit the residual stream in place, return y; the convention of :func:`incline_fast.ops.affine_rms_norm_`."""
         return ops.affine_rms_norm_(
             x,
-            self.weight,
+            self._tensor("weight"),
             self.map,
             residual=residual,
-            bias=self.bias,
+            bias=self._tensor("bias"),
             alpha=self.alpha if alpha is None else alpha,
             beta=self.beta if beta is None else beta,
             row_map=row_map,
@@ -159,11 +166,11 @@ class AffineLayerNorm(_AffineNorm):
         """Edit the residual stream in place, return y; as :func:`incline_fast.ops.affine_layer_norm_`."""
         return ops.affine_layer_norm_(
             x,
-            self.weight,
-            self.norm_bias,
+            self._tensor("weight"),
+            self._tensor("norm_bias"),
             self.map,
             residual=residual,
-            bias=self.bias,
+            bias=self._tensor("bias"),
             alpha=self.alpha if alpha is None else alpha,
             beta=self.beta if beta is None else beta,
             row_map=row_map,

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from incline_fast.maps import AffineMap
+from incline_fast.ops._arguments import num_rows
 
 __all__ = [
     "BACKENDS",
@@ -30,6 +31,7 @@ __all__ = [
     "explain",
     "has_kernels",
     "mark_written",
+    "route_of",
     "set_batch_invariant",
     "triton_ops",
 ]
@@ -123,6 +125,13 @@ def choose(device: torch.device, backend: str, num_tokens: int = 1, gradient: bo
     if device.type != served:
         raise ValueError(f'x is on device "{device}"; backend="{backend}" serves {served.upper()} tensors only')
     return "cpu" if backend == "cpu" else "cuda" if backend == "cuda" else "triton"
+
+
+def route_of(x: Tensor, backend: str, gradient: bool) -> Route:
+    """:func:`choose` for a call on ``x``, with the common case first: on small problems every look costs."""
+    if backend == "auto" and x.is_cpu and EXTENSION is not None:
+        return "cpu"
+    return choose(x.device, backend, num_rows(x), gradient)
 
 
 def _automatic(device: torch.device, num_tokens: int, gradient: bool) -> Route:

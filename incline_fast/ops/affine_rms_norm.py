@@ -19,8 +19,8 @@ from torch import Tensor
 from incline_fast import reference
 from incline_fast.maps import AffineMap
 from incline_fast.ops import _autograd
-from incline_fast.ops._arguments import PerRow, check, check_in_place, check_row_map, num_rows, op_tail, per_row
-from incline_fast.ops._backend import EXTENSION, Route, choose, differentiates, mark_written, triton_ops
+from incline_fast.ops._arguments import PerRow, check, check_in_place, check_row_map, op_tail, per_row
+from incline_fast.ops._backend import EXTENSION, Route, differentiates, mark_written, route_of, triton_ops
 
 __all__ = ["affine_rms_norm", "affine_rms_norm_"]
 
@@ -62,7 +62,7 @@ def affine_rms_norm(
         ValueError: an argument's dtype, shape, device or value is not allowed; the message names it.
     """
     gradient = differentiates(x, residual, weight, None, map, bias, alpha, beta)
-    route = choose(x.device, backend, num_rows(x), gradient)
+    route = route_of(x, backend, gradient)
     if route != "reference":
         tail = op_tail(route, map, bias, alpha, beta, row_map, eps, weight_offset)
         if torch.compiler.is_compiling() or gradient:
@@ -116,7 +116,7 @@ def affine_rms_norm_(
     """
     stream = x if residual is None else residual
     gradient = differentiates(x, residual, weight, None, map, bias, alpha, beta)
-    route = choose(x.device, backend, num_rows(x), gradient)
+    route = route_of(x, backend, gradient)
     if route != "reference" and not gradient:
         y = torch.empty_like(x) if residual is None else x
         tail = op_tail(route, map, bias, alpha, beta, row_map, eps, weight_offset)
