@@ -39,27 +39,31 @@ void* address(const Tensor& tensor, bool output) {
   return output ? tensor.mutable_data_ptr() : const_cast<void*>(tensor.const_data_ptr());
 }
 
-Rows rows(const Tensor& tensor, bool output = false) {
-  return {address(tensor, output), dtype_of(tensor), tensor.dim(), tensor.sizes().data(), tensor.strides().data()};
+// Every question to a tensor is a call into torch, and a small op is made of little else: `type` has been asked for by
+// the check that came before.
+Rows rows(const Tensor& tensor, ScalarType type, bool output = false) {
+  const Sizes sizes = tensor.sizes();
+  return {address(tensor, output), dtype_of(type), static_cast<std::int64_t>(sizes.size()), sizes.data(),
+          tensor.strides().data()};
 }
 
 Rows vector(const Arguments& args, const char* name, const MaybeTensor& tensor, std::int64_t size,
             const char* meaning) {
   if (!tensor.has_value()) return {};
   check_device(name, *tensor, args.x);
-  check_float(name, *tensor);
+  const ScalarType type = check_float(name, *tensor);
   check_shape(name, *tensor, {size}, meaning);
-  return rows(*tensor);
+  return rows(*tensor, type);
 }
 
 // The factors of int8 maps; null for other maps.
-const float* scales(const Arguments& args, const std::string& map, const Tensor& tensor, const MaybeTensor& scale,
-                    std::int64_t columns) {
-  const std::string name = map + "_scale";
-  if (tensor.scalar_type() != ScalarType::Char) {
-    if (scale.has_value()) fail(name, " is given, but ", map, " is not int8; only int8 weights have a scale");
+const float* scales(const Arguments& args, const char* map, const Tensor& tensor, ScalarType type,
+                    const MaybeTensor& scale, std::int64_t columns) {
+  if (type != ScalarType::Char) {
+    if (scale.has_value()) fail(map, "_scale is given, but ", map, " is not int8; only int8 weights have a scale");
     return nullptr;
   }
+  const std::string name = std::string(map) + "_scale";
   if (!scale.has_value()) fail(name, " is absent, but ", map, " is int8; expected float32 [G, ", columns, "]");
   check_device(name.c_str(), *scale, args.x);
   check_dtype(name.c_str(), *scale, {ScalarType::Float});
@@ -69,39 +73,38 @@ const float* scales(const Arguments& args, const std::string& map, const Tensor&
 }
 
 // A map in the kernels' panels: [G, panels, depth, 16], or [G, panels, ceil(depth / 2), 16, 2] in bf16.
-bool is_packed(const Tensor& tensor) { return tensor.dim() == (tensor.scalar_type() == ScalarType::BFloat16 ? 5 : 4); }
+bool is_packed(ScalarType type, std::int64_t dim) { return dim == (type == ScalarType::BFloat16 ? 5 : 4); }
 
-std::vector<std::int64_t> packed_shape(const Tensor& tensor, std::int64_t columns, std::int64_t depth) {
+bool fits(const Sizes& s, bool packed, ScalarType type, std::int64_t columns, std::int64_t depth) {
+  if (!packed) return s.size() == 3 && s[1] == columns && s[2] == depth;
   const std::int64_t panels = (columns + kPanel - 1) / kPanel;
-  if (tensor.scalar_type() == ScalarType::BFloat16) return {tensor.size(0), panels, (depth + 1) / 2, kPanel, 2};
-  return {tensor.size(0), panels, depth, kPanel};
+  if (type == ScalarType::BFloat16) return s.slice(1).equals({panels, (depth + 1) / 2, kPanel, 2});
+  return s.slice(1).equals({panels, depth, kPanel});
 }
 
 Maps maps(const Arguments& args, const char* name, const Tensor& tensor, const MaybeTensor& scale, std::int64_t columns,
           std::int64_t depth, bool is_double) {
   check_device(name, tensor, args.x);
-  if (is_double) {
-    check_dtype(name, tensor, {ScalarType::Double});
-  } else {
-    check_dtype(name, tensor, {ScalarType::Float, ScalarType::BFloat16, ScalarType::Half, ScalarType::Char});
-  }
-  const auto s = tensor.sizes(), t = tensor.strides();
-  const bool packed = is_packed(tensor);
-  const bool linear = s.size() == 3 && s[1] == columns && s[2] == depth;
-  if (!(packed ? has_shape(tensor, packed_shape(tensor, columns, depth)) : linear) || s[0] < 1 || depth < 1) {
-    fail(name, " has shape ", show(shape(tensor)), "; expected [G, ", columns, ", ", depth,
+  const ScalarType type =
+      is_double
+          ? check_dtype(name, tensor, {ScalarType::Double})
+          : check_dtype(name, tensor, {ScalarType::Float, ScalarType::BFloat16, ScalarType::Half, ScalarType::Char});
+  const Sizes s = tensor.sizes(), t = tensor.strides();
+  const bool packed = is_packed(type, s.size());
+  if (s.size() == 0 || !fits(s, packed, type, columns, depth) || s[0] < 1 || depth < 1) {
+    fail(name, " has shape ", show(s), "; expected [G, ", columns, ", ", depth,
          "] or what pack() makes of it, with G >= 1");
   }
   if (packed && !tensor.is_contiguous()) fail(name, " is packed but not contiguous; pass ", name, ".contiguous()");
   return {address(tensor, false),
-          dtype_of(tensor),
+          dtype_of(type),
           packed,
           columns,
           depth,
           t[0],
           packed ? 0 : t[1],
           packed ? 0 : t[2],
-          scales(args, name, tensor, scale, columns)};
+          scales(args, name, tensor, type, scale, columns)};
 }
 
 // The rank, where one of the factors tells; two packed bf16 factors know it rounded up to an even number, and what is
@@ -119,8 +122,8 @@ void describe_maps(const Arguments& args, bool is_double, AffineNorm& op) {
     op.num_maps = args.up.size(0);
     return;
   }
-  if (args.up.dim() != 3 && !is_packed(args.up)) {
-    fail("up has shape ", show(shape(args.up)), "; expected [G, d, rank] or what pack() makes of it");
+  if (args.up.dim() != 3 && !is_packed(args.up.scalar_type(), args.up.dim())) {
+    fail("up has shape ", show(args.up.sizes()), "; expected [G, d, rank] or what pack() makes of it");
   }
   const std::int64_t rank = rank_of(*args.down, args.up);
   op.up = maps(args, "up", args.up, args.up_scale, hidden, rank, is_double);
@@ -134,13 +137,13 @@ void describe_maps(const Arguments& args, bool is_double, AffineNorm& op) {
 void describe_bias(const Arguments& args, AffineNorm& op) {
   if (!args.bias.has_value()) return;
   check_device("bias", *args.bias, args.x);
-  check_float("bias", *args.bias);
+  const ScalarType type = check_float("bias", *args.bias);
   if (args.bias->dim() == 1) {
     check_shape("bias", *args.bias, {op.hidden_size}, "the hidden size");
   } else {
     check_shape("bias", *args.bias, {op.num_maps, op.hidden_size}, "one bias per map");
   }
-  op.bias = rows(*args.bias);
+  op.bias = rows(*args.bias, type);
 }
 
 void describe_row_map(const Arguments& args, AffineNorm& op) {
@@ -157,20 +160,28 @@ void describe_row_map(const Arguments& args, AffineNorm& op) {
   }
 }
 
-void check_stream(const Tensor& x, const MaybeTensor& residual) {
+struct Types {
+  ScalarType x;
+  ScalarType stream;  // of the residual, or of x where there is none; also of r'
+  ScalarType y;
+};
+
+Types check_stream(const Tensor& x, const MaybeTensor& residual) {
   check_served("x", x);
-  check_float("x", x);
+  const ScalarType type = check_float("x", x);
   if (x.dim() < 1 || x.size(x.dim() - 1) < 1) {
-    fail("x has shape ", show(shape(x)), "; expected [..., d] with d >= 1");
+    fail("x has shape ", show(x.sizes()), "; expected [..., d] with d >= 1");
   }
-  if (!residual.has_value()) return;
+  if (!residual.has_value()) return {type, type, type};
   check_device("residual", *residual, x);
-  check_dtype("residual", *residual, {x.scalar_type(), ScalarType::Float, ScalarType::Double});
-  check_shape("residual", *residual, shape(x), "the shape of x");
+  const ScalarType stream = check_dtype("residual", *residual, {type, ScalarType::Float, ScalarType::Double});
+  check_shape("residual", *residual, x.sizes(), "the shape of x");
+  return {type, stream, type};
 }
 
 // `y` and `edited` are the outputs; they may share memory with x or residual, but not with each other.
-void run(const Tensor& x, const MaybeTensor& residual, const Tensor& y, const Tensor& edited, const Arguments& args) {
+void run(const Tensor& x, const MaybeTensor& residual, const Types& types, const Tensor& y, const Tensor& edited,
+         const Arguments& args) {
   AffineNorm op;
   op.norm = args.norm;
   op.hidden_size = x.size(x.dim() - 1);
@@ -179,15 +190,14 @@ void run(const Tensor& x, const MaybeTensor& residual, const Tensor& y, const Te
   op.norm_bias = vector(args, "norm_bias", args.norm_bias, op.hidden_size, "the hidden size");
   op.row_alpha = vector(args, "row_alpha", args.row_alpha, op.num_rows, "the number of rows of x");
   op.row_beta = vector(args, "row_beta", args.row_beta, op.num_rows, "the number of rows of x");
-  const ScalarType stream = residual.has_value() ? residual->scalar_type() : x.scalar_type();
-  describe_maps(args, x.scalar_type() == ScalarType::Double || stream == ScalarType::Double, op);
+  describe_maps(args, types.x == ScalarType::Double || types.stream == ScalarType::Double, op);
   describe_bias(args, op);
   describe_row_map(args, op);
   if (op.num_rows == 0) return;
-  op.x = rows(x);
-  if (residual.has_value()) op.residual = rows(*residual);
-  op.y = rows(y, true);
-  op.edited = rows(edited, true);
+  op.x = rows(x, types.x);
+  if (residual.has_value()) op.residual = rows(*residual, types.stream);
+  op.y = rows(y, types.y, true);
+  op.edited = rows(edited, types.stream, true);
   op.alpha = args.alpha;
   op.beta = args.beta;
   op.eps = args.eps;
@@ -196,24 +206,24 @@ void run(const Tensor& x, const MaybeTensor& residual, const Tensor& y, const Te
 }
 
 std::tuple<Tensor, Tensor> functional(const Tensor& x, const MaybeTensor& residual, const Arguments& args) {
-  check_stream(x, residual);
+  const Types types = check_stream(x, residual);
   Tensor y = torch::stable::new_empty(x, x.sizes());
   Tensor edited = torch::stable::new_empty(residual.has_value() ? *residual : x, x.sizes());
-  run(x, residual, y, edited, args);
+  run(x, residual, types, y, edited, args);
   return {y, edited};
 }
 
 void in_place(const Tensor& y, const Tensor& stream, bool add_y, const Arguments& args) {
-  check_stream(y, stream);
+  const Types types = check_stream(y, stream);
   check_writable("y", y);
   check_writable("stream", stream);
   if (y.numel() > 0 && y.const_data_ptr() == stream.const_data_ptr()) {
     fail("y and stream share memory; they receive two outputs and must be different");
   }
   if (add_y) {
-    run(y, stream, y, stream, args);
+    run(y, stream, types, y, stream, args);
   } else {
-    run(stream, std::nullopt, y, stream, args);
+    run(stream, std::nullopt, {types.stream, types.stream, types.y}, y, stream, args);
   }
 }
 

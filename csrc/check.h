@@ -10,7 +10,6 @@
 #include <sstream>
 #include <stdexcept>
 #include <string>
-#include <vector>
 
 #include "affine_norm.h"
 #include "backend.h"
@@ -19,6 +18,8 @@ namespace incline_fast {
 
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
+// Sizes without a copy of them; braces make one: {rows, columns}.
+using Sizes = torch::headeronly::IntHeaderOnlyArrayRef;
 
 template <class... Parts>
 [[noreturn]] void fail(const Parts&... parts) {
@@ -27,15 +28,10 @@ template <class... Parts>
   throw std::invalid_argument(message.str());
 }
 
-inline std::string show(const std::vector<std::int64_t>& sizes) {
+inline std::string show(const Sizes& sizes) {
   std::string text = "(";
   for (std::size_t i = 0; i < sizes.size(); ++i) text += (i == 0 ? "" : ", ") + std::to_string(sizes[i]);
   return text + (sizes.size() == 1 ? ",)" : ")");
-}
-
-inline std::vector<std::int64_t> shape(const Tensor& tensor) {
-  const auto sizes = tensor.sizes();
-  return {sizes.begin(), sizes.end()};
 }
 
 inline const char* name_of(ScalarType type) {
@@ -59,9 +55,10 @@ inline const char* name_of(ScalarType type) {
   }
 }
 
-inline void check_dtype(const char* name, const Tensor& tensor, std::initializer_list<ScalarType> allowed) {
+// The dtype, if it is one of the allowed ones.
+inline ScalarType check_dtype(const char* name, const Tensor& tensor, std::initializer_list<ScalarType> allowed) {
   const ScalarType type = tensor.scalar_type();
-  if (std::find(allowed.begin(), allowed.end(), type) != allowed.end()) return;
+  if (std::find(allowed.begin(), allowed.end(), type) != allowed.end()) return type;
   std::string names;
   for (const ScalarType& t : allowed) {
     if (std::find(allowed.begin(), &t, t) == &t) names += (names.empty() ? "" : ", ") + std::string(name_of(t));
@@ -69,20 +66,13 @@ inline void check_dtype(const char* name, const Tensor& tensor, std::initializer
   fail(name, " has dtype ", name_of(type), "; allowed: ", names);
 }
 
-inline void check_float(const char* name, const Tensor& tensor) {
-  check_dtype(name, tensor, {ScalarType::Float, ScalarType::BFloat16, ScalarType::Half, ScalarType::Double});
+inline ScalarType check_float(const char* name, const Tensor& tensor) {
+  return check_dtype(name, tensor, {ScalarType::Float, ScalarType::BFloat16, ScalarType::Half, ScalarType::Double});
 }
 
-inline bool has_shape(const Tensor& tensor, const std::vector<std::int64_t>& expected) {
-  const auto sizes = tensor.sizes();
-  return std::equal(sizes.begin(), sizes.end(), expected.begin(), expected.end());
-}
-
-inline void check_shape(const char* name, const Tensor& tensor, const std::vector<std::int64_t>& expected,
-                        const char* meaning) {
-  if (!has_shape(tensor, expected)) {
-    fail(name, " has shape ", show(shape(tensor)), "; expected ", show(expected), ", ", meaning);
-  }
+inline void check_shape(const char* name, const Tensor& tensor, const Sizes& expected, const char* meaning) {
+  const Sizes sizes = tensor.sizes();
+  if (sizes != expected) fail(name, " has shape ", show(sizes), "; expected ", show(expected), ", ", meaning);
 }
 
 inline std::string device_of(const Tensor& tensor) {
@@ -115,8 +105,8 @@ inline void check_writable(const char* name, const Tensor& tensor) {
   }
 }
 
-inline DType dtype_of(const Tensor& tensor) {
-  switch (tensor.scalar_type()) {
+inline DType dtype_of(ScalarType type) {
+  switch (type) {
     case ScalarType::Double:
       return DType::kFloat64;
     case ScalarType::BFloat16:

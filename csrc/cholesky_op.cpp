@@ -2,8 +2,6 @@
 
 #include <torch/csrc/stable/ops.h>
 
-#include <vector>
-
 #include "backend.h"
 #include "check.h"
 #include "cholesky.h"
@@ -14,7 +12,7 @@ namespace {
 void check_stack(const char* name, const Tensor& stack) {
   check_served(name, stack);
   check_dtype(name, stack, {ScalarType::Float, ScalarType::Double});
-  const auto sizes = shape(stack);
+  const Sizes sizes = stack.sizes();
   const std::size_t n = sizes.size();
   if (n < 2 || sizes[n - 1] != sizes[n - 2] || sizes[n - 1] > backend::max_cholesky_size()) {
     fail(name, " has shape ", show(sizes), "; expected [..., n, n] with n <= ", backend::max_cholesky_size());
@@ -28,26 +26,21 @@ Matrices matrices(const Tensor& stack, bool output) {
 
 CholeskyBlock describe(const Tensor& source) {
   CholeskyBlock op;
-  op.dtype = dtype_of(source);
+  op.dtype = dtype_of(source.scalar_type());
   op.size = source.size(source.dim() - 1);
   op.count = op.size == 0 ? 0 : source.numel() / (op.size * op.size);
   op.source = matrices(source, false);
   return op;
 }
 
-std::vector<std::int64_t> stack_shape(const Tensor& stack) {
-  auto sizes = shape(stack);
-  sizes.resize(sizes.size() - 2);
-  return sizes;
-}
+Sizes stack_shape(const Tensor& stack) { return stack.sizes().slice(0, stack.dim() - 2); }
 
 }  // namespace
 
 std::tuple<Tensor, Tensor> cholesky_block(const Tensor& A) {
   check_stack("A", A);
-  const auto sizes = shape(A), stack = stack_shape(A);
-  Tensor L = torch::stable::new_empty(A, sizes);
-  Tensor info = torch::stable::new_zeros(A, stack, ScalarType::Int);
+  Tensor L = torch::stable::new_empty(A, A.sizes());
+  Tensor info = torch::stable::new_zeros(A, stack_shape(A), ScalarType::Int);
   CholeskyBlock op = describe(A);
   op.factor = matrices(L, true);
   op.info = static_cast<std::int32_t*>(info.mutable_data_ptr());
@@ -61,7 +54,7 @@ void cholesky_block_(Tensor A, std::optional<Tensor> inverse, Tensor info, std::
   if (inverse.has_value()) {
     check_device("inverse", *inverse, A, "A");
     check_dtype("inverse", *inverse, {A.scalar_type()});
-    check_shape("inverse", *inverse, shape(A), "the shape of A");
+    check_shape("inverse", *inverse, A.sizes(), "the shape of A");
     check_writable("inverse", *inverse);
   }
   check_device("info", info, A, "A");
@@ -78,7 +71,7 @@ void cholesky_block_(Tensor A, std::optional<Tensor> inverse, Tensor info, std::
 
 Tensor triangular_inverse(const Tensor& L) {
   check_stack("L", L);
-  Tensor inverse = torch::stable::new_empty(L, shape(L));
+  Tensor inverse = torch::stable::new_empty(L, L.sizes());
   CholeskyBlock op = describe(L);
   op.inverse = matrices(inverse, true);
   backend::cholesky_block(op, L);

@@ -50,7 +50,7 @@ void affine_norm(const AffineNorm& op, const AffineTensors& tensors) {
   const cuda::OnDeviceOf here(tensors.x);
   if (takes_gemm(op)) {
     const Tensor z = image(op, tensors);
-    const Rows rows = {const_cast<void*>(z.const_data_ptr()), dtype_of(z), z.dim(), z.sizes().data(),
+    const Rows rows = {const_cast<void*>(z.const_data_ptr()), dtype_of(z.scalar_type()), z.dim(), z.sizes().data(),
                        z.strides().data()};
     cuda::affine_norm_epilogue(op, rows, here.stream());
     return;
