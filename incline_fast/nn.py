@@ -7,7 +7,7 @@ place of ``norm`` changes ``h`` itself, so both the residual stream and the bloc
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Self
+from typing import Any, Self
 
 import torch
 from torch import Tensor
@@ -61,7 +61,7 @@ class _AffineNorm(torch.nn.Module):
         self.map = self.map.convert(fn)
         return self
 
-    def _tensor(self, name: str) -> Tensor | None:
+    def _tensor(self, name: str) -> Any:
         """A parameter or buffer, past ``Module.__getattr__`` where it can be: three of those take 2 us."""
         for tensors in (self._parameters, self._buffers):
             if name in tensors:
