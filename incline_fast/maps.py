@@ -13,6 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from incline_fast._huge_pages import on_huge_pages
+
 __all__ = ["PANEL", "AffineMap", "dequantized", "is_packed", "pack", "packed_shape", "rank_of", "unpack"]
 
 PANEL = 16
@@ -185,12 +187,13 @@ class AffineMap:
     def packed(self) -> tuple[Tensor | None, Tensor]:
         """``(down, up)`` in the panel layout of the CPU kernels, see :func:`pack`.
 
-        Packed once and kept, except where a gradient has to flow back to the weights.
+        Packed once and kept, on huge pages, except where a gradient has to flow back to the weights.
         """
         if self.up.requires_grad or (self.down is not None and self.down.requires_grad):
             return (None if self.down is None else pack(self.down)), pack(self.up)
         if self._packed is None:
-            self._packed = (None if self.down is None else pack(self.down)), pack(self.up)
+            down = None if self.down is None else on_huge_pages(pack(self.down))
+            self._packed = down, on_huge_pages(pack(self.up))
         return self._packed
 
     def aligned(self) -> Aligned:

@@ -23,12 +23,12 @@ struct Avx512Float {
     const __m256i bits = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
     return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(bits), 16));
   }
-  static Register load_even(const BFloat16* p) {
-    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_loadu_si512(p), 16));
-  }
-  static Register load_odd(const BFloat16* p) {
-    const __m512i high = _mm512_set1_epi32(static_cast<int>(0xffff0000u));
-    return _mm512_castsi512_ps(_mm512_and_si512(_mm512_loadu_si512(p), high));
+  static Register load_even(const BFloat16* p) { return even(_mm512_loadu_si512(p)); }
+  static Register load_odd(const BFloat16* p) { return odd(_mm512_loadu_si512(p)); }
+  // The numbers in the lower and upper halves of sixteen pairs.
+  static Register even(__m512i pairs) { return _mm512_castsi512_ps(_mm512_slli_epi32(pairs, 16)); }
+  static Register odd(__m512i pairs) {
+    return _mm512_castsi512_ps(_mm512_and_si512(pairs, _mm512_set1_epi32(static_cast<int>(0xffff0000u))));
   }
   static Register load(const Float16* p) {
     return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));

@@ -10,6 +10,7 @@ from cases import make
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from incline_fast.maps import AffineMap
 from incline_fast.ops._backend import EXTENSION
 
 pytestmark = pytest.mark.skipif(EXTENSION is None, reason="a property of the compiled op; plain PyTorch has its own")
@@ -87,3 +88,16 @@ def test_work_is_really_split_and_changes_nothing(rows: int, rank: int | None) -
             assert torch.equal(actual, wanted)
     for actual, wanted in zip(case.but(x=case.x[-1:])("cpu"), serial, strict=True):
         assert torch.equal(actual, wanted[-1:])
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_subnormal_numbers_alone_and_in_batches(dtype: torch.dtype) -> None:
+    """A matrix unit takes them as zero; whatever multiplies few rows in its stead has to do so too."""
+    case = make("rms", 600, (17,), dtype=dtype, map_dtype=torch.bfloat16, bias=False, beta=0.0)
+    map = AffineMap.dense(case.map.up * 2.0**-60)  # products on both sides of the smallest normal number
+    case = case.but(x=case.x * 2.0**-62, map=map, alpha=2.0**100)
+    together = case("cpu")
+    assert together[1].abs().max() > 0
+    for rows in (5, 4, 3, 2, 1):
+        for whole, part in zip(together, case.but(x=case.x[-rows:])("cpu"), strict=True):
+            assert torch.equal(whole[-rows:], part)

@@ -1,0 +1,36 @@
+"""Memory for weights that are read from front to back in every call: pages of 2 MiB instead of 4 KiB."""
+
+from __future__ import annotations
+
+import mmap
+
+import torch
+from torch import Tensor
+
+__all__ = ["HUGE_PAGE", "on_huge_pages"]
+
+HUGE_PAGE = 2 << 20
+"""Bytes of a huge page on x86-64, and on AArch64 with small pages of 4 KiB."""
+
+
+def on_huge_pages(tensor: Tensor) -> Tensor:
+    """A contiguous copy that begins on a boundary of 2 MiB and for whose whole huge pages Linux is asked.
+
+    A hardware prefetcher stops at the end of a page, and every page costs a walk through the page tables. What does not
+    fill one huge page, is not in main memory, or is only traced (by ``torch.compile``, or as a fake tensor) is returned
+    as it is, and so is everything on systems without ``madvise``. The memory is mapped for the copy alone and unmapped
+    when the last tensor that uses it is freed.
+    """
+    advice = getattr(mmap, "MADV_HUGEPAGE", None)
+    if advice is None or torch.compiler.is_compiling() or type(tensor) is not Tensor:
+        return tensor
+    if not tensor.is_cpu or tensor.nbytes < HUGE_PAGE:
+        return tensor
+    memory = mmap.mmap(-1, tensor.nbytes + HUGE_PAGE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    begin = -torch.frombuffer(memory, dtype=torch.uint8).data_ptr() % HUGE_PAGE
+    try:
+        memory.madvise(advice, begin, tensor.nbytes // HUGE_PAGE * HUGE_PAGE)
+    except OSError:  # a kernel without huge pages
+        return tensor
+    copy = torch.frombuffer(memory, dtype=tensor.dtype, count=tensor.numel(), offset=begin)
+    return copy.view(tensor.shape).copy_(tensor)
