@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import csv
-import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -19,16 +18,13 @@ from itertools import product
 from pathlib import Path
 
 import torch
-from torch import Tensor
 from tqdm import tqdm
 
 from benchmarks.gpu.device import Cuda, Device
 from benchmarks.gpu.providers import DeviceData, available, build
 from incline_fast.bench import Problem, Row, write_csv
-from incline_fast.bench.machine import commit
-from incline_fast.bench.problems import dtype_name
 from incline_fast.bench.providers import Run
-from incline_fast.bench.timing import RMS_ERROR
+from incline_fast.bench.timing import largest_error, row_of
 from incline_fast.linalg import cholesky_ex
 
 __all__ = ["CHOLESKY_SIZES", "PROBLEMS", "Skipped", "measure_all", "measure_cholesky", "measure_problem"]
@@ -66,64 +62,20 @@ def measure_problem(problem: Problem, device: Device, names: Sequence[str]) -> t
         for name in names:
             try:
                 run = build(name, data)
-                errors[name] = _largest_error(run, data, expected)
+                errors[name] = largest_error(run(data.x.clone(), 0), expected, problem)
                 runs[name] = run
             except Exception as error:  # one provider that fails must not cost the others' measurements
                 skipped.append((str(problem), name, f"{type(error).__name__}: {error}"))
         times = _take_turns({name: _batch(run, data, device) for name, run in runs.items()}, device)
     calls = _calls(problem)
     per_call = {name: [value / calls for value in values] for name, values in times.items()}
-    return [_row(name, problem, per_call, errors[name], device) for name in per_call], skipped
+    return _rows(problem, per_call, errors, device), skipped
 
 
-def _largest_error(run: Run, data: DeviceData, expected: tuple[Tensor, Tensor]) -> float:
-    """Largest absolute error of (y, r'); refuses a provider that computes something else."""
-    worst = 0.0
-    for actual, wanted in zip(run(data.x.clone(), 0), expected, strict=True):
-        error = actual.double() - wanted
-        size = (error.square().mean() / wanted.square().mean()).sqrt().item()
-        if not size < RMS_ERROR[data.problem.dtype]:
-            raise ArithmeticError(f"wrong: relative error {size:.2g}; not timed")
-        worst = max(worst, error.abs().max().item())
-    return worst
-
-
-def _row(name: str, problem: Problem, times: dict[str, list[float]], error: float, device: Device) -> Row:
-    mine = times[name]
-    p20, p50, p80 = (statistics.quantiles(mine, n=10)[decile] for decile in (1, 4, 7))
-
-    def ratio(other: str) -> float | None:
-        if other not in times:
-            return None
-        return statistics.median(theirs / own for theirs, own in zip(times[other], mine, strict=True))
-
-    return Row(
-        op=f"affine_{problem.norm}_norm",
-        backend=name,
-        norm=problem.norm,
-        num_tokens=problem.num_tokens,
-        hidden_size=problem.hidden_size,
-        rank=problem.rank,
-        dtype=dtype_name(problem.dtype),
-        map_dtype=dtype_name(problem.map_dtype),
-        mode=problem.mode,
-        us_p50=p50,
-        us_p20=p20,
-        us_p80=p80,
-        gb_s=problem.bytes / p50 / 1e3,
-        pct_roofline=None,
-        ratio_vs_eager=ratio("eager"),
-        ratio_vs_compile=ratio("compile"),
-        ratio_vs_hook=ratio("hook"),
-        ratio_vs_max_autotune=None,
-        ratio_vs_simd_ml_kernels=None,
-        max_err=error,
-        device=device.name,
-        threads=torch.get_num_threads(),
-        torch=torch.__version__,
-        commit=commit(),
-        table="gpu",
-    )
+def _rows(problem: Problem, times: dict[str, list[float]], errors: dict[str, float], device: Device) -> list[Row]:
+    return [
+        row_of(name, problem, times, error=errors[name], label=name, device=device.name, table="gpu") for name in times
+    ]
 
 
 def _calls(problem: Problem) -> int:
@@ -177,7 +129,7 @@ def measure_cholesky(size: int, dtype: torch.dtype, device: Device) -> tuple[lis
             skipped.append((f"cholesky {size} {dtype}", name, f"{type(error).__name__}: {error}"))
     problem = Problem("", 1, size, None, dtype, dtype, "launch")
     times = _take_turns(works, device)
-    rows = [replace(_row(name, problem, times, errors[name], device), op="cholesky_ex") for name in works]
+    rows = [replace(row, op="cholesky_ex") for row in _rows(problem, times, errors, device)]
     moved = 2 * A.numel() * A.element_size()
     return [replace(row, gb_s=moved / row.us_p50 / 1e3) for row in rows], skipped
 

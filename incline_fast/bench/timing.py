@@ -17,7 +17,7 @@ from incline_fast.bench.problems import Data, Problem, dtype_name
 from incline_fast.bench.providers import PROVIDERS, Run
 from incline_fast.bench.rows import Row
 
-__all__ = ["measure", "with_roofline"]
+__all__ = ["RMS_ERROR", "largest_error", "measure", "row_of", "with_roofline"]
 
 RMS_ERROR = {torch.float32: 1e-5, torch.bfloat16: 2e-2, torch.float16: 2e-3}
 """Largest accepted error of a provider before it is timed, relative to the reference's root mean square."""
@@ -41,7 +41,10 @@ def measure(problem: Problem, providers: Sequence[str], seconds: float = 1.0, ta
         runs = {name: PROVIDERS[name].make(data) for name in providers}
         errors = {name: _check(name, run, data) for name, run in runs.items()}
         times = _interleave(runs, data, seconds)
-    return [_row(name, problem, times, errors[name], table) for name in providers]
+    return [
+        row_of(name, problem, times, error=errors[name], label=_label(name), device=cpu_name(), table=table)
+        for name in providers
+    ]
 
 
 def with_roofline(rows: Sequence[Row], seconds: float = 0.5) -> list[Row]:
@@ -68,17 +71,28 @@ def with_roofline(rows: Sequence[Row], seconds: float = 0.5) -> list[Row]:
     return [replace(row, pct_roofline=percent(row)) for row in rows]
 
 
-def _check(name: str, run: Run, data: Data) -> float:
-    """Largest absolute error of the results; refuses a provider that computes something else."""
+def largest_error(results: Sequence[Tensor], right: Sequence[Tensor], problem: Problem) -> float:
+    """Largest absolute error of a provider's results.
+
+    Raises:
+        ArithmeticError: it computes something else than the fp64 reference did.
+    """
     worst = 0.0
-    right = (data.image(),) if PROVIDERS[name].gemm_only else data.expected()
-    for actual, expected in zip(run(data.x.clone(), 0), right, strict=True):
+    for actual, expected in zip(results, right, strict=True):
         error = actual.double() - expected
         size = (error.square().mean() / expected.square().mean()).sqrt().item()
-        if not size < RMS_ERROR[data.problem.dtype]:
-            raise ArithmeticError(f"{name} is wrong on {data.problem}: relative error {size:.2g}; nothing was timed")
+        if not size < RMS_ERROR[problem.dtype]:
+            raise ArithmeticError(f"wrong on {problem}: relative error {size:.2g}; nothing was timed")
         worst = max(worst, error.abs().max().item())
     return worst
+
+
+def _check(name: str, run: Run, data: Data) -> float:
+    right = (data.image(),) if PROVIDERS[name].gemm_only else data.expected()
+    try:
+        return largest_error(run(data.x.clone(), 0), right, data.problem)
+    except ArithmeticError as error:
+        raise ArithmeticError(f"{name} is {error}") from None
 
 
 def _interleave(runs: dict[str, Run], data: Data, seconds: float) -> dict[str, list[float]]:
@@ -112,7 +126,20 @@ def _repeat(function: Callable[[], object], seconds: float) -> list[float]:
     return times
 
 
-def _row(name: str, problem: Problem, times: dict[str, list[float]], error: float, table: str) -> Row:
+def row_of(
+    name: str, problem: Problem, times: dict[str, list[float]], *, error: float, label: str, device: str, table: str
+) -> Row:
+    """The row of provider ``name``.
+
+    Args:
+        name: a key of ``times``.
+        problem: what was measured.
+        times: provider -> microseconds of its calls; the i-th times of all providers are neighbours.
+        error: largest absolute error.
+        label: the provider's name in the table.
+        device: name of the processor.
+        table: name of the table.
+    """
     mine = times[name]
     p20, p50, p80 = (statistics.quantiles(mine, n=10)[decile] for decile in (1, 4, 7))
 
@@ -123,7 +150,7 @@ def _row(name: str, problem: Problem, times: dict[str, list[float]], error: floa
 
     return Row(
         op=f"affine_{problem.norm}_norm",
-        backend=_label(name),
+        backend=label,
         norm=problem.norm,
         num_tokens=problem.num_tokens,
         hidden_size=problem.hidden_size,
@@ -142,7 +169,7 @@ def _row(name: str, problem: Problem, times: dict[str, list[float]], error: floa
         ratio_vs_max_autotune=ratio("max_autotune"),
         ratio_vs_simd_ml_kernels=ratio("simd_ml_kernels"),
         max_err=error,
-        device=cpu_name(),
+        device=device,
         threads=torch.get_num_threads(),
         torch=torch.__version__,
         commit=commit(),

@@ -10,19 +10,16 @@ norm reads the rounded value. The bits of a row depend neither on the other rows
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
-
-import torch
 from torch import Tensor
 
 from incline_fast import reference
 from incline_fast.maps import AffineMap
-from incline_fast.ops import _autograd
-from incline_fast.ops._arguments import PerRow, check, check_in_place, check_row_map, op_tail, per_row
-from incline_fast.ops._backend import EXTENSION, Route, differentiates, mark_written, route_of, triton_ops
+from incline_fast.ops._arguments import PerRow
+from incline_fast.ops._norm_op import NormOp
 
 __all__ = ["affine_rms_norm", "affine_rms_norm_"]
+
+_op = NormOp("affine_rms_norm", reference.affine_rms_norm, centre=False)
 
 
 def affine_rms_norm(
@@ -61,37 +58,7 @@ def affine_rms_norm(
     Raises:
         ValueError: an argument's dtype, shape, device or value is not allowed; the message names it.
     """
-    gradient = differentiates(x, residual, weight, None, map, bias, alpha, beta)
-    route = route_of(x, backend, gradient)
-    if route != "reference":
-        tail = op_tail(route, map, bias, alpha, beta, row_map, eps, weight_offset)
-        if torch.compiler.is_compiling() or gradient:
-            result: tuple[Tensor, Tensor] = _functional(route)(x, residual, weight, *tail)
-            return result
-        # The functional op enters autograd's Python layer even where nothing is recorded, which takes longer than a
-        # small problem does; the in-place op on copies gives the same bits without it.
-        stream = (x if residual is None else residual).clone(memory_format=torch.contiguous_format)
-        y = torch.empty_like(stream) if residual is None else x.clone(memory_format=torch.contiguous_format)
-        _in_place(route)(y, stream, residual is not None, weight, *tail)
-        return y, stream
-    weights = (map.down, map.up, map.down_scale, map.up_scale)
-    check(x, residual, weight, None, *weights, bias, per_row(alpha)[1], per_row(beta)[1], row_map)
-    check_row_map(row_map, map.num_maps)
-    return reference.affine_rms_norm(
-        x,
-        weight,
-        map.down,
-        map.up,
-        down_scale=map.down_scale,
-        up_scale=map.up_scale,
-        residual=residual,
-        bias=bias,
-        alpha=alpha,
-        beta=beta,
-        row_map=row_map,
-        eps=eps,
-        weight_offset=weight_offset,
-    )
+    return _op.functional(x, (weight,), map, residual, bias, alpha, beta, row_map, eps, weight_offset, backend)
 
 
 def affine_rms_norm_(
@@ -114,79 +81,4 @@ def affine_rms_norm_(
     convention of a fused add-and-norm). Where a gradient is asked for, the functional form runs on copies, because
     autograd keeps its inputs.
     """
-    stream = x if residual is None else residual
-    gradient = differentiates(x, residual, weight, None, map, bias, alpha, beta)
-    route = route_of(x, backend, gradient)
-    if route != "reference" and not gradient:
-        y = torch.empty_like(x) if residual is None else x
-        tail = op_tail(route, map, bias, alpha, beta, row_map, eps, weight_offset)
-        _in_place(route)(y, stream, residual is not None, weight, *tail)
-        mark_written(x, residual)
-        return y
-    check_in_place(x, residual)
-    y, edited = affine_rms_norm(
-        x.clone(),
-        weight,
-        map,
-        residual=None if residual is None else residual.clone(),
-        bias=bias,
-        alpha=alpha,
-        beta=beta,
-        row_map=row_map,
-        eps=eps,
-        weight_offset=weight_offset,
-        backend=backend,
-    )
-    stream.copy_(edited)
-    return y if residual is None else x.copy_(y)
-
-
-def _functional(route: Route) -> Callable[..., Any]:
-    return triton_ops().affine_rms_norm if route == "triton" else torch.ops.incline_fast.affine_rms_norm.default
-
-
-def _in_place(route: Route) -> Callable[..., Any]:
-    return triton_ops().affine_rms_norm_ if route == "triton" else torch.ops.incline_fast.affine_rms_norm_.default
-
-
-def _fake(
-    x: Tensor,
-    residual: Tensor | None,
-    weight: Tensor,
-    down: Tensor | None,
-    up: Tensor,
-    down_scale: Tensor | None,
-    up_scale: Tensor | None,
-    bias: Tensor | None,
-    row_alpha: Tensor | None,
-    row_beta: Tensor | None,
-    row_map: Tensor | None,
-    alpha: float,
-    beta: float,
-    eps: float,
-    weight_offset: float,
-) -> tuple[Tensor, Tensor]:
-    check(x, residual, weight, None, down, up, down_scale, up_scale, bias, row_alpha, row_beta, row_map)
-    return x.new_empty(x.shape), (x if residual is None else residual).new_empty(x.shape)
-
-
-def _fake_in_place(y: Tensor, stream: Tensor, add_y: bool, *rest: Any) -> None:
-    _fake(y, stream, *rest)
-
-
-def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    *tensors, alpha, beta, eps, weight_offset = inputs
-    x, residual, weight, *rest = tensors
-    constants = _autograd.Constants(alpha, beta, eps, weight_offset, centre=False)
-    _autograd.save(ctx, _autograd.Inputs(x, residual, weight, None, *rest), constants, output[1])
-
-
-def _backward(ctx: Any, grad_y: Tensor, grad_edited: Tensor) -> tuple[Tensor | None, ...]:
-    x, residual, weight, _, *rest = _autograd.backward(ctx, grad_y, grad_edited)
-    return x, residual, weight, *rest, None, None, None, None, None
-
-
-if EXTENSION is not None:
-    torch.library.register_fake("incline_fast::affine_rms_norm", _fake)
-    torch.library.register_fake("incline_fast::affine_rms_norm_", _fake_in_place)
-    torch.library.register_autograd("incline_fast::affine_rms_norm", _backward, setup_context=_setup_context)
+    return _op.in_place(x, (weight,), map, residual, bias, alpha, beta, row_map, eps, weight_offset, backend)
