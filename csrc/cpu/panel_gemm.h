@@ -4,7 +4,7 @@
 //
 // Every output column is summed over k in one fixed order: sequentially inside a chunk of kChunk, then chunk by chunk.
 // Tile shape, threads and batch only choose which columns and rows are computed together, so they never change a bit.
-// (Chunks also keep fp32 error from growing with the whole length, and keep a panel's chunk in the L1 cache.)
+// (Chunks also keep fp32 error from growing with the whole length, and keep several panels' chunks in the L1 cache.)
 #pragma once
 
 #include <algorithm>
@@ -20,7 +20,7 @@ namespace incline_fast::cpu {
 namespace {
 
 constexpr int kPanel = 16;
-constexpr std::int64_t kChunk = 512;
+constexpr std::int64_t kChunk = 128;
 constexpr int kMaxStreams = 4;
 constexpr int kMaxTokens = 8;
 // How far ahead of its use a piece of a panel is asked for (measured: 2 to 3 KB; 1 and 4 KB cost 5%).
@@ -110,12 +110,34 @@ typename V::Register weights_at(const W* line, int j, int v) {
   }
 }
 
+// Rows of a panel's chunk as numbers of the compute type: [depth][16].
+template <class V, class W>
+void widen_chunk(const W* from, std::int64_t depth, typename V::Scalar* to) {
+  const auto widen = [&](std::int64_t k, int j) {
+#pragma GCC unroll 4
+    for (int v = 0; v < kVectors<V>; ++v)
+      V::store(to + (k + j) * kPanel + v * V::kLanes, weights_at<V, W>(from + k * kPanel, j, v));
+  };
+  std::int64_t k = 0;
+  for (; k + kLineRows<W> <= depth; k += kLineRows<W>) {
+#pragma GCC unroll 4
+    for (int j = 0; j < kLineRows<W>; ++j) widen(k, j);
+  }
+  for (; k < depth; ++k) widen(k, 0);
+}
+
+// What tile() asks memory for: a line of every stream in each `interval` lines that it reads.
+template <int kStreamCount>
+struct Prefetch {
+  const char* from[kStreamCount];
+  std::int64_t interval;
+};
+
 // z[m, columns of stream s] (+)= sum over k < depth of x[m, k] w[s][k, :], for kTokens rows and kStreams panels.
-// `ahead`: how many weights further on memory is prefetched.
 template <class V, class W, int kStreamCount, int kTokens>
 void tile(const W* const (&weights)[kStreamCount], const typename V::Scalar* x, std::int64_t x_stride,
           std::int64_t depth, typename V::Scalar* const (&z)[kStreamCount], std::int64_t z_stride, bool accumulate,
-          std::int64_t ahead) {
+          const Prefetch<kStreamCount>& next) {
   using Register = typename V::Register;
   constexpr int kVec = kVectors<V>;
   Register sums[kStreamCount][kTokens][kVec];
@@ -133,11 +155,16 @@ void tile(const W* const (&weights)[kStreamCount], const typename V::Scalar* x, 
       for (int v = 0; v < kVec; ++v) sums[s][m][v] = V::fma(activation, w[v], sums[s][m][v]);
     }
   };
-  std::int64_t k = 0;
+  std::int64_t k = 0, wait = 1, ahead = 0;
   for (; k + kLineRows<W> <= depth; k += kLineRows<W>) {
+    if (kTokens >= V::kPrefetchTokens && --wait == 0) {
+#pragma GCC unroll 8
+      for (int s = 0; s < kStreamCount; ++s) __builtin_prefetch(next.from[s] + ahead, 0, 2);
+      ahead += 64;
+      wait = next.interval;
+    }
 #pragma GCC unroll 8
     for (int s = 0; s < kStreamCount; ++s) {
-      if constexpr (kTokens >= V::kPrefetchTokens) __builtin_prefetch(weights[s] + k * kPanel + ahead, 0, 2);
 #pragma GCC unroll 4
       for (int j = 0; j < kLineRows<W>; ++j) add_row(s, k, j);
     }
@@ -154,6 +181,18 @@ void tile(const W* const (&weights)[kStreamCount], const typename V::Scalar* x, 
   }
 }
 
+// Multiplies the finished sums of a panel's columns by their scales, in rows begin .. begin + count.
+template <class V, class T>
+void scale_panel(const Product<T>& p, std::int64_t panel, std::int64_t begin, std::int64_t count) {
+  const std::int64_t first = panel * kPanel, columns = std::min<std::int64_t>(kPanel, p.maps.columns - first);
+  alignas(64) T factors[kPanel] = {};
+  std::copy_n(p.maps.scale + p.map * p.maps.columns + first, columns, factors);
+  for (std::int64_t i = begin; i < begin + count; ++i) {
+    T* z = p.z.row(i) + first;
+    for (int v = 0; v < kPanel; v += V::kLanes) V::store(z + v, V::mul(V::load(z + v), V::load(factors + v)));
+  }
+}
+
 // One product, split into independent tasks: panels, and groups of rows when there are many rows.
 template <class V, class W>
 class PanelGemm {
@@ -161,9 +200,8 @@ class PanelGemm {
   using T = typename V::Scalar;
 
   explicit PanelGemm(const Product<T>& p)
-      : reader_(p.maps, p.map),
-        scale_(p.maps.scale == nullptr ? nullptr : p.maps.scale + p.map * p.maps.columns),
-        columns_(p.maps.columns),
+      : product_(p),
+        reader_(p.maps, p.map),
         depth_(p.maps.depth),
         panels_(ceil_div(p.maps.columns, kPanel)),
         x_(p.x),
@@ -202,47 +240,67 @@ class PanelGemm {
     for (std::int64_t p = first + run * kParallel; p < last; ++p) panel_group<1, kTokens>(p, 0, row, count);
   }
 
-  // Panels first, first + spacing, ...: all rows, chunk by chunk, so that a chunk is read from memory once.
+  // Panels first, first + spacing, ...: all rows, chunk by chunk, so that a chunk is read from memory once, and with
+  // several passes over it converted once.
   template <int kStreamCount, int kTokens>
   void panel_group(std::int64_t first, std::int64_t spacing, std::int64_t row, std::int64_t count) const {
+    constexpr bool kConverts = !std::is_same_v<W, T>;
     alignas(64) W buffers[kStreamCount][kChunk * kPanel];
-    const std::int64_t blocks = ceil_div(count, kTokens);
+    alignas(64) T wide[kConverts ? kStreamCount : 1][kChunk * kPanel];
+    const std::int64_t passes = ceil_div(count, kTokens);
     for (std::int64_t k = 0; k < depth_; k += kChunk) {
       const std::int64_t depth = stored_depth<W>(std::min(kChunk, depth_ - k));
       const W* weights[kStreamCount];
-      for (int s = 0; s < kStreamCount; ++s)
+      const T* converted[kStreamCount];
+      for (int s = 0; s < kStreamCount; ++s) {
         weights[s] = reader_.chunk(first + s * spacing, k, std::min(kChunk, depth_ - k), buffers[s]);
-      for (std::int64_t b = 0; b < blocks; ++b) {
-        const std::int64_t begin = row + b * count / blocks, size = row + (b + 1) * count / blocks - begin;
-        T* z[kStreamCount];
-        for (int s = 0; s < kStreamCount; ++s) z[s] = z_.row(begin) + (first + s * spacing) * kPanel;
-        const T* x = x_.row(begin) + k;
-        const std::int64_t ahead = b == 0 ? kPrefetchBytes / sizeof(W) : 0;  // later tiles find the chunk in the cache
-        if (size == kTokens) {
-          tile<V, W, kStreamCount, kTokens>(weights, x, x_.stride, depth, z, z_.stride, k > 0, ahead);
-        } else if constexpr (kTokens > 1) {
-          tile<V, W, kStreamCount, kTokens - 1>(weights, x, x_.stride, depth, z, z_.stride, k > 0, ahead);
+        if constexpr (kConverts) {
+          converted[s] = wide[s];
+          if (passes > 1) widen_chunk<V, W>(weights[s], depth, wide[s]);
+        }
+      }
+      for (std::int64_t pass = 0; pass < passes; ++pass) {
+        const std::int64_t begin = row + pass * count / passes, size = row + (pass + 1) * count / passes - begin;
+        const Prefetch<kStreamCount> next = ahead(weights, depth, pass, passes);
+        if (kConverts && passes > 1) {
+          multiply<T, kStreamCount, kTokens>(converted, first, spacing, begin, size, k, depth, next);
+        } else {
+          multiply<W, kStreamCount, kTokens>(weights, first, spacing, begin, size, k, depth, next);
         }
       }
     }
-    if (scale_ == nullptr) return;
-    for (int s = 0; s < kStreamCount; ++s) scale_panel(first + s * spacing, row, count);
+    if (product_.maps.scale == nullptr) return;
+    for (int s = 0; s < kStreamCount; ++s) scale_panel<V>(product_, first + s * spacing, row, count);
   }
 
-  // Multiplies the finished sums of a panel's columns by their scales.
-  void scale_panel(std::int64_t panel, std::int64_t row, std::int64_t count) const {
-    const std::int64_t begin = panel * kPanel, columns = std::min<std::int64_t>(kPanel, columns_ - begin);
-    alignas(64) T factors[kPanel] = {};
-    std::copy_n(scale_ + begin, columns, factors);
-    for (std::int64_t i = row; i < row + count; ++i) {
-      T* z = z_.row(i) + begin;
-      for (int v = 0; v < kPanel; v += V::kLanes) V::store(z + v, V::mul(V::load(z + v), V::load(factors + v)));
+  // With one pass over a chunk, weights are asked for shortly before their use; with several, each pass asks for its
+  // share of the next chunk.
+  template <int kStreamCount>
+  static Prefetch<kStreamCount> ahead(const W* const (&weights)[kStreamCount], std::int64_t depth, std::int64_t pass,
+                                      std::int64_t passes) {
+    const std::int64_t chunk = depth * kPanel * static_cast<std::int64_t>(sizeof(W));
+    const std::int64_t bytes = passes == 1 ? kPrefetchBytes : chunk + pass * chunk / passes;
+    Prefetch<kStreamCount> next;
+    for (int s = 0; s < kStreamCount; ++s) next.from[s] = reinterpret_cast<const char*>(weights[s]) + bytes;
+    next.interval = passes == 1 ? 1 : passes * static_cast<std::int64_t>(sizeof(T) / sizeof(W));
+    return next;
+  }
+
+  // Rows begin .. begin + size, kTokens or one less, times the chunk at k.
+  template <class U, int kStreamCount, int kTokens>
+  void multiply(const U* const (&weights)[kStreamCount], std::int64_t first, std::int64_t spacing, std::int64_t begin,
+                std::int64_t size, std::int64_t k, std::int64_t depth, const Prefetch<kStreamCount>& next) const {
+    if constexpr (kTokens > 1) {
+      if (size < kTokens)
+        return multiply<U, kStreamCount, kTokens - 1>(weights, first, spacing, begin, size, k, depth, next);
     }
+    T* z[kStreamCount];
+    for (int s = 0; s < kStreamCount; ++s) z[s] = z_.row(begin) + (first + s * spacing) * kPanel;
+    tile<V, U, kStreamCount, kTokens>(weights, x_.row(begin) + k, x_.stride, depth, z, z_.stride, k > 0, next);
   }
 
+  const Product<T>& product_;
   PanelReader<W> reader_;
-  const float* scale_;
-  std::int64_t columns_;
   std::int64_t depth_;
   std::int64_t panels_;
   Scratch<const T> x_;
