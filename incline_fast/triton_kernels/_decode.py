@@ -29,7 +29,7 @@ import triton.language as tl
 
 from incline_fast.triton_kernels._rows import WARPS, finish_row, row_of
 
-__all__ = ["MAX_TOKENS_DENSE", "MAX_TOKENS_LOW_RANK", "decode", "num_counters", "num_items"]
+__all__ = ["MAX_TOKENS_DENSE", "MAX_TOKENS_LOW_RANK", "decode", "num_counters", "num_items", "suitable"]
 
 MAX_TOKENS_DENSE, MAX_TOKENS_LOW_RANK = 32, 16
 """Widest tiles of tokens that the registers hold. The weights are read once per tile, after the first one from L2."""
@@ -234,10 +234,11 @@ def _dense_item(
         _store_image(image, sums, columns, rows, mine, hidden)
 
 
-def _fits(configs: list[triton.Config], named_args: dict, **kwargs) -> list[triton.Config]:
-    """Configurations whose pipeline fits the shared memory with the widest tile of tokens, for which they are kept too.
+def suitable(configs: list[triton.Config], named_args: dict, **kwargs) -> list[triton.Config]:
+    """Configurations that load 16 bytes a thread and fit the shared memory.
 
-    A stage holds a tile of weights, one of x, and one of the residual.
+    A tile of weights has 16 bytes for every thread, or its loads would be narrower. A stage of the pipeline holds such
+    a tile, one of x, and one of the residual, for the widest tile of tokens, because a configuration is kept for all.
     """
     arguments = {**named_args, **kwargs}
     driver = triton.runtime.driver.active
@@ -245,17 +246,20 @@ def _fits(configs: list[triton.Config], named_args: dict, **kwargs) -> list[trit
     activations = sum(arguments[name].element_size() for name in ("x", "residual") if arguments[name] is not None)
     weights = arguments["up"].element_size()
 
-    def size(config: triton.Config) -> int:
-        row = config.kwargs["BLOCK_N"] * weights + MAX_TOKENS_DENSE * activations
-        return config.num_stages * arguments["BLOCK_K"] * row
+    def tile(config: triton.Config) -> int:
+        return config.kwargs["BLOCK_N"] * arguments["BLOCK_K"] * weights
 
-    return [config for config in configs if size(config) <= limit] or [min(configs, key=size)]
+    def size(config: triton.Config) -> int:
+        return config.num_stages * (tile(config) + arguments["BLOCK_K"] * MAX_TOKENS_DENSE * activations)
+
+    wide = [config for config in configs if tile(config) >= 16 * 32 * WARPS]
+    return [config for config in wide if size(config) <= limit] or [min(wide, key=size)]
 
 
 @triton.autotune(
     configs=[triton.Config({"BLOCK_N": n}, num_warps=WARPS, num_stages=s) for s in (4, 6) for n in (16, 32)],
     key=["hidden", "rank"],
-    prune_configs_by={"early_config_prune": _fits},
+    prune_configs_by={"early_config_prune": suitable},
     restore_value=["y", "edited"],
     cache_results=True,
 )

@@ -9,8 +9,8 @@ from __future__ import annotations
 import re
 import subprocess
 from collections import Counter
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 
@@ -48,6 +48,8 @@ class KernelCode:
     threads: int
     intended_blocks: int
     instructions: Mapping[str, int]
+    wants_wide: bool = False  # it is no good without 16-byte loads
+    wants_matrix: bool = False  # nor without tensor cores
 
     @property
     def spills(self) -> int:
@@ -88,9 +90,9 @@ class KernelCode:
             found.append(f"{self.spills} accesses of local memory")
         if self.blocks < self.intended_blocks:
             found.append(f"{self.blocks} blocks fit on a multiprocessor, {self.intended_blocks} are intended")
-        if "TensorCore" in self.name and not self.matrix_products:
+        if self.wants_matrix and not self.matrix_products:
             found.append("no tensor-core instruction")
-        if "Product" in self.name and not self.wide_loads:
+        if self.wants_wide and not self.wide_loads:
             found.append("no 16-byte load from global memory")
         return [f"{self.name} for {self.arch}: {complaint}" for complaint in found]
 
@@ -102,7 +104,8 @@ class KernelCode:
 def kernels_of(source: Path, arch: str, include: tuple[Path, ...] = (build.CSRC,)) -> list[KernelCode]:
     """Every kernel of a source, compiled for an architecture; skips the calling test without nvcc."""
     bounds = launch_bounds(build.ptx(source, arch, include=include))
-    return read_cubin(build.cubin(source, arch, include=include), arch, bounds)
+    codes = read_cubin(build.cubin(source, arch, include=include), arch, bounds)
+    return [replace(code, wants_wide="Product" in code.name, wants_matrix="TensorCore" in code.name) for code in codes]
 
 
 def launch_bounds(ptx: str) -> dict[str, tuple[int, int]]:
@@ -142,23 +145,35 @@ def readable(mangled: str) -> str:
     return name.rsplit("(", 1)[0] if name.endswith(")") else name
 
 
-def table(codes: list[KernelCode]) -> str:
-    """Markdown: a row for each kernel, the architectures side by side."""
-    rows: dict[str, dict[str, KernelCode]] = {}
+HEADS = ("kernel", "threads", *ARCHITECTURES, "16-byte loads", "MMA")
+
+
+def table(codes: Sequence[KernelCode]) -> str:
+    """Markdown: a row for each kernel in the order in which it first comes, the architectures side by side."""
+    rows: dict[str, list[KernelCode]] = {}
     for code in codes:
-        rows.setdefault(code.name, {})[code.arch] = code
-    heads = ["kernel", "threads", *ARCHITECTURES, "16-byte loads", "MMA"]
-    lines = ["| " + " | ".join(heads) + " |", "|" + "---|" * len(heads)]
-    for name, by_arch in sorted(rows.items()):
-        first = by_arch[ARCHITECTURES[0]]
-        cells = [
-            f"{code.registers} registers, {code.shared} B, {code.blocks} resident ({code.occupancy:.0%})"
-            for code in (by_arch[arch] for arch in ARCHITECTURES)
-        ]
-        for count in ("wide_loads", "matrix_products"):
-            cells.append(" / ".join(str(getattr(by_arch[arch], count)) for arch in ARCHITECTURES))
-        lines.append(f"| `{name}` | {first.threads} | " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+        rows.setdefault(code.name, []).append(code)
+    return markdown(HEADS, map(cells, rows.values()))
+
+
+def cells(codes: Sequence[KernelCode]) -> list[str]:
+    """A row of the table: one kernel on the architectures in their order."""
+    found = [f"`{codes[0].name}`", str(codes[0].threads)]
+    found += [
+        f"{code.registers} registers, {code.shared} B, {code.blocks} resident ({code.occupancy:.0%})" for code in codes
+    ]
+    found.append(" / ".join(str(code.wide_loads) for code in codes))
+    return [*found, " / ".join(str(code.matrix_products) for code in codes)]
+
+
+def markdown(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A table."""
+    return "\n".join([markdown_row(heads), "|" + "---|" * len(heads), *map(markdown_row, rows)])
+
+
+def markdown_row(row: Sequence[str]) -> str:
+    """A line of a table."""
+    return "| " + " | ".join(row) + " |"
 
 
 def _instructions(listing: str) -> dict[str, Counter[str]]:

@@ -36,11 +36,16 @@ def test_every_kernel_is_judged() -> None:
 
 
 def test_page_says_what_the_compiler_says() -> None:
-    """Other releases of nvcc allocate other registers, which the gate judges and docs/gpu.md need not show."""
+    """Other releases of nvcc allocate other registers, which the gate judges and docs/gpu.md need not show.
+
+    The rows of Triton's kernels are compared where these are compiled, in test_triton_machine_code.py.
+    """
     if shutil.which("nvcc") is None or "release 13.0" not in build.compiler_version("nvcc"):
         pytest.skip("docs/gpu.md describes nvcc 13.0, and another release is installed")
     page = run_path(str(build.ROOT / "docs" / "build_gpu.py"))
-    assert page["TARGET"].read_text(encoding="utf-8") == page["render"](), "run: python docs/build_gpu.py"
+    text = page["TARGET"].read_text(encoding="utf-8")
+    for part in (page["cuda_part"](), page["traffic_part"](), page["fault_part"]()):
+        assert part in text, "run: python docs/build_gpu.py"
 
 
 def sample(arch: str) -> dict[str, KernelCode]:
@@ -84,7 +89,7 @@ def test_occupancy_by_hand(changes: dict[str, int | str], blocks: int) -> None:
 
 
 def test_complaints_about_instructions() -> None:
-    code = replace(CODE, name="dense_kernel<TensorCoreProduct<bf16, true>, 1>", instructions={"LDG.E.64": 3, "FFMA": 9})
+    code = replace(CODE, wants_wide=True, wants_matrix=True, instructions={"LDG.E.64": 3, "FFMA": 9})
     text = "\n".join(code.complaints())
     assert "no tensor-core instruction" in text
     assert "no 16-byte load" in text

@@ -21,7 +21,7 @@ def always_triton(monkeypatch: pytest.MonkeyPatch) -> None:
     """CPU tensors go to Triton, whose driver is emulated; nothing else of the dispatch is replaced."""
     for norm in ("rms", "layer"):
         module = importlib.import_module(f"incline_fast.ops.affine_{norm}_norm")
-        monkeypatch.setattr(module, "choose", lambda *_: "triton")
+        monkeypatch.setattr(module, "route_of", lambda *_: "triton")
 
 
 @pytest.mark.parametrize("map_dtype", [BF16, torch.int8])

@@ -91,19 +91,6 @@ def test_replay_needs_no_reset(rank: int | None) -> None:
     assert not slab.memory.any()
 
 
-@pytest.mark.parametrize("rank", [None, 256])
-def test_decode_is_one_launch_that_reads_the_weights_once(rank: int | None, launches: list[Launch]) -> None:
-    hidden = 1024
-    make_triton("rms", hidden, (3,), rank=rank, dtype=BF16, residual_dtype=BF16)()
-    (launch,) = launches
-    compulsory = hidden * (rank or hidden) * 2
-    maps = [traffic for traffic in launch.report.reads.values() if traffic.bytes == compulsory]
-    assert len(maps) == (1 if rank is None else 2)
-    for traffic in maps:
-        assert compulsory <= 32 * traffic.sectors <= 1.01 * compulsory
-        assert set(traffic.widths) == {128}
-
-
 @pytest.mark.parametrize("rank", [None, 40])
 def test_results_are_published_before_they_are_counted(rank: int | None, launches: list[Launch]) -> None:
     """In the PTX: between a program's last store and the atomic that counts it lies a barrier, and the atomic releases.
