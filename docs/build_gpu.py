@@ -48,6 +48,7 @@ tensor cores for all maps that are not fp32.
 
 """
 AMD_TEXT = """For gfx942 (MI300) the first configuration of each compiles; these are the compiler's own numbers.
+Spilled SGPRs go to lanes of VGPRs and not to memory.
 
 """
 TRAFFIC_TEXT = """## Traffic

@@ -149,7 +149,7 @@ def codes_of(variant: Variant) -> list[KernelCode]:
     return [code_of(variant, arch) for arch in ARCHITECTURES]
 
 
-AMD_HEADS = ("kernel", "VGPRs", "AGPRs", "spills", "shared memory, B")
+AMD_HEADS = ("kernel", "VGPRs", "AGPRs", "VGPR spills", "SGPR spills", "shared memory, B")
 
 
 def amd_cells(variant: Variant) -> list[str]:
@@ -158,8 +158,8 @@ def amd_cells(variant: Variant) -> list[str]:
     if kernel.asm["hsaco"][:4] != b"\x7fELF":
         raise ValueError(f"{variant.name}: the AMD back end gave no ELF file")
     numbers = dict(re.findall(r"^[\s-]+\.([sv]gpr_spill_count|[av]gpr_count):\s+(\d+)$", kernel.asm["amdgcn"], re.M))
-    spills = int(numbers["vgpr_spill_count"]) + int(numbers["sgpr_spill_count"])
-    return [f"`{variant.name}`", numbers["vgpr_count"], numbers["agpr_count"], str(spills), str(kernel.metadata.shared)]
+    names = ("vgpr_count", "agpr_count", "vgpr_spill_count", "sgpr_spill_count")
+    return [f"`{variant.name}`", *(numbers[name] for name in names), str(kernel.metadata.shared)]
 
 
 def amd_variants() -> Iterator[Variant]:
