@@ -77,10 +77,9 @@ class TileGemm {
   void panel_group(const TiledRows& x, std::int64_t first, std::int64_t spacing, std::int64_t tile,
                    std::int64_t tile_end) const {
     alignas(64) W buffers[kPanels][kTileChunk * kPanel];
-    for (std::int64_t k = 0; k < depth_; k += kTileChunk) {
-      const std::int64_t depth = std::min(kTileChunk, depth_ - k);
+    for (std::int64_t k = 0; k < depth_; k += steps_at(k) * kTileDepth) {
       const W* weights[kPanels];
-      for (int s = 0; s < kPanels; ++s) weights[s] = whole_steps(first + s * spacing, k, depth, buffers[s]);
+      for (int s = 0; s < kPanels; ++s) weights[s] = whole_steps(first + s * spacing, k, buffers[s]);
       if (x.suit_vectors()) {
         multiply_on_vectors<kPanels>(x, weights, first, spacing, tile, k);
       } else {
@@ -92,18 +91,21 @@ class TileGemm {
     for (int s = 0; s < kPanels; ++s) scale_panel<Avx512Float>(product_, first + s * spacing, begin, count);
   }
 
-  // The panel's rows k .. k + depth, padded with zeros where the last tile is not full.
-  const W* whole_steps(std::int64_t panel, std::int64_t k, std::int64_t depth, W* buffer) const {
-    const W* rows = reader_.chunk(panel, k, depth, buffer);
-    const std::int64_t size = stored_depth<W>(depth) * kPanel;
-    const std::int64_t padded = ceil_div(depth, kTileDepth) * kTileSize;
-    if (size == padded) return rows;
-    if (rows != buffer) std::copy_n(rows, size, buffer);
-    std::fill(buffer + size, buffer + padded, W{});
-    return buffer;
+  // Steps of the chunk at k: whole ones as long as there are any, then the rest, padded.
+  std::int64_t steps_at(std::int64_t k) const {
+    return std::clamp<std::int64_t>((depth_ - k) / kTileDepth, 1, kTileChunk / kTileDepth);
   }
 
-  std::int64_t steps_at(std::int64_t k) const { return ceil_div(std::min(kTileChunk, depth_ - k), kTileDepth); }
+  // The panel's rows of the chunk at k, padded with zeros if they are the rest.
+  const W* whole_steps(std::int64_t panel, std::int64_t k, W* buffer) const {
+    const std::int64_t padded = steps_at(k) * kTileDepth, depth = std::min(padded, depth_ - k);
+    const W* rows = reader_.chunk(panel, k, depth, buffer);
+    const std::int64_t size = stored_depth<W>(depth) * kPanel;
+    if (depth == padded) return rows;
+    if (rows != buffer) std::copy_n(rows, size, buffer);
+    std::fill(buffer + size, buffer + padded * kPanel, W{});
+    return buffer;
+  }
 
   template <int kPanels>
   void multiply_on_vectors(const TiledRows& x, const W* const (&weights)[kPanels], std::int64_t first,
