@@ -19,7 +19,8 @@ void combine(typename V::Scalar* z, const typename V::Scalar* r, const typename 
   }
 }
 
-// Sum of term(value) over a row, in one fixed order.
+// Sum of term(value) over a row, in one fixed order. No chain of additions is long, also at the end of the row: an
+// error of this sum scales the whole row.
 template <class V, class VectorTerm, class ScalarTerm>
 typename V::Scalar reduce(const typename V::Scalar* row, std::int64_t size, VectorTerm vector_term,
                           ScalarTerm scalar_term) {
@@ -29,9 +30,10 @@ typename V::Scalar reduce(const typename V::Scalar* row, std::int64_t size, Vect
 #pragma GCC unroll 4
     for (int j = 0; j < 4; ++j) sums[j] = V::add(sums[j], vector_term(V::load(row + i + j * V::kLanes)));
   }
-  typename V::Scalar total = V::sum(V::add(V::add(sums[0], sums[1]), V::add(sums[2], sums[3])));
-  for (; i < size; ++i) total += scalar_term(row[i]);
-  return total;
+  for (; i + V::kLanes <= size; i += V::kLanes) sums[0] = V::add(sums[0], vector_term(V::load(row + i)));
+  typename V::Scalar rest = 0;
+  for (; i < size; ++i) rest += scalar_term(row[i]);
+  return V::sum(V::add(V::add(sums[0], sums[1]), V::add(sums[2], sums[3]))) + rest;
 }
 
 template <class V>

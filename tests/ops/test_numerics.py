@@ -118,6 +118,20 @@ def test_no_more_than_twice_the_error_of_unfused_torch(
             assert_not_worse(actual, plain, wanted)
 
 
+@pytest.mark.parametrize("norm", ["rms", "layer"])
+@pytest.mark.parametrize("hidden", [111, 127, 1087])
+def test_norm_alone_is_no_less_accurate_than_torchs(hidden: int, norm: str) -> None:
+    """Rows whose size is no whole number of vectors: an error of their sum scales all of y."""
+    for seed in range(5):
+        case = make(norm, hidden, (33,), seed=seed, alpha=0.5)
+        y, edited = case(BACKENDS[-1])
+        if norm == "rms":
+            plain = F.rms_norm(edited, (hidden,), case.weight, 1e-6)
+        else:
+            plain = F.layer_norm(edited, (hidden,), case.weight, case.norm_bias, 1e-5)
+        assert_not_worse(y, plain, case.normed(edited))
+
+
 @pytest.mark.parametrize("rank", [None, 64])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
 def test_bf16_maps_do_not_round_wider_activations(dtype: torch.dtype, rank: int | None) -> None:
