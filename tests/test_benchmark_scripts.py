@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import csv
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
-from benchmarks import bench_affine_norm, build_readme, instructions, plot_affine_norm
+from benchmarks import bench_affine_norm, bench_call, build_readme, instructions, plot_affine_norm
 from benchmarks.build_readme import Results, blocks, rewritten
 from incline_fast.bench import TABLES, Row, write_csv
 from incline_fast.ops._backend import EXTENSION
@@ -64,6 +65,29 @@ def test_every_loss_is_named() -> None:
     assert "1 thread(s): 1 x 2048 0.99x\n" in made["performance"]
     assert "forced" not in made["performance"]
     assert "Losing regimes: none" in blocks(Results([row()]))["kernels"]
+
+
+@pytest.mark.skipif(EXTENSION is None, reason="needs the compiled extension")
+def test_every_way_to_call_the_op_normalises_a_row() -> None:
+    for name, call in bench_call.ways().items():
+        if "cpu_isa" in name:
+            continue
+        result = call()
+        y = result[0] if isinstance(result, tuple) else result
+        if y is None:  # the compiled op writes into a given y
+            continue
+        assert y.shape == (1, bench_call.HIDDEN)
+        assert float(y.square().mean()) == pytest.approx(1.0, rel=1e-4), name
+
+
+@pytest.mark.skipif(EXTENSION is None, reason="needs the compiled extension")
+def test_costs_of_a_call_are_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.argv", ["bench_call", "--turns", "1", "-o", str(tmp_path / "call.csv")])
+    bench_call.main()
+    with (tmp_path / "call.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["call"] for row in rows] == list(bench_call.ways())
+    assert all(float(row["us_p50"]) > 0 for row in rows)
 
 
 def test_only_what_lies_between_markers_is_written() -> None:

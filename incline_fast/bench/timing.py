@@ -4,6 +4,7 @@ call, so that a ratio compares neighbours in time on a machine whose speed drift
 
 from __future__ import annotations
 
+import random
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -96,19 +97,19 @@ def _check(name: str, run: Run, data: Data) -> float:
 
 
 def _interleave(runs: dict[str, Run], data: Data, seconds: float) -> dict[str, list[float]]:
-    """Microseconds of every call. Neighbouring calls read different copies, and who comes first takes turns."""
-    names, copies = list(runs), data.problem.copies
+    """Microseconds of every call. Neighbouring calls read different copies, and every round has an order of its own:
+    who always came after a relative would find its code in the cache.
+    """
+    names, copies, order = list(runs), data.problem.copies, random.Random(0)
     times: dict[str, list[float]] = {name: [] for name in names}
     call, warm, end = 0, False, 0.0
     while not warm or time.perf_counter() < end or len(times[names[0]]) < 7:
-        shift = call % len(names)
-        for name in names[shift:] + names[:shift]:
+        for name in order.sample(names, len(names)):
             run, x = runs[name], data.x.clone()
             begin = time.perf_counter_ns()
             run(x, call % copies)
             times[name].append((time.perf_counter_ns() - begin) / 1e3)
             call += 1
-        call += 1  # so that the starting provider moves on when their number divides the calls
         if not warm and len(times[names[0]]) == 5:
             times = {name: [] for name in names}
             warm, end = True, time.perf_counter() + seconds

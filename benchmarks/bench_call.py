@@ -1,0 +1,91 @@
+"""What a call costs where there is nothing to compute: the fused op at d = 64, one token, split into its layers.
+
+python -m benchmarks.bench_call -o benchmarks/results/call.csv
+
+Each way is called 300 times in a row, so that its code and data are in the caches; the ways take turns, and the table
+has the median over the turns. Between the blocks of a model caches are cold, and a call takes several times as long.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from tqdm import trange
+
+from incline_fast import AffineMap, AffineRMSNorm, ops
+from incline_fast._files import replacing
+from incline_fast.bench.machine import commit, cpu_name, threads
+from incline_fast.ops._arguments import op_tail
+
+HIDDEN, CALLS, ALPHA, EPS = 64, 300, 0.3, 1e-6
+
+
+def ways() -> dict[str, Callable[[], object]]:
+    """Name -> one call. The in-place forms write over the same x again and again; alpha M is too small to matter."""
+    x, weight, bias = torch.randn(1, HIDDEN), torch.ones(HIDDEN), torch.zeros(HIDDEN)
+    map = AffineMap.dense(1e-3 * torch.randn(HIDDEN, HIDDEN))
+    y, W = torch.empty_like(x), map.up[0]
+    tail = op_tail("cpu", map, bias, ALPHA, 1.0, None, EPS, 0.0)
+    compiled_in_place = torch.ops.incline_fast.affine_rms_norm_.default
+    layer = AffineRMSNorm(weight, map, bias=bias, alpha=ALPHA, eps=EPS)
+
+    def unfused() -> torch.Tensor:
+        edited = torch.add(x, F.linear(x, W, bias), alpha=ALPHA)
+        return F.rms_norm(edited, (HIDDEN,), weight, EPS)
+
+    return {
+        "eager `F.rms_norm` alone": lambda: F.rms_norm(x, (HIDDEN,), weight, EPS),
+        "eager `F.linear`, `add`, `F.rms_norm`": unfused,
+        "`torch.ops.incline_fast.cpu_isa`: an op without arguments": torch.ops.incline_fast.cpu_isa.default,
+        "`torch.ops.incline_fast.affine_rms_norm_`, y given": lambda: compiled_in_place(y, x, False, weight, *tail),
+        "`ops.affine_rms_norm_`": lambda: ops.affine_rms_norm_(x, weight, map, bias=bias, alpha=ALPHA, eps=EPS),
+        "`ops.affine_rms_norm`": lambda: ops.affine_rms_norm(x, weight, map, bias=bias, alpha=ALPHA, eps=EPS),
+        "`AffineRMSNorm.forward`": lambda: layer.forward(x),
+        "`AffineRMSNorm(...)`, through `Module.__call__`": lambda: layer(x),
+    }
+
+
+def measure(turns: int) -> dict[str, float]:
+    """Name -> microseconds of a call, the median over the turns."""
+    calls = ways()
+    times: dict[str, list[float]] = {name: [] for name in calls}
+    with torch.no_grad():
+        for _ in trange(turns, desc="calls", unit="turn"):
+            for name, call in calls.items():
+                for _ in range(CALLS // 10):
+                    call()
+                begin = time.perf_counter_ns()
+                for _ in range(CALLS):
+                    call()
+                times[name].append((time.perf_counter_ns() - begin) / CALLS / 1e3)
+    return {name: statistics.median(values) for name, values in times.items()}
+
+
+def main() -> None:
+    """Measure, print, write."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--turns", type=int, default=100, help="blocks of 300 calls for each way")
+    parser.add_argument("-o", "--output", type=Path, help="CSV to write")
+    arguments = parser.parse_args()
+    with threads(1):
+        times = measure(arguments.turns)
+    about = {"device": cpu_name(), "threads": 1, "torch": torch.__version__, "commit": commit()}
+    rows = [{"call": name, "us_p50": f"{us:.2f}", **about} for name, us in times.items()]
+    for row in rows:
+        print(f"{row['us_p50']:>6} us  {row['call']}")
+    if arguments.output is not None:
+        with replacing(arguments.output) as temporary, temporary.open("w", newline="") as file:
+            writer = csv.DictWriter(file, rows[0])
+            writer.writeheader()
+            writer.writerows(rows)
+
+
+if __name__ == "__main__":
+    main()
