@@ -16,20 +16,23 @@ HUGE_PAGE = 2 << 20
 def on_huge_pages(tensor: Tensor) -> Tensor:
     """A contiguous copy that begins on a boundary of 2 MiB and for whose whole huge pages Linux is asked.
 
-    A hardware prefetcher stops at the end of a page, and every page costs a walk through the page tables. What does not
-    fill one huge page, is not in main memory, or is only traced (by ``torch.compile``, or as a fake tensor) is returned
-    as it is, and so is everything on systems without ``madvise``. The memory is mapped for the copy alone and unmapped
-    when the last tensor that uses it is freed.
+    A hardware prefetcher stops at the end of a page, and every page costs a walk through the page tables. The last huge
+    page may stay empty for an eighth of the tensor's size; where more of it would, small pages take the rest. A tensor
+    that is too small for one, is not in main memory, or is only traced (by ``torch.compile``, or as a fake tensor) is
+    returned as it is, and so is everything on systems without ``madvise``. The memory is mapped for the copy alone and
+    unmapped when the last tensor that uses it is freed.
     """
     advice = getattr(mmap, "MADV_HUGEPAGE", None)
     if advice is None or torch.compiler.is_compiling() or type(tensor) is not Tensor:
         return tensor
-    if not tensor.is_cpu or tensor.nbytes < HUGE_PAGE:
+    pages = (tensor.nbytes + tensor.nbytes // 8) // HUGE_PAGE
+    if not tensor.is_cpu or pages == 0:
         return tensor
-    memory = mmap.mmap(-1, tensor.nbytes + HUGE_PAGE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    size = max(tensor.nbytes, pages * HUGE_PAGE)
+    memory = mmap.mmap(-1, size + HUGE_PAGE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     begin = -torch.frombuffer(memory, dtype=torch.uint8).data_ptr() % HUGE_PAGE
     try:
-        memory.madvise(advice, begin, tensor.nbytes // HUGE_PAGE * HUGE_PAGE)
+        memory.madvise(advice, begin, pages * HUGE_PAGE)
     except OSError:  # a kernel without huge pages
         return tensor
     copy = torch.frombuffer(memory, dtype=tensor.dtype, count=tensor.numel(), offset=begin)

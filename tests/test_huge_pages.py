@@ -46,8 +46,18 @@ def test_whole_huge_pages_are_advised_and_the_rest_is_not(dtype: torch.dtype) ->
     assert not advised(begin + 2 * HUGE_PAGE)
 
 
+@linux
+@pytest.mark.parametrize("whole", [1, 9])
+def test_a_huge_page_that_is_filled_well_enough_is_advised(whole: int) -> None:
+    size = whole * HUGE_PAGE
+    copy = on_huge_pages(torch.ones(size - size // 10, dtype=torch.int8))
+    assert advised(copy.data_ptr() + size - 1)
+    assert copy.untyped_storage().nbytes() == copy.nbytes
+    assert int(copy.sum(dtype=torch.int64)) == copy.numel()
+
+
 def test_what_fills_no_huge_page_or_has_no_memory_is_left_alone() -> None:
-    small = torch.zeros(HUGE_PAGE - 1, dtype=torch.int8)
+    small = torch.zeros(HUGE_PAGE * 8 // 9, dtype=torch.int8)
     assert on_huge_pages(small) is small
     meta = torch.empty(HUGE_PAGE, device="meta")
     assert on_huge_pages(meta) is meta
