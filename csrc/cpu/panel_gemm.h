@@ -25,6 +25,8 @@ constexpr int kMaxStreams = 4;
 constexpr int kMaxTokens = 8;
 // How far ahead of its use a piece of a panel is asked for (measured: 2 to 3 KB; 1 and 4 KB cost 5%).
 constexpr std::int64_t kPrefetchBytes = 2048;
+// Activations that all panels meet before the next ones are taken: what stays in an L2 cache.
+constexpr std::int64_t kBlockBytes = 512 * 1024;
 
 constexpr std::int64_t ceil_div(std::int64_t a, std::int64_t b) { return (a + b - 1) / b; }
 
@@ -220,35 +222,46 @@ class PanelGemm {
         const std::int64_t part = begin / panels_, first = begin % panels_;
         const std::int64_t last = std::min(panels_, first + end - begin);
         const std::int64_t row = part * part_rows;
-        if (row < rows_) by_tokens<kTileTokens<V>>(first, last, row, std::min(part_rows, rows_ - row));
+        if (row < rows_) by_depth(first, last, row, std::min(part_rows, rows_ - row));
         begin += last - first;
       }
     });
   }
 
  private:
+  // All panels for as many activations as stay in a cache, then for the next ones.
+  void by_depth(std::int64_t first, std::int64_t last, std::int64_t row, std::int64_t count) const {
+    const std::int64_t chunks = kBlockBytes / (kChunk * count * static_cast<std::int64_t>(sizeof(T)));
+    const std::int64_t block = std::max<std::int64_t>(1, chunks) * kChunk;
+    for (std::int64_t k = 0; k < depth_; k += block)
+      by_tokens<kTileTokens<V>>(first, last, row, count, k, std::min(k + block, depth_));
+  }
+
   // Splits rows evenly into tiles of at most kTileTokens and picks the kernel for the larger of the two sizes.
   template <int kTokens>
-  void by_tokens(std::int64_t first, std::int64_t last, std::int64_t row, std::int64_t count) const {
+  void by_tokens(std::int64_t first, std::int64_t last, std::int64_t row, std::int64_t count, std::int64_t k_begin,
+                 std::int64_t k_end) const {
     const std::int64_t largest = ceil_div(count, ceil_div(count, kTileTokens<V>));
     if constexpr (kTokens > 1) {
-      if (largest < kTokens) return by_tokens<kTokens - 1>(first, last, row, count);
+      if (largest < kTokens) return by_tokens<kTokens - 1>(first, last, row, count, k_begin, k_end);
     }
     constexpr int kParallel = kStreams<V, kTokens>;
     const std::int64_t run = (last - first) / kParallel;
-    for (std::int64_t i = 0; i < run; ++i) panel_group<kParallel, kTokens>(first + i, run, row, count);
-    for (std::int64_t p = first + run * kParallel; p < last; ++p) panel_group<1, kTokens>(p, 0, row, count);
+    for (std::int64_t i = 0; i < run; ++i) panel_group<kParallel, kTokens>(first + i, run, row, count, k_begin, k_end);
+    for (std::int64_t p = first + run * kParallel; p < last; ++p)
+      panel_group<1, kTokens>(p, 0, row, count, k_begin, k_end);
   }
 
-  // Panels first, first + spacing, ...: all rows, chunk by chunk, so that a chunk is read from memory once, and with
-  // several passes over it converted once.
+  // Panels first, first + spacing, ... from k_begin to k_end: all rows, chunk by chunk, so that a chunk is read from
+  // memory once, and with several passes over it converted once.
   template <int kStreamCount, int kTokens>
-  void panel_group(std::int64_t first, std::int64_t spacing, std::int64_t row, std::int64_t count) const {
+  void panel_group(std::int64_t first, std::int64_t spacing, std::int64_t row, std::int64_t count, std::int64_t k_begin,
+                   std::int64_t k_end) const {
     constexpr bool kConverts = !std::is_same_v<W, T>;
     alignas(64) W buffers[kStreamCount][kChunk * kPanel];
     alignas(64) T wide[kConverts ? kStreamCount : 1][kChunk * kPanel];
     const std::int64_t passes = ceil_div(count, kTokens);
-    for (std::int64_t k = 0; k < depth_; k += kChunk) {
+    for (std::int64_t k = k_begin; k < k_end; k += kChunk) {
       const std::int64_t depth = stored_depth<W>(std::min(kChunk, depth_ - k));
       const W* weights[kStreamCount];
       const T* converted[kStreamCount];
@@ -269,7 +282,7 @@ class PanelGemm {
         }
       }
     }
-    if (product_.maps.scale == nullptr) return;
+    if (product_.maps.scale == nullptr || k_end < depth_) return;
     for (int s = 0; s < kStreamCount; ++s) scale_panel<V>(product_, first + s * spacing, row, count);
   }
 
