@@ -95,7 +95,9 @@ def performance(results: Results) -> str:
     costs = {name: results.find("overhead", 1, name, shape) for name in ("eager", "fused", OURS, "layer")}
     words = {"eager": "eager", "fused": "functional", OURS: "in place", "layer": "`AffineRMSNorm`"}
     call = ", ".join(f"{words[name]} {row.us_p50:.1f} µs" for name, row in costs.items() if row is not None)
-    cost = f"At d = 64, one token, where only the call costs: {call}.\n" if call else ""
+    cost = (
+        f"At d = 64, one token, where only the call costs (among other calls, not in a loop): {call}.\n" if call else ""
+    )
     return "\n".join(part for part in (table, cost, losses(results, 2048)) if part)
 
 
@@ -202,7 +204,7 @@ def kernels(results: Results) -> str:
             "Against torch.compile with max-autotune and frozen weights, dense, d = 4096",
             compared(results, tuned, lambda r: r.ratio_vs_max_autotune, 4096),
         ),
-        ("What a call costs: d = 64, one token, hot", overhead(results)),
+        ("What a call costs among other calls: d = 64, one token, cached map", overhead(results)),
         ("Mixed dtypes and LayerNorm", mixed(results)),
     ]
     shown = [f"**{title}**\n\n{text}" for title, text in parts if text]
