@@ -2,7 +2,8 @@
 // multiplies it with contiguous weights: no horizontal sums, unit stride. A panel is [depth][16]; in bf16 it is
 // [ceil(depth / 2)][16][2], where one shift and one mask of the same load give two rows of fp32 weights.
 //
-// Every output column is summed over k in one fixed order: sequentially inside a chunk of kChunk, then chunk by chunk.
+// Every output column is summed over k in one fixed order: sequentially inside a chunk, then chunk by chunk; the length
+// of a chunk depends on the depth alone.
 // Tile shape, threads and batch only choose which columns and rows are computed together, so they never change a bit.
 // (Chunks also keep fp32 error from growing with the whole length, and keep several panels' chunks in the L1 cache.)
 #pragma once
@@ -21,6 +22,9 @@ namespace {
 
 constexpr int kPanel = 16;
 constexpr std::int64_t kChunk = 128;
+// Up to this depth chunks have half the length: a single chain of 128 additions would be the whole sum, and its error
+// twice that of the short chains in which torch multiplies one row.
+constexpr std::int64_t kShortDepth = 256;
 constexpr int kMaxStreams = 4;
 constexpr int kMaxTokens = 8;
 // How far ahead of its use a piece of a panel is asked for (measured: 2 to 3 KB; 1 and 4 KB cost 5%).
@@ -205,6 +209,7 @@ class PanelGemm {
       : product_(p),
         reader_(p.maps, p.map),
         depth_(p.maps.depth),
+        chunk_(depth_ <= kShortDepth ? kChunk / 2 : kChunk),
         panels_(ceil_div(p.maps.columns, kPanel)),
         x_(p.x),
         z_(p.z),
@@ -231,8 +236,8 @@ class PanelGemm {
  private:
   // All panels for as many activations as stay in a cache, then for the next ones.
   void by_depth(std::int64_t first, std::int64_t last, std::int64_t row, std::int64_t count) const {
-    const std::int64_t chunks = kBlockBytes / (kChunk * count * static_cast<std::int64_t>(sizeof(T)));
-    const std::int64_t block = std::max<std::int64_t>(1, chunks) * kChunk;
+    const std::int64_t chunks = kBlockBytes / (chunk_ * count * static_cast<std::int64_t>(sizeof(T)));
+    const std::int64_t block = std::max<std::int64_t>(1, chunks) * chunk_;
     for (std::int64_t k = 0; k < depth_; k += block)
       by_tokens<kTileTokens<V>>(first, last, row, count, k, std::min(k + block, depth_));
   }
@@ -261,12 +266,12 @@ class PanelGemm {
     alignas(64) W buffers[kStreamCount][kChunk * kPanel];
     alignas(64) T wide[kConverts ? kStreamCount : 1][kChunk * kPanel];
     const std::int64_t passes = ceil_div(count, kTokens);
-    for (std::int64_t k = k_begin; k < k_end; k += kChunk) {
-      const std::int64_t depth = stored_depth<W>(std::min(kChunk, depth_ - k));
+    for (std::int64_t k = k_begin; k < k_end; k += chunk_) {
+      const std::int64_t depth = stored_depth<W>(std::min(chunk_, depth_ - k));
       const W* weights[kStreamCount];
       const T* converted[kStreamCount];
       for (int s = 0; s < kStreamCount; ++s) {
-        weights[s] = reader_.chunk(first + s * spacing, k, std::min(kChunk, depth_ - k), buffers[s]);
+        weights[s] = reader_.chunk(first + s * spacing, k, std::min(chunk_, depth_ - k), buffers[s]);
         if constexpr (kConverts) {
           converted[s] = wide[s];
           if (passes > 1) widen_chunk<V, W>(weights[s], depth, wide[s]);
@@ -315,6 +320,7 @@ class PanelGemm {
   const Product<T>& product_;
   PanelReader<W> reader_;
   std::int64_t depth_;
+  std::int64_t chunk_;
   std::int64_t panels_;
   Scratch<const T> x_;
   Scratch<T> z_;

@@ -118,6 +118,16 @@ def test_no_more_than_twice_the_error_of_unfused_torch(
             assert_not_worse(actual, plain, wanted)
 
 
+@pytest.mark.parametrize("tokens", [1, 2, 4])
+@pytest.mark.parametrize("hidden", [96, 111, 128, 512])
+def test_no_more_than_twice_the_error_with_few_short_rows(hidden: int, tokens: int) -> None:
+    """torch multiplies so few rows in shorter chains of additions than more; r' over 20 batches."""
+    cases = [make("rms", hidden, (tokens,), seed=seed, alpha=0.5) for seed in range(20)]
+    edited = [(case(BACKENDS[-1])[1], unfused(case)[1], case.expected()[1]) for case in cases]
+    actual, plain, wanted = (torch.cat(rows) for rows in zip(*edited, strict=True))
+    assert_not_worse(actual, plain, wanted)
+
+
 @pytest.mark.parametrize("norm", ["rms", "layer"])
 @pytest.mark.parametrize("hidden", [111, 127, 1087])
 def test_norm_alone_is_no_less_accurate_than_torchs(hidden: int, norm: str) -> None:
