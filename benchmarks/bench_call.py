@@ -9,7 +9,6 @@ has the median over the turns. Between the blocks of a model caches are cold, an
 from __future__ import annotations
 
 import argparse
-import csv
 import statistics
 import time
 from collections.abc import Callable
@@ -20,8 +19,8 @@ import torch.nn.functional as F
 from tqdm import trange
 
 from incline_fast import AffineMap, AffineRMSNorm, ops
-from incline_fast._files import replacing
 from incline_fast.bench.machine import commit, cpu_name, threads
+from incline_fast.bench.rows import write_table
 from incline_fast.ops._arguments import op_tail
 
 HIDDEN, CALLS, ALPHA, EPS = 64, 300, 0.3, 1e-6
@@ -81,10 +80,7 @@ def main() -> None:
     for row in rows:
         print(f"{row['us_p50']:>6} us  {row['call']}")
     if arguments.output is not None:
-        with replacing(arguments.output) as temporary, temporary.open("w", newline="") as file:
-            writer = csv.DictWriter(file, rows[0])
-            writer.writeheader()
-            writer.writerows(rows)
+        write_table(rows, list(rows[0]), arguments.output)
 
 
 if __name__ == "__main__":

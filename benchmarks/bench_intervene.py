@@ -10,7 +10,6 @@ measured in the same run; "ratio" is the extra time over that.
 from __future__ import annotations
 
 import argparse
-import csv
 import statistics
 import time
 from collections.abc import Callable
@@ -23,8 +22,8 @@ from tqdm import tqdm
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from incline_fast import Alignment, intervene
-from incline_fast._files import replacing
 from incline_fast.bench.machine import commit, cpu_name, threads
+from incline_fast.bench.rows import write_table
 from incline_fast.maps import AffineMap
 
 LAYERS, HIDDEN, PROMPT, NEW_TOKENS = 12, 2048, 4, 16
@@ -123,10 +122,7 @@ def main() -> None:
     for row in rows:
         print(row)
     if arguments.output is not None:
-        with replacing(arguments.output) as temporary, temporary.open("w", newline="") as file:
-            writer = csv.DictWriter(file, rows[0])
-            writer.writeheader()
-            writer.writerows(rows)
+        write_table(rows, list(rows[0]), arguments.output)
 
 
 if __name__ == "__main__":

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, get_type_hints
 
 from incline_fast._files import replacing
 
-__all__ = ["Row", "merged", "read_csv", "write_csv"]
+__all__ = ["Row", "merged", "read_csv", "write_csv", "write_table"]
 
 
 @dataclass(frozen=True)
@@ -62,12 +62,16 @@ def merged(old: Sequence[Row], new: Sequence[Row]) -> list[Row]:
 
 def write_csv(rows: Sequence[Row], path: Path) -> None:
     """Write the rows; numbers keep four digits, absent ones are empty."""
+    lines = [{k: f"{v:.4g}" if isinstance(v, float) else v for k, v in asdict(row).items()} for row in rows]
+    write_table(lines, [field.name for field in fields(Row)], path)
+
+
+def write_table(rows: Sequence[Mapping[str, Any]], columns: Sequence[str], path: Path) -> None:
+    """Write rows of any table as CSV, replacing the file once all of it is there."""
     with replacing(path) as temporary, temporary.open("w", newline="") as file:
-        writer = csv.DictWriter(file, [field.name for field in fields(Row)])
+        writer = csv.DictWriter(file, columns)
         writer.writeheader()
-        for row in rows:
-            cells = asdict(row)
-            writer.writerow({k: f"{v:.4g}" if isinstance(v, float) else v for k, v in cells.items()})
+        writer.writerows(rows)
 
 
 def read_csv(path: Path) -> list[Row]:
