@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from incline_fast import bench
-from incline_fast.bench import PROVIDERS, TABLES, Data, Problem, command, measure, problems, providers
+from incline_fast.bench import PROVIDERS, TABLES, Data, Problem, command, measure, problems, providers, timing
 from incline_fast.bench.machine import cpu_slug
 from incline_fast.bench.rows import merged, read_csv, write_csv
 from incline_fast.bench.timing import with_roofline
@@ -110,6 +110,22 @@ def test_wrong_provider_is_refused_before_it_is_timed(monkeypatch: pytest.Monkey
     monkeypatch.setitem(PROVIDERS, "lazy", providers.Provider(lambda data: lambda x, i: (x, x)))
     with pytest.raises(ArithmeticError, match=r"lazy is wrong on rms 1 32 dense .*nothing was timed"):
         measure(TINY, ["eager", "lazy"], seconds=0.01)
+
+
+@compiled
+def test_who_disturbs_the_others_takes_turns_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    turns = [{"eager": [10.0] * 7, "fused": [5.0] * 7}, {"eager": [30.0] * 7, "hook": [60.0] * 7, "fused": [10.0] * 7}]
+    groups: list[list[str]] = []
+
+    def interleave(runs: dict[str, providers.Run], data: Data, seconds: float) -> dict[str, list[float]]:
+        groups.append(list(runs))
+        return turns[len(groups) - 1]
+
+    monkeypatch.setattr(timing, "_interleave", interleave)
+    eager, hooked, fused = measure(TINY, ["eager", "hook", "fused"])
+    assert groups == [["eager", "fused"], ["eager", "hook", "fused"]]
+    assert (eager.us_p50, fused.us_p50, hooked.us_p50) == (10, 5, 60)
+    assert (fused.ratio_vs_eager, fused.ratio_vs_hook, hooked.ratio_vs_eager) == (2, 6, 0.5)
 
 
 def test_csv_has_the_documented_columns_and_reads_back(tmp_path: Path) -> None:

@@ -42,6 +42,7 @@ class Provider:
         ours: one of our kernels; rows then name the instruction set.
         gemm_only: ``run`` returns ``(M x,)`` alone, without the addition and the norm.
         compiles: it takes seconds to make.
+        disturbs: memory stays slower for about a millisecond after it, which its neighbours would pay for.
     """
 
     make: Callable[[Data], Run]
@@ -49,6 +50,7 @@ class Provider:
     ours: bool = False
     gemm_only: bool = False
     compiles: bool = False
+    disturbs: bool = False
 
 
 def plain_reference(data: Data) -> Run:
@@ -178,7 +180,7 @@ def simd_ml_kernels_unfit(problem: Problem) -> str | None:
 
 PROVIDERS: dict[str, Provider] = {
     "eager": Provider(eager),
-    "hook": Provider(hook),
+    "hook": Provider(hook, disturbs=True),
     "reference": Provider(plain_reference),
     "compile": Provider(compiled, compiles=True),
     "max_autotune": Provider(max_autotuned, compiles=True),

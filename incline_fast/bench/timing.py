@@ -27,6 +27,9 @@ RMS_ERROR = {torch.float32: 1e-5, torch.bfloat16: 2e-2, torch.float16: 2e-3}
 def measure(problem: Problem, providers: Sequence[str], seconds: float = 1.0, table: str = "") -> list[Row]:
     """Check and time the providers on one problem.
 
+    Those that slow their neighbours down (``Provider.disturbs``) are left out of the turns in which the others' times
+    and ratios are taken, and meet all of them in turns of their own, for their ratios.
+
     Args:
         problem: the shape.
         providers: names out of ``PROVIDERS``, all fit for the problem.
@@ -41,10 +44,17 @@ def measure(problem: Problem, providers: Sequence[str], seconds: float = 1.0, ta
         data = Data(problem)
         runs = {name: PROVIDERS[name].make(data) for name in providers}
         errors = {name: _check(name, run, data) for name, run in runs.items()}
-        times = _interleave(runs, data, seconds)
+        calm = {name: run for name, run in runs.items() if not PROVIDERS[name].disturbs}
+        groups = [runs] if len(calm) in (0, len(runs)) else [calm, runs]
+        times = [_interleave(group, data, seconds / len(groups)) for group in groups]
+
+    def rows(times: dict[str, list[float]]) -> dict[str, Row]:
+        about = {"device": cpu_name(), "table": table}
+        return {name: row_of(name, problem, times, error=errors[name], label=_label(name), **about) for name in times}
+
+    alone, among_all = rows(times[0]), rows(times[-1])
     return [
-        row_of(name, problem, times, error=errors[name], label=_label(name), device=cpu_name(), table=table)
-        for name in providers
+        replace(alone.get(name, among_all[name]), ratio_vs_hook=among_all[name].ratio_vs_hook) for name in providers
     ]
 
 
