@@ -4,11 +4,11 @@
 // The unit takes bf16 activations. Those that are no bf16 numbers are split into two or three that add up to them
 // (8 + 8 (+ 8) bits of significand); each piece is one more row of the tile, and the pieces' sums are added at the end.
 //
-// The order of every column's sum is fixed, as in panel_gemm.h: the unit's own inside a chunk of kTileChunk, then chunk
-// by chunk. The unit's own is documented (Intel SDM, TDPBF16PS): of the 32 products of a step it sums those of even k
-// and those of odd k, each in one chain of fused multiply-adds from zero, adds the two sums, and adds that to the
-// total. It rounds to nearest and takes subnormal numbers (below 1.2e-38) as zero. Vector instructions can do the same,
-// bit for bit, and with few rows they do: tiles that come from memory are loaded a fifth slower than vectors.
+// The order of every column's sum is fixed: the unit's own, 32 products after 32, from the first to the last. It is
+// documented (Intel SDM, TDPBF16PS): of the 32 products of a step the unit sums those of even k and those of odd k,
+// each in one chain of fused multiply-adds from zero, adds the two sums, and adds that to the total. It rounds to
+// nearest and takes subnormal numbers (below 1.2e-38) as zero. Vector instructions can do the same, bit for bit, and
+// with few rows they do: tiles that come from memory are loaded a fifth slower than vectors.
 #pragma once
 
 #include <algorithm>
@@ -40,65 +40,71 @@ class TileGemm {
     spread(threads, parts * panels_, work, [&](std::int64_t begin, std::int64_t end) {
       const TileConfiguration configuration(x.rows());
       const FlushSubnormals flush;
+      const Buffer<TileSums> sums(ceil_div(x.tiles(), parts));
       while (begin < end) {
-        const std::int64_t part = begin / panels_, first = begin % panels_;
+        const std::int64_t i = begin / panels_, first = begin % panels_;
         const std::int64_t last = std::min(panels_, first + end - begin);
-        multiply_panels(x, first, last, part * x.tiles() / parts, (part + 1) * x.tiles() / parts);
+        multiply_panels(x, {i * x.tiles() / parts, (i + 1) * x.tiles() / parts, sums.get()}, first, last);
         begin += last - first;
       }
     });
   }
 
  private:
-  // With one tile of rows, or two rows of vectors, four far-apart streams of weights. Otherwise two: two panels meet
-  // two tiles or three rows of vectors in registers, or two widened chunks fit the L1 cache.
-  void multiply_panels(const TiledRows& x, std::int64_t first, std::int64_t last, std::int64_t tile,
-                       std::int64_t tile_end) const {
-    std::int64_t p = first;
-    if (tile_end - tile == 1 && (x.suit_vectors() ? x.rows() <= 2 : kIsBFloat16)) {
-      p = streams<4>(x, p, last, tile, tile_end);
-    } else {
-      p = streams<2>(x, p, last, tile, tile_end);
-    }
-    streams<1>(x, p, last, tile, tile_end);
+  // Tiles of activations that meet panel after panel, and the sums of each pass over one group of panels.
+  struct Part {
+    std::int64_t tile;
+    std::int64_t tile_end;
+    TileSums* sums;
+  };
+
+  // Four far-apart streams of weights; with many tiles, each is loaded half as often as if it met two panels. Two tiles
+  // meet two panels in one pass; of three rows of vectors no more panels fit the registers.
+  void multiply_panels(const TiledRows& x, const Part& part, std::int64_t first, std::int64_t last) const {
+    const bool two = x.suit_vectors() ? x.rows() > 2 : !kIsBFloat16 || part.tile_end - part.tile == 2;
+    if (!two) first = streams<4>(x, part, first, last);
+    streams<1>(x, part, streams<2>(x, part, first, last), last);
   }
 
   // As many of the panels first .. last as divide into kPanels streams; returns where it stopped.
   template <int kPanels>
-  std::int64_t streams(const TiledRows& x, std::int64_t first, std::int64_t last, std::int64_t tile,
-                       std::int64_t tile_end) const {
+  std::int64_t streams(const TiledRows& x, const Part& part, std::int64_t first, std::int64_t last) const {
     const std::int64_t run = (last - first) / kPanels;
-    for (std::int64_t i = 0; i < run; ++i) panel_group<kPanels>(x, first + i, run, tile, tile_end);
+    for (std::int64_t i = 0; i < run; ++i) panel_group<kPanels>(x, part, first + i, run);
     return first + run * kPanels;
   }
 
-  // Panels first, first + spacing, ...: all tiles, chunk by chunk, so that a chunk is read from memory once.
+  // Tiles that meet the weights of kPanels panels in registers.
   template <int kPanels>
-  void panel_group(const TiledRows& x, std::int64_t first, std::int64_t spacing, std::int64_t tile,
-                   std::int64_t tile_end) const {
+  static constexpr int kTogether = kPanels == 4 ? 1 : 2;
+
+  // Panels first, first + spacing, ...: all tiles, chunk by chunk, so that a chunk is read from memory once. Weights
+  // that are used once, as they lie in memory, are one chunk: their sums stay in registers.
+  template <int kPanels>
+  void panel_group(const TiledRows& x, const Part& part, std::int64_t first, std::int64_t spacing) const {
+    const bool once = x.suit_vectors() || (kIsBFloat16 && part.tile_end - part.tile <= kTogether<kPanels>);
+    const std::int64_t chunk = once && product_.maps.packed ? std::max<std::int64_t>(depth_, kTileDepth) : kTileChunk;
     alignas(64) W buffers[kPanels][kTileChunk * kPanel];
-    for (std::int64_t k = 0; k < depth_; k += steps_at(k) * kTileDepth) {
+    for (std::int64_t k = 0, steps = 0; k < depth_; k += steps * kTileDepth) {
+      steps = std::clamp<std::int64_t>((depth_ - k) / kTileDepth, 1, chunk / kTileDepth);
       const W* weights[kPanels];
-      for (int s = 0; s < kPanels; ++s) weights[s] = whole_steps(first + s * spacing, k, buffers[s]);
+      for (int s = 0; s < kPanels; ++s) weights[s] = whole_steps(first + s * spacing, k, steps, buffers[s]);
       if (x.suit_vectors()) {
-        multiply_on_vectors<kPanels>(x, weights, first, spacing, tile, k);
+        multiply_on_vectors<kPanels>(x, part, weights, k, steps);
       } else {
-        multiply_on_tiles<kPanels>(x, weights, first, spacing, tile, tile_end, k);
+        multiply_on_tiles<kPanels>(x, part, weights, k, steps);
       }
     }
-    if (product_.maps.scale == nullptr) return;
-    const std::int64_t begin = x.first_token(tile), count = x.first_token(tile_end) - begin;
-    for (int s = 0; s < kPanels; ++s) scale_panel<Avx512Float>(product_, first + s * spacing, begin, count);
+    for (std::int64_t t = part.tile; t < part.tile_end; ++t) {
+      const TileSums& sums = part.sums[(t - part.tile) / kTogether<kPanels>];
+      const std::int64_t at = (t - part.tile) % kTogether<kPanels> * 2;
+      for (int s = 0; s < kPanels; ++s) store_tokens(x, sums.of[at + s], first + s * spacing, t);
+    }
   }
 
-  // Steps of the chunk at k: whole ones as long as there are any, then the rest, padded.
-  std::int64_t steps_at(std::int64_t k) const {
-    return std::clamp<std::int64_t>((depth_ - k) / kTileDepth, 1, kTileChunk / kTileDepth);
-  }
-
-  // The panel's rows of the chunk at k, padded with zeros if they are the rest.
-  const W* whole_steps(std::int64_t panel, std::int64_t k, W* buffer) const {
-    const std::int64_t padded = steps_at(k) * kTileDepth, depth = std::min(padded, depth_ - k);
+  // The panel's rows of the `steps` from k on, padded with zeros where the depth ends before them.
+  const W* whole_steps(std::int64_t panel, std::int64_t k, std::int64_t steps, W* buffer) const {
+    const std::int64_t padded = steps * kTileDepth, depth = std::min(padded, depth_ - k);
     const W* rows = reader_.chunk(panel, k, depth, buffer);
     const std::int64_t size = stored_depth<W>(depth) * kPanel;
     if (depth == padded) return rows;
@@ -108,51 +114,50 @@ class TileGemm {
   }
 
   template <int kPanels>
-  void multiply_on_vectors(const TiledRows& x, const W* const (&weights)[kPanels], std::int64_t first,
-                           std::int64_t spacing, std::int64_t tile, std::int64_t k) const {
+  void multiply_on_vectors(const TiledRows& x, const Part& part, const W* const (&weights)[kPanels], std::int64_t k,
+                           std::int64_t steps) const {
     TilePrefetch next[kPanels];
     for (int s = 0; s < kPanels; ++s) next[s] = {reinterpret_cast<const char*>(weights[s]) + kPrefetchBytes, 1};
-    alignas(64) float sums[4][kTileRows][kPanel];
-    by_rows<kPanels, kPanels == 4 ? 2 : kVectorRows>(x.rows(), weights, next, x.at(tile, k), steps_at(k), sums);
-    for (int s = 0; s < kPanels; ++s) add_tokens(x, sums[s], first + s * spacing, tile, k > 0);
+    by_rows<kPanels, kPanels == 4 ? 2 : kVectorRows>(x.rows(), weights, next, x.at(part.tile, k), steps, k > 0,
+                                                     *part.sums);
   }
 
   // multiply_rows for `rows` rows, at most kRows.
   template <int kPanels, int kRows>
   static void by_rows(int rows, const W* const (&weights)[kPanels], const TilePrefetch (&next)[kPanels],
-                      const BFloat16* x, std::int64_t steps, float (&sums)[4][kTileRows][kPanel]) {
+                      const BFloat16* x, std::int64_t steps, bool accumulate, TileSums& sums) {
     if constexpr (kRows > 1) {
-      if (rows < kRows) return by_rows<kPanels, kRows - 1>(rows, weights, next, x, steps, sums);
+      if (rows < kRows) return by_rows<kPanels, kRows - 1>(rows, weights, next, x, steps, accumulate, sums);
     }
-    multiply_rows<kPanels, kRows>(weights, next, x, steps, sums);
+    multiply_rows<kPanels, kRows>(weights, next, x, steps, accumulate, sums);
   }
 
-  // With one pass over a bf16 chunk, weights are asked for shortly before their use. Otherwise each pass asks for its
+  // With one pass over bf16 weights, they are asked for shortly before their use. Otherwise each pass asks for its
   // share of the next chunk, of which int8 weights have asked for the first lines while they were widened.
   template <int kPanels>
-  void multiply_on_tiles(const TiledRows& x, const W* const (&weights)[kPanels], std::int64_t first,
-                         std::int64_t spacing, std::int64_t tile, std::int64_t tile_end, std::int64_t k) const {
-    constexpr int kTogether = kPanels == 4 ? 1 : 2;
+  void multiply_on_tiles(const TiledRows& x, const Part& part, const W* const (&weights)[kPanels], std::int64_t k,
+                         std::int64_t steps) const {
     alignas(64) BFloat16 wide[kPanels][kIsBFloat16 ? 1 : kTileChunk * kPanel];
     const BFloat16* tiles[kPanels];
     if constexpr (kIsBFloat16) {
       std::copy_n(weights, kPanels, tiles);
     } else {
       std::copy_n(wide, kPanels, tiles);
-      widen(weights, steps_at(k), wide);
+      widen(weights, steps, wide);
     }
-    const std::int64_t steps = steps_at(k), passes = ceil_div(tile_end - tile, kTogether);
+    const std::int64_t passes = ceil_div(part.tile_end - part.tile, kTogether<kPanels>);
     const int lines = static_cast<int>(ceil_div(kStepLines - kLinesWidening, passes));
     for (std::int64_t pass = 0; pass < passes; ++pass) {
       const bool soon = kIsBFloat16 && passes == 1;
       const std::int64_t ahead = soon ? kPrefetchBytes : steps * 64 * (kStepLines + kLinesWidening + pass * lines);
       TilePrefetch next[kPanels];
       for (int s = 0; s < kPanels; ++s) next[s] = {reinterpret_cast<const char*>(weights[s]) + ahead, lines};
-      const std::int64_t at = tile + pass * kTogether;
-      if (at + kTogether <= tile_end) {
-        multiply<kPanels, kTogether>(x, tiles, next, first, spacing, at, k);
+      const std::int64_t at = part.tile + pass * kTogether<kPanels>;
+      asm volatile("" : : : "memory");  // what the tiles are loaded from has been written
+      if (at + kTogether<kPanels> <= part.tile_end) {
+        multiply<kPanels, kTogether<kPanels>>(x, tiles, next, at, k, steps, part.sums[pass]);
       } else {
-        multiply<kPanels, 1>(x, tiles, next, first, spacing, at, k);
+        multiply<kPanels, 1>(x, tiles, next, at, k, steps, part.sums[pass]);
       }
     }
   }
@@ -172,31 +177,36 @@ class TileGemm {
   }
 
   template <int kPanels, int kTiles>
-  void multiply(const TiledRows& x, const BFloat16* const (&weights)[kPanels], const TilePrefetch (&next)[kPanels],
-                std::int64_t first, std::int64_t spacing, std::int64_t tile, std::int64_t k) const {
+  static void multiply(const TiledRows& x, const BFloat16* const (&weights)[kPanels],
+                       const TilePrefetch (&next)[kPanels], std::int64_t tile, std::int64_t k, std::int64_t steps,
+                       TileSums& sums) {
     const BFloat16* tiles[kTiles];
     for (int t = 0; t < kTiles; ++t) tiles[t] = x.at(tile + t, k);
-    alignas(64) float sums[4][kTileRows][kPanel];
-    asm volatile("" : : : "memory");  // what the tiles are loaded from has been written
-    multiply_tiles<kPanels, kTiles>(weights, next, tiles, x.step_size(), steps_at(k), sums);
-    for (int t = 0; t < kTiles; ++t) {
-      for (int s = 0; s < kPanels; ++s) add_tokens(x, sums[t * 2 + s], first + s * spacing, tile + t, k > 0);
+    multiply_tiles<kPanels, kTiles>(weights, next, tiles, x.step_size(), steps, k > 0, sums);
+  }
+
+  // z = the sums of a tile's rows, times the scale of their columns where the map has one.
+  void store_tokens(const TiledRows& x, const float (&sums)[kTileRows][kPanel], std::int64_t panel,
+                    std::int64_t tile) const {
+    const Maps& maps = product_.maps;
+    __m512 scale = _mm512_set1_ps(1);
+    if (maps.scale != nullptr) {
+      const std::int64_t columns = std::min<std::int64_t>(kPanel, maps.columns - panel * kPanel);
+      const float* from = maps.scale + product_.map * maps.columns + panel * kPanel;
+      scale = _mm512_maskz_loadu_ps(static_cast<__mmask16>((1u << columns) - 1), from);
+    }
+    const std::int64_t first = x.first_token(tile), count = x.first_token(tile + 1) - first;
+    for (std::int64_t i = 0; i < count; ++i) {
+      const __m512 total = add_pieces(&sums[i * x.pieces()], x.pieces());
+      _mm512_storeu_ps(product_.z.row(first + i) + panel * kPanel, _mm512_mul_ps(total, scale));
     }
   }
 
-  // z (+)= the sums of a tile's rows.
-  void add_tokens(const TiledRows& x, const float (&sums)[kTileRows][kPanel], std::int64_t panel, std::int64_t tile,
-                  bool accumulate) const {
-    const std::int64_t first = x.first_token(tile), count = x.first_token(tile + 1) - first;
-    for (std::int64_t i = 0; i < count; ++i)
-      add_pieces(&sums[i * x.pieces()], x.pieces(), product_.z.row(first + i) + panel * kPanel, accumulate);
-  }
-
-  // z (+)= the sums of one token's pieces, smallest first.
-  static void add_pieces(const float (*sums)[kPanel], int pieces, float* z, bool accumulate) {
+  // The sum of one token's pieces, smallest first.
+  static __m512 add_pieces(const float (*sums)[kPanel], int pieces) {
     __m512 total = _mm512_load_ps(sums[pieces - 1]);
     for (int i = pieces - 2; i >= 0; --i) total = _mm512_add_ps(total, _mm512_load_ps(sums[i]));
-    _mm512_storeu_ps(z, accumulate ? _mm512_add_ps(_mm512_loadu_ps(z), total) : total);
+    return total;
   }
 
   static constexpr bool kIsBFloat16 = std::is_same_v<W, BFloat16>;

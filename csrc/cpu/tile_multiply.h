@@ -22,7 +22,9 @@ namespace {
 constexpr int kTileRows = 16;
 constexpr int kTileDepth = 32;  // rows of a panel, or activations of a row, in one tile
 constexpr std::int64_t kTileSize = kTileRows * kTileDepth;
-constexpr std::int64_t kTileChunk = 512;
+// Depth of the weights that several passes share: those of two panels fill a third of the L1 cache and stay there while
+// activations pass through the rest.
+constexpr std::int64_t kTileChunk = 256;
 constexpr int kVectorRows = 3;  // with more rows the matrix unit is faster, although it loads more slowly
 
 // Tile registers 0 to 3 hold sums, 4 and 5 activations, 6 and 7 weights; `rows` of activations and sums are in use.
@@ -93,17 +95,43 @@ inline void widen_step(const std::int8_t* rows, BFloat16* tile) {
   }
 }
 
-// sums[tile * 2 + panel], or sums[panel] of four panels, = tiles of activations times panels, over `steps` of
-// kTileDepth; the activations of neighbouring steps lie `x_step` apart.
+// The sums of one pass: up to two panels times two tiles, or four panels, each as its tile register holds it. Sums of
+// tile t and panel s are number t * 2 + s, with four panels number s.
+struct alignas(64) TileSums {
+  float of[4][kTileRows][kPanel];
+};
+
+template <int kPanels, int kTiles>
+void load_sums(const TileSums& sums) {
+  _tile_loadd(0, sums.of[0], 64);
+  if constexpr (kPanels >= 2) _tile_loadd(1, sums.of[1], 64);
+  if constexpr (kPanels == 4 || kTiles == 2) _tile_loadd(2, sums.of[2], 64);
+  if constexpr (kPanels * kTiles == 4) _tile_loadd(3, sums.of[3], 64);
+}
+
+template <int kPanels, int kTiles>
+void store_sums(TileSums& sums) {
+  _tile_stored(0, sums.of[0], 64);
+  if constexpr (kPanels >= 2) _tile_stored(1, sums.of[1], 64);
+  if constexpr (kPanels == 4 || kTiles == 2) _tile_stored(2, sums.of[2], 64);
+  if constexpr (kPanels * kTiles == 4) _tile_stored(3, sums.of[3], 64);
+}
+
+// sums (+)= tiles of activations times panels, over `steps` of kTileDepth; the activations of neighbouring steps lie
+// `x_step` apart.
 template <int kPanels, int kTiles>
 void multiply_tiles(const BFloat16* const (&weights)[kPanels], const TilePrefetch (&next)[kPanels],
-                    const BFloat16* const (&x)[kTiles], std::int64_t x_step, std::int64_t steps,
-                    float (&sums)[4][kTileRows][kPanel]) {
+                    const BFloat16* const (&x)[kTiles], std::int64_t x_step, std::int64_t steps, bool accumulate,
+                    TileSums& sums) {
   static_assert(kPanels * kTiles <= 4 && kPanels != 3 && kTiles <= 2);
-  _tile_zero(0);
-  _tile_zero(1);
-  _tile_zero(2);
-  _tile_zero(3);
+  if (accumulate) {
+    load_sums<kPanels, kTiles>(sums);
+  } else {
+    _tile_zero(0);
+    _tile_zero(1);
+    _tile_zero(2);
+    _tile_zero(3);
+  }
   for (std::int64_t i = 0; i < steps; ++i) {
     _tile_loadd(4, x[0] + i * x_step, 64);
     if constexpr (kTiles == 2) _tile_loadd(5, x[1] + i * x_step, 64);
@@ -126,17 +154,17 @@ void multiply_tiles(const BFloat16* const (&weights)[kPanels], const TilePrefetc
       _tile_dpbf16ps(3, 4, 7);
     }
   }
-  _tile_stored(0, sums[0], 64);
-  _tile_stored(1, sums[1], 64);
-  _tile_stored(2, sums[2], 64);
-  _tile_stored(3, sums[3], 64);
+  store_sums<kPanels, kTiles>(sums);
 }
 
-// multiply_tiles for the kRows rows of one tile of activations, on the vector units.
+// multiply_tiles for the kRows rows of one tile of activations, on the vector units; the sums of panel s are number s.
 template <int kPanels, int kRows, class W>
 void multiply_rows(const W* const (&weights)[kPanels], const TilePrefetch (&next)[kPanels], const BFloat16* x,
-                   std::int64_t steps, float (&sums)[4][kTileRows][kPanel]) {
-  __m512 totals[kPanels][kRows] = {};
+                   std::int64_t steps, bool accumulate, TileSums& sums) {
+  __m512 totals[kPanels][kRows];
+#pragma GCC unroll 8
+  for (int j = 0; j < kPanels * kRows; ++j)
+    totals[j / kRows][j % kRows] = accumulate ? _mm512_load_ps(sums.of[j / kRows][j % kRows]) : _mm512_setzero_ps();
   for (std::int64_t i = 0; i < steps; ++i) {
     __m512 even[kPanels][kRows] = {}, odd[kPanels][kRows] = {};
 #pragma GCC unroll 2
@@ -169,7 +197,8 @@ void multiply_rows(const W* const (&weights)[kPanels], const TilePrefetch (&next
     }
   }
 #pragma GCC unroll 8
-  for (int j = 0; j < kPanels * kRows; ++j) _mm512_store_ps(sums[j / kRows][j % kRows], totals[j / kRows][j % kRows]);
+  for (int j = 0; j < kPanels * kRows; ++j)
+    _mm512_store_ps(sums.of[j / kRows][j % kRows], totals[j / kRows][j % kRows]);
 }
 
 // Activations as tiles [tile][step][row][32], the pieces of a token in neighbouring rows. Tokens are split evenly over
