@@ -27,6 +27,9 @@ constexpr std::int64_t kChunk = 128;
 constexpr std::int64_t kShortDepth = 256;
 constexpr int kMaxStreams = 4;
 constexpr int kMaxTokens = 8;
+// Up to so many passes over a chunk, memory is the limit, and the panels of a group lie far apart. With more they are
+// neighbours, whose columns of z share pages.
+constexpr int kFarPasses = 2;
 // How far ahead of its use a piece of a panel is asked for (measured: 2 to 3 KB; 1 and 4 KB cost 5%).
 constexpr std::int64_t kPrefetchBytes = 2048;
 // Activations that all panels meet before the next ones are taken: what stays in an L2 cache.
@@ -41,9 +44,17 @@ constexpr int kVectors = kPanel / V::kLanes;  // registers per panel row
 template <class V>
 constexpr int kTileTokens = std::clamp(V::kAccumulators / kVectors<V>, 1, V::kAccumulators > 16 ? kMaxTokens : 6);
 
-// Panels computed side by side: with few tokens, several far-apart streams of weights hide the memory's latency.
+// Panels computed side by side: with few tokens, several streams of weights hide the memory's latency.
 template <class V, int kTokens>
 constexpr int kStreams = std::clamp(V::kAccumulators / (kVectors<V> * kTokens), 1, kMaxStreams);
+
+// Panels that are computed side by side, and how many panels after these the next ones begin.
+struct Panels {
+  std::int64_t first;
+  std::int64_t spacing;
+  std::int64_t step;
+  std::int64_t at(int stream) const { return first + stream * spacing; }
+};
 
 // A matrix in scratch.
 template <class T>
@@ -146,38 +157,45 @@ void tile(const W* const (&weights)[kStreamCount], const typename V::Scalar* x, 
           const Prefetch<kStreamCount>& next) {
   using Register = typename V::Register;
   constexpr int kVec = kVectors<V>;
+  // Either the weights of all streams stay in registers while activations come one by one, or the other way round:
+  // what takes fewer, because sums, weights and activations together are more than the registers hold.
+  constexpr int kTogether = kStreamCount * kVec <= kTokens ? kStreamCount : 1;
   Register sums[kStreamCount][kTokens][kVec];
 #pragma GCC unroll 32
   for (int i = 0; i < kStreamCount * kTokens * kVec; ++i)
     sums[i / (kTokens * kVec)][i / kVec % kTokens][i % kVec] = V::zero();
-  const auto add_row = [&](int s, std::int64_t k, int j) __attribute__((always_inline)) {
-    Register w[kVec];
-#pragma GCC unroll 4
-    for (int v = 0; v < kVec; ++v) w[v] = weights_at<V, W>(weights[s] + k * kPanel, j, v);
+  const auto add_row = [&](int stream, std::int64_t k, int j) __attribute__((always_inline)) {
+    Register w[kTogether][kVec];
+#pragma GCC unroll 16
+    for (int i = 0; i < kTogether * kVec; ++i)
+      w[i / kVec][i % kVec] = weights_at<V, W>(weights[stream + i / kVec] + k * kPanel, j, i % kVec);
 #pragma GCC unroll 8
     for (int m = 0; m < kTokens; ++m) {
       const Register activation = V::broadcast(x[m * x_stride + k + j]);
-#pragma GCC unroll 4
-      for (int v = 0; v < kVec; ++v) sums[s][m][v] = V::fma(activation, w[v], sums[s][m][v]);
+#pragma GCC unroll 16
+      for (int i = 0; i < kTogether * kVec; ++i) {
+        Register& sum = sums[stream + i / kVec][m][i % kVec];
+        sum = V::fma(activation, w[i / kVec][i % kVec], sum);
+      }
     }
   };
   std::int64_t k = 0, wait = 1, ahead = 0;
   for (; k + kLineRows<W> <= depth; k += kLineRows<W>) {
-    if (kTokens >= V::kPrefetchTokens && --wait == 0) {
+    if (--wait == 0) {
 #pragma GCC unroll 8
       for (int s = 0; s < kStreamCount; ++s) __builtin_prefetch(next.from[s] + ahead, 0, 2);
       ahead += 64;
       wait = next.interval;
     }
 #pragma GCC unroll 8
-    for (int s = 0; s < kStreamCount; ++s) {
+    for (int s = 0; s < kStreamCount; s += kTogether) {
 #pragma GCC unroll 4
       for (int j = 0; j < kLineRows<W>; ++j) add_row(s, k, j);
     }
   }
   for (; k < depth; ++k) {
 #pragma GCC unroll 8
-    for (int s = 0; s < kStreamCount; ++s) add_row(s, k, 0);
+    for (int s = 0; s < kStreamCount; s += kTogether) add_row(s, k, 0);
   }
 #pragma GCC unroll 32
   for (int i = 0; i < kStreamCount * kTokens * kVec; ++i) {
@@ -252,15 +270,19 @@ class PanelGemm {
     }
     constexpr int kParallel = kStreams<V, kTokens>;
     const std::int64_t run = (last - first) / kParallel;
-    for (std::int64_t i = 0; i < run; ++i) panel_group<kParallel, kTokens>(first + i, run, row, count, k_begin, k_end);
+    const bool near = count > kFarPasses * kTokens;
+    for (std::int64_t i = 0; i < run; ++i) {
+      const Panels panels = near ? Panels{first + i * kParallel, 1, kParallel} : Panels{first + i, run, 1};
+      panel_group<kParallel, kTokens>(panels, row, count, k_begin, k_end);
+    }
     for (std::int64_t p = first + run * kParallel; p < last; ++p)
-      panel_group<1, kTokens>(p, 0, row, count, k_begin, k_end);
+      panel_group<1, kTokens>({p, 0, 1}, row, count, k_begin, k_end);
   }
 
-  // Panels first, first + spacing, ... from k_begin to k_end: all rows, chunk by chunk, so that a chunk is read from
-  // memory once, and with several passes over it converted once.
+  // Panels from k_begin to k_end: all rows, chunk by chunk, so that a chunk is read from memory once, and with several
+  // passes over it converted once.
   template <int kStreamCount, int kTokens>
-  void panel_group(std::int64_t first, std::int64_t spacing, std::int64_t row, std::int64_t count, std::int64_t k_begin,
+  void panel_group(const Panels& panels, std::int64_t row, std::int64_t count, std::int64_t k_begin,
                    std::int64_t k_end) const {
     constexpr bool kConverts = !std::is_same_v<W, T>;
     alignas(64) W buffers[kStreamCount][kChunk * kPanel];
@@ -271,33 +293,35 @@ class PanelGemm {
       const W* weights[kStreamCount];
       const T* converted[kStreamCount];
       for (int s = 0; s < kStreamCount; ++s) {
-        weights[s] = reader_.chunk(first + s * spacing, k, std::min(chunk_, depth_ - k), buffers[s]);
+        weights[s] = reader_.chunk(panels.at(s), k, std::min(chunk_, depth_ - k), buffers[s]);
         if constexpr (kConverts) {
           converted[s] = wide[s];
           if (passes > 1) widen_chunk<V, W>(weights[s], depth, wide[s]);
         }
       }
+      const std::int64_t following =
+          k + chunk_ < k_end ? depth : panels.step * stored_depth<W>(depth_) + k_begin - k;  // rows to the next chunk
       for (std::int64_t pass = 0; pass < passes; ++pass) {
         const std::int64_t begin = row + pass * count / passes, size = row + (pass + 1) * count / passes - begin;
-        const Prefetch<kStreamCount> next = ahead(weights, depth, pass, passes);
+        const Prefetch<kStreamCount> next = ahead(weights, depth, following, pass, passes);
         if (kConverts && passes > 1) {
-          multiply<T, kStreamCount, kTokens>(converted, first, spacing, begin, size, k, depth, next);
+          multiply<T, kStreamCount, kTokens>(converted, panels, begin, size, k, depth, next);
         } else {
-          multiply<W, kStreamCount, kTokens>(weights, first, spacing, begin, size, k, depth, next);
+          multiply<W, kStreamCount, kTokens>(weights, panels, begin, size, k, depth, next);
         }
       }
     }
     if (product_.maps.scale == nullptr || k_end < depth_) return;
-    for (int s = 0; s < kStreamCount; ++s) scale_panel<V>(product_, first + s * spacing, row, count);
+    for (int s = 0; s < kStreamCount; ++s) scale_panel<V>(product_, panels.at(s), row, count);
   }
 
   // With one pass over a chunk, weights are asked for shortly before their use; with several, each pass asks for its
-  // share of the next chunk.
+  // share of the next chunk, which begins `following` rows later.
   template <int kStreamCount>
-  static Prefetch<kStreamCount> ahead(const W* const (&weights)[kStreamCount], std::int64_t depth, std::int64_t pass,
-                                      std::int64_t passes) {
-    const std::int64_t chunk = depth * kPanel * static_cast<std::int64_t>(sizeof(W));
-    const std::int64_t bytes = passes == 1 ? kPrefetchBytes : chunk + pass * chunk / passes;
+  static Prefetch<kStreamCount> ahead(const W* const (&weights)[kStreamCount], std::int64_t depth,
+                                      std::int64_t following, std::int64_t pass, std::int64_t passes) {
+    constexpr std::int64_t kRowBytes = kPanel * static_cast<std::int64_t>(sizeof(W));
+    const std::int64_t bytes = passes == 1 ? kPrefetchBytes : (following + pass * depth / passes) * kRowBytes;
     Prefetch<kStreamCount> next;
     for (int s = 0; s < kStreamCount; ++s) next.from[s] = reinterpret_cast<const char*>(weights[s]) + bytes;
     next.interval = passes == 1 ? 1 : passes * static_cast<std::int64_t>(sizeof(T) / sizeof(W));
@@ -306,14 +330,13 @@ class PanelGemm {
 
   // Rows begin .. begin + size, kTokens or one less, times the chunk at k.
   template <class U, int kStreamCount, int kTokens>
-  void multiply(const U* const (&weights)[kStreamCount], std::int64_t first, std::int64_t spacing, std::int64_t begin,
-                std::int64_t size, std::int64_t k, std::int64_t depth, const Prefetch<kStreamCount>& next) const {
+  void multiply(const U* const (&weights)[kStreamCount], const Panels& panels, std::int64_t begin, std::int64_t size,
+                std::int64_t k, std::int64_t depth, const Prefetch<kStreamCount>& next) const {
     if constexpr (kTokens > 1) {
-      if (size < kTokens)
-        return multiply<U, kStreamCount, kTokens - 1>(weights, first, spacing, begin, size, k, depth, next);
+      if (size < kTokens) return multiply<U, kStreamCount, kTokens - 1>(weights, panels, begin, size, k, depth, next);
     }
     T* z[kStreamCount];
-    for (int s = 0; s < kStreamCount; ++s) z[s] = z_.row(begin) + (first + s * spacing) * kPanel;
+    for (int s = 0; s < kStreamCount; ++s) z[s] = z_.row(begin) + panels.at(s) * kPanel;
     tile<V, U, kStreamCount, kTokens>(weights, x_.row(begin) + k, x_.stride, depth, z, z_.stride, k > 0, next);
   }
 

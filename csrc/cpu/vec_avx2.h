@@ -12,7 +12,6 @@ struct Avx2Float {
   using Register = __m256;
   static constexpr int kLanes = 8;
   static constexpr int kAccumulators = 12;
-  static constexpr int kPrefetchTokens = 3;
 
   static Register zero() { return _mm256_setzero_ps(); }
   static Register broadcast(float value) { return _mm256_set1_ps(value); }
@@ -63,7 +62,6 @@ struct Avx2Double {
   using Register = __m256d;
   static constexpr int kLanes = 4;
   static constexpr int kAccumulators = 12;
-  static constexpr int kPrefetchTokens = 3;
 
   static Register zero() { return _mm256_setzero_pd(); }
   static Register broadcast(double value) { return _mm256_set1_pd(value); }

@@ -14,7 +14,6 @@ struct Avx512Float {
   using Register = __m512;
   static constexpr int kLanes = 16;
   static constexpr int kAccumulators = 24;
-  static constexpr int kPrefetchTokens = 1;
 
   static Register zero() { return _mm512_setzero_ps(); }
   static Register broadcast(float value) { return _mm512_set1_ps(value); }
@@ -60,7 +59,6 @@ struct Avx512Double {
   using Register = __m512d;
   static constexpr int kLanes = 8;
   static constexpr int kAccumulators = 24;
-  static constexpr int kPrefetchTokens = 1;
 
   static Register zero() { return _mm512_setzero_pd(); }
   static Register broadcast(double value) { return _mm512_set1_pd(value); }

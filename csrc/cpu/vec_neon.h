@@ -1,7 +1,7 @@
 // NEON of AArch64: four fp32 or two fp64 lanes. Interface: see vec_scalar.h.
 //
 // kAccumulators: of 32 registers, four hold fp32 weights and eight fp64 weights; with 24 sums of fp32 GCC 12 spills in
-// the inner loop, with 20 it does not. kPrefetchTokens was chosen without a measurement on such a machine.
+// the inner loop, with 20 it does not.
 #pragma once
 
 #include <arm_neon.h>
@@ -18,7 +18,6 @@ struct NeonFloat {
   using Register = float32x4_t;
   static constexpr int kLanes = 4;
   static constexpr int kAccumulators = 20;
-  static constexpr int kPrefetchTokens = 2;
 
   static Register zero() { return vdupq_n_f32(0.0f); }
   static Register broadcast(float value) { return vdupq_n_f32(value); }
@@ -67,7 +66,6 @@ struct NeonDouble {
   using Register = float64x2_t;
   static constexpr int kLanes = 2;
   static constexpr int kAccumulators = 16;
-  static constexpr int kPrefetchTokens = 2;
 
   static Register zero() { return vdupq_n_f64(0.0); }
   static Register broadcast(double value) { return vdupq_n_f64(value); }

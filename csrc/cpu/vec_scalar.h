@@ -1,10 +1,9 @@
 // Plain C++: sixteen lanes that the compiler vectorises as far as the baseline instruction set allows.
 //
-// A vector trait has: Scalar, Register, kLanes, kAccumulators (registers for sums that leave room for operands),
-// kPrefetchTokens (tiles of so many tokens prefetch weights: with fewer, machines of that kind stream better alone),
-// and zero, broadcast, load, store, add, sub, mul, fma (a b + c), sum. load and store exist for the storage types that
-// the instruction set converts; rows.h converts the others element by element. load_even and load_odd take every second
-// of 2 kLanes bf16 numbers.
+// A vector trait has: Scalar, Register, kLanes, kAccumulators (registers for sums that leave room for operands), and
+// zero, broadcast, load, store, add, sub, mul, fma (a b + c), sum. load and store exist for the storage types that the
+// instruction set converts; rows.h converts the others element by element. load_even and load_odd take every second of
+// 2 kLanes bf16 numbers.
 #pragma once
 
 #include "float_types.h"
@@ -16,7 +15,6 @@ struct ScalarVec {
   using Scalar = T;
   static constexpr int kLanes = 16;
   static constexpr int kAccumulators = 1;
-  static constexpr int kPrefetchTokens = 2;
   struct Register {
     T lane[kLanes];
   };
