@@ -151,10 +151,11 @@ struct Prefetch {
 };
 
 // z[m, columns of stream s] (+)= sum over k < depth of x[m, k] w[s][k, :], for kTokens rows and kStreams panels.
+// A function of its own, so that its machine code can be found and examined; a call is nothing beside a chunk.
 template <class V, class W, int kStreamCount, int kTokens>
-void tile(const W* const (&weights)[kStreamCount], const typename V::Scalar* x, std::int64_t x_stride,
-          std::int64_t depth, typename V::Scalar* const (&z)[kStreamCount], std::int64_t z_stride, bool accumulate,
-          const Prefetch<kStreamCount>& next) {
+[[gnu::noinline]] void tile(const W* const (&weights)[kStreamCount], const typename V::Scalar* x, std::int64_t x_stride,
+                            std::int64_t depth, typename V::Scalar* const (&z)[kStreamCount], std::int64_t z_stride,
+                            bool accumulate, const Prefetch<kStreamCount>& next) {
   using Register = typename V::Register;
   constexpr int kVec = kVectors<V>;
   // Either the weights of all streams stay in registers while activations come one by one, or the other way round:
