@@ -1,4 +1,4 @@
-"""The machine code of the tiles that decide the speed of large products: what the compiler made of csrc/cpu/panel_gemm.h.
+"""The machine code of the tiles that large products are made of: what the compiler made of csrc/cpu/panel_gemm.h.
 
 A tile has about as many sums as there are vector registers. One register too many and a sum goes to the stack and back
 in every step: the numbers stay right, and a product takes a fifth longer.
