@@ -4,6 +4,9 @@ python -m benchmarks.bench_call -o benchmarks/results/call.csv
 
 Each way is called 300 times in a row, so that its code and data are in the caches; the ways take turns, and the table
 has the median over the turns. Between the blocks of a model caches are cold, and a call takes several times as long.
+
+What starting and joining a second thread of torch's pool costs is the time of an elementwise op that two threads share
+over that of the same op on half as many numbers with one: each thread has the same work.
 """
 
 from __future__ import annotations
@@ -24,6 +27,9 @@ from incline_fast.bench.rows import write_table
 from incline_fast.ops._arguments import op_tail
 
 HIDDEN, CALLS, ALPHA, EPS = 64, 300, 0.3, 1e-6
+GRAIN = 32768
+"""Numbers below which torch leaves an elementwise op to one thread."""
+FORK_JOIN = "starting and joining two threads"
 
 
 def ways() -> dict[str, Callable[[], object]]:
@@ -55,16 +61,33 @@ def measure(turns: int) -> dict[str, float]:
     """Name -> microseconds of a call, the median over the turns."""
     calls = ways()
     times: dict[str, list[float]] = {name: [] for name in calls}
-    with torch.no_grad():
+    with torch.no_grad(), threads(1):
         for _ in trange(turns, desc="calls", unit="turn"):
             for name, call in calls.items():
-                for _ in range(CALLS // 10):
-                    call()
-                begin = time.perf_counter_ns()
-                for _ in range(CALLS):
-                    call()
-                times[name].append((time.perf_counter_ns() - begin) / CALLS / 1e3)
+                times[name].append(microseconds(call))
     return {name: statistics.median(values) for name, values in times.items()}
+
+
+def fork_join(turns: int) -> float:
+    """Microseconds that a second thread costs before and after its work: the median over the turns."""
+    numbers = torch.zeros(2 * GRAIN)
+    costs = []
+    for _ in trange(turns, desc="fork and join", unit="turn"):
+        with threads(1):
+            alone = microseconds(numbers[:GRAIN].neg_)
+        with threads(2):
+            costs.append(microseconds(numbers.neg_) - alone)
+    return statistics.median(costs)
+
+
+def microseconds(call: Callable[[], object]) -> float:
+    """Of one of ``CALLS`` calls in a row, after a few that are not counted."""
+    for _ in range(CALLS // 10):
+        call()
+    begin = time.perf_counter_ns()
+    for _ in range(CALLS):
+        call()
+    return (time.perf_counter_ns() - begin) / CALLS / 1e3
 
 
 def main() -> None:
@@ -73,10 +96,10 @@ def main() -> None:
     parser.add_argument("--turns", type=int, default=100, help="blocks of 300 calls for each way")
     parser.add_argument("-o", "--output", type=Path, help="CSV to write")
     arguments = parser.parse_args()
-    with threads(1):
-        times = measure(arguments.turns)
-    about = {"device": cpu_name(), "threads": 1, "torch": torch.__version__, "commit": commit()}
-    rows = [{"call": name, "us_p50": f"{us:.2f}", **about} for name, us in times.items()]
+    about = {"device": cpu_name(), "torch": torch.__version__, "commit": commit()}
+    times = measure(arguments.turns)
+    rows = [{"call": name, "us_p50": f"{us:.2f}", "threads": 1, **about} for name, us in times.items()]
+    rows.append({"call": FORK_JOIN, "us_p50": f"{fork_join(arguments.turns):.2f}", "threads": 2, **about})
     for row in rows:
         print(f"{row['us_p50']:>6} us  {row['call']}")
     if arguments.output is not None:

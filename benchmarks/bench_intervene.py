@@ -5,11 +5,15 @@ python -m benchmarks.bench_intervene --threads 1 -o benchmarks/results/intervene
 A random Llama of 12 layers with d = 2048 in bf16 decodes one sequence, plainly and under ``intervene(positions="all")``
 with bf16 maps at all 12 sites. The least time that the maps can add is their bytes over the read bandwidth, which is
 measured in the same run; "ratio" is the extra time over that.
+
+Rounds of their own have a clock around each part of a site: the compiled op ("op_us"), the rest of the edited norm's
+Python ("python_us"), and in plain decoding the norm that it replaces ("norm_us"); medians over sites and steps.
 """
 
 from __future__ import annotations
 
 import argparse
+import math
 import statistics
 import time
 from collections.abc import Callable
@@ -24,9 +28,11 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from incline_fast import Alignment, intervene
 from incline_fast.bench.machine import commit, cpu_name, threads
 from incline_fast.bench.rows import write_table
+from incline_fast.edits import EditedNorm
 from incline_fast.maps import AffineMap
+from incline_fast.ops.affine_rms_norm import RMS_NORM
 
-LAYERS, HIDDEN, PROMPT, NEW_TOKENS = 12, 2048, 4, 16
+LAYERS, HIDDEN, PROMPT, NEW_TOKENS, ALPHA = 12, 2048, 4, 16, 0.1
 RANKS = (None, 64, 500)
 
 
@@ -68,16 +74,67 @@ def bandwidth() -> float:
     return best
 
 
+def generate(model: LlamaForCausalLM) -> None:
+    """Decode one sequence."""
+    prompt = torch.arange(1, PROMPT + 1)[None]
+    model.generate(prompt, max_new_tokens=NEW_TOKENS, min_new_tokens=NEW_TOKENS, do_sample=False)
+
+
+class Clock:
+    """A callable that notes how long each call of another one takes."""
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        self.function = function
+        self.microseconds: list[float] = []
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        begin = time.perf_counter_ns()
+        result = self.function(*args, **kwargs)
+        self.microseconds.append((time.perf_counter_ns() - begin) / 1e3)
+        return result
+
+
+def site_parts(model: LlamaForCausalLM, alignment: Alignment, rounds: int) -> dict[str, float]:
+    """Microseconds of the parts of one site: see the module's docstring."""
+    op = RMS_NORM.compiled_in_place
+    ops, edited, plain = Clock(op), [], []
+    RMS_NORM.compiled_in_place = ops
+    try:
+        with torch.inference_mode():
+            with intervene(model, alignment, alpha=ALPHA, positions="all"):
+                norms = {name: norm for name, norm in model.named_modules() if isinstance(norm, EditedNorm)}
+                edited = [clocked(norm) for norm in norms.values()]
+                for _ in range(rounds):
+                    generate(model)
+            originals = [model.get_submodule(name) for name in norms]
+            plain = [clocked(norm) for norm in originals]
+            for _ in range(rounds):
+                generate(model)
+    finally:
+        RMS_NORM.compiled_in_place = op
+    for norm in originals:
+        del norm.__dict__["forward"]
+    whole = statistics.median(us for clock in edited for us in clock.microseconds)
+    inner = statistics.median(ops.microseconds)
+    replaced = statistics.median(us for clock in plain for us in clock.microseconds)
+    return {"op_us": round(inner, 1), "python_us": round(whole - inner, 1), "norm_us": round(replaced, 1)}
+
+
+def clocked(norm: torch.nn.Module) -> Clock:
+    """Put a clock before a norm's forward."""
+    clock = norm.__dict__["forward"] = Clock(norm.forward)
+    return clock
+
+
 def measure(rank: int | None, model: LlamaForCausalLM, rounds: int) -> dict[str, Any]:
     """Paired rounds of plain and edited decoding; medians of time per step and of their difference."""
     alignment = alignment_of(rank)
-    prompt = torch.randint(1, 4096, (1, PROMPT))
 
     def seconds(edited: bool) -> float:
-        context = intervene(model, alignment, alpha=0.1, positions="all") if edited else nullcontext()
+        context = intervene(model, alignment, alpha=ALPHA, positions="all") if edited else nullcontext()
         with torch.inference_mode(), context:
             start = time.perf_counter()
-            model.generate(prompt, max_new_tokens=NEW_TOKENS, min_new_tokens=NEW_TOKENS, do_sample=False)
+            generate(model)
             return time.perf_counter() - start
 
     ways: list[Callable[[], float]] = [lambda: seconds(False), lambda: seconds(True)]
@@ -101,6 +158,7 @@ def measure(rank: int | None, model: LlamaForCausalLM, rounds: int) -> dict[str,
         "bytes_ms_per_token": round(1e3 * size / speed, 3),
         "ratio": round(extra * speed / size, 2),
         "gb_s": round(speed / 1e9, 1),
+        **site_parts(model, alignment, math.ceil(rounds / 3)),
         "rounds": rounds,
         "threads": torch.get_num_threads(),
         "device": cpu_name(),

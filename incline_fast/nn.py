@@ -12,9 +12,10 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
-from incline_fast import ops
 from incline_fast.maps import AffineMap
 from incline_fast.ops._arguments import PerRow
+from incline_fast.ops.affine_layer_norm import LAYER_NORM
+from incline_fast.ops.affine_rms_norm import RMS_NORM
 
 __all__ = ["AffineLayerNorm", "AffineRMSNorm"]
 
@@ -63,9 +64,10 @@ class _AffineNorm(torch.nn.Module):
 
     def _tensor(self, name: str) -> Any:
         """A parameter or buffer, past ``Module.__getattr__`` where it can be: three of those take 2 us."""
-        for tensors in (self._parameters, self._buffers):
-            if name in tensors:
-                return tensors[name]
+        if name in self._parameters:
+            return self._parameters[name]
+        if name in self._buffers:
+            return self._buffers[name]
         return getattr(self, name)  # parametrised: a property
 
     def extra_repr(self) -> str:
@@ -112,18 +114,18 @@ class AffineRMSNorm(_AffineNorm):
         row_map: Tensor | None = None,
     ) -> Tensor:
         """Edit the residual stream in place, return y; the convention of :func:`incline_fast.ops.affine_rms_norm_`."""
-        return ops.affine_rms_norm_(
+        return RMS_NORM.in_place(
             x,
-            self._tensor("weight"),
+            (self._tensor("weight"),),
             self.map,
-            residual=residual,
-            bias=self._tensor("bias"),
-            alpha=self.alpha if alpha is None else alpha,
-            beta=self.beta if beta is None else beta,
-            row_map=row_map,
-            eps=self.eps,
-            weight_offset=self.weight_offset,
-            backend=self.backend,
+            residual,
+            self._tensor("bias"),
+            self.alpha if alpha is None else alpha,
+            self.beta if beta is None else beta,
+            row_map,
+            self.eps,
+            self.weight_offset,
+            self.backend,
         )
 
 
@@ -164,17 +166,16 @@ class AffineLayerNorm(_AffineNorm):
         row_map: Tensor | None = None,
     ) -> Tensor:
         """Edit the residual stream in place, return y; as :func:`incline_fast.ops.affine_layer_norm_`."""
-        return ops.affine_layer_norm_(
+        return LAYER_NORM.in_place(
             x,
-            self._tensor("weight"),
-            self._tensor("norm_bias"),
+            (self._tensor("weight"), self._tensor("norm_bias")),
             self.map,
-            residual=residual,
-            bias=self._tensor("bias"),
-            alpha=self.alpha if alpha is None else alpha,
-            beta=self.beta if beta is None else beta,
-            row_map=row_map,
-            eps=self.eps,
-            weight_offset=self.weight_offset,
-            backend=self.backend,
+            residual,
+            self._tensor("bias"),
+            self.alpha if alpha is None else alpha,
+            self.beta if beta is None else beta,
+            row_map,
+            self.eps,
+            self.weight_offset,
+            self.backend,
         )

@@ -9,10 +9,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import bench_affine_norm, bench_call, build_readme, instructions, plot_affine_norm
+from benchmarks import bench_affine_norm, bench_call, bench_intervene, build_readme, instructions, plot_affine_norm
 from benchmarks.build_readme import Results, blocks, rewritten
 from incline_fast.bench import TABLES, Row, write_csv
 from incline_fast.ops._backend import EXTENSION
+from incline_fast.ops.affine_rms_norm import RMS_NORM
 
 
 def row(tokens: int = 1, width: int = 2048, **changes: object) -> Row:
@@ -86,8 +87,20 @@ def test_costs_of_a_call_are_written(tmp_path: Path, monkeypatch: pytest.MonkeyP
     bench_call.main()
     with (tmp_path / "call.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
-    assert [row["call"] for row in rows] == list(bench_call.ways())
-    assert all(float(row["us_p50"]) > 0 for row in rows)
+    assert [row["call"] for row in rows] == [*bench_call.ways(), bench_call.FORK_JOIN]
+    assert all(float(row["us_p50"]) > 0 for row in rows[:-1])  # the last is a difference
+
+
+@pytest.mark.skipif(EXTENSION is None, reason="needs the compiled extension")
+def test_clocks_around_the_parts_of_a_site_are_taken_out_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {"LAYERS": 2, "HIDDEN": 64, "NEW_TOKENS": 3}.items():
+        monkeypatch.setattr(bench_intervene, name, value)
+    model, op = bench_intervene.random_llama(), RMS_NORM.compiled_in_place
+    parts = bench_intervene.site_parts(model, bench_intervene.alignment_of(2), rounds=1)
+    assert parts.keys() == {"op_us", "python_us", "norm_us"}
+    assert all(us > 0 for us in parts.values())
+    assert RMS_NORM.compiled_in_place is op
+    assert not any("forward" in module.__dict__ for module in model.modules())
 
 
 def test_only_what_lies_between_markers_is_written() -> None:

@@ -55,12 +55,20 @@ def op_tail(
 
     ``route`` is the backend: the CPU's kernels take packed panels, those of a GPU aligned rows.
     """
-    if CHECK_ON_GPU and route != "cpu":  # the CPU's kernels look for themselves
-        check_row_map(row_map, map.num_maps)
-    maps = (*map.packed(), map.down_scale, map.up_scale) if route == "cpu" else map.aligned()
-    alpha_scale, row_alpha = per_row(alpha)
-    beta_scale, row_beta = per_row(beta)
-    return *maps, bias, row_alpha, row_beta, row_map, alpha_scale, beta_scale, eps, weight_offset
+    if route == "cpu":
+        down, up = map.packed()
+        down_scale, up_scale = map.down_scale, map.up_scale
+    else:
+        if CHECK_ON_GPU:  # the CPU's kernels look for themselves
+            check_row_map(row_map, map.num_maps)
+        down, up, down_scale, up_scale = map.aligned()
+    # Numbers, the common case, without a call.
+    row_alpha = row_beta = None
+    if type(alpha) is not float:
+        alpha, row_alpha = per_row(alpha)
+    if type(beta) is not float:
+        beta, row_beta = per_row(beta)
+    return down, up, down_scale, up_scale, bias, row_alpha, row_beta, row_map, alpha, beta, eps, weight_offset
 
 
 def check(

@@ -14,6 +14,7 @@ from typing import Literal
 
 import torch
 from torch import Tensor
+from torch.autograd.graph import increment_version
 
 from incline_fast.maps import AffineMap
 from incline_fast.ops._arguments import num_rows
@@ -184,9 +185,7 @@ def triton_ops() -> ModuleType:
 
 
 def differentiates(*arguments: Tensor | AffineMap | float | None) -> bool:
-    """Whether autograd would record a call with these arguments."""
-    if not torch.is_grad_enabled():
-        return False
+    """Whether autograd, where it is enabled, would record a call with these arguments."""
     for argument in arguments:
         tensors = (argument.down, argument.up) if isinstance(argument, AffineMap) else (argument,)
         if any(isinstance(tensor, Tensor) and tensor.requires_grad for tensor in tensors):
@@ -196,9 +195,7 @@ def differentiates(*arguments: Tensor | AffineMap | float | None) -> bool:
 
 def mark_written(x: Tensor, residual: Tensor | None) -> None:
     """Tell autograd that the op wrote to these tensors, so that a graph which saved them reports it."""
-    torch.autograd.graph.increment_version(x)
-    if residual is not None:
-        torch.autograd.graph.increment_version(residual)
+    increment_version(x if residual is None else (x, residual))
 
 
 def explain(backend: str = "auto", *, device: torch.device | str = "cpu", num_tokens: int = 1) -> str:

@@ -15,7 +15,7 @@ from torch import Tensor
 from incline_fast.maps import AffineMap
 from incline_fast.ops import _autograd
 from incline_fast.ops._arguments import PerRow, check, check_in_place, check_row_map, op_tail, per_row
-from incline_fast.ops._backend import EXTENSION, Route, differentiates, mark_written, route_of, triton_ops
+from incline_fast.ops._backend import EXTENSION, differentiates, mark_written, route_of, triton_ops
 
 __all__ = ["NormOp"]
 
@@ -37,7 +37,7 @@ class NormOp:
             return
         # Looked up once: on a small problem each attribute of torch.ops takes a hundredth of the call.
         self._compiled = getattr(torch.ops.incline_fast, name).default
-        self._compiled_in_place = getattr(torch.ops.incline_fast, f"{name}_").default
+        self.compiled_in_place = getattr(torch.ops.incline_fast, f"{name}_").default
         torch.library.register_fake(f"incline_fast::{name}", self._fake)
         torch.library.register_fake(f"incline_fast::{name}_", self._fake_in_place)
         torch.library.register_autograd(f"incline_fast::{name}", self._backward, setup_context=self._setup_context)
@@ -57,7 +57,7 @@ class NormOp:
         backend: str,
     ) -> tuple[Tensor, Tensor]:
         """``(y, r')``; nothing is written to."""
-        gradient = differentiates(x, residual, *vectors, map, bias, alpha, beta)
+        gradient = torch.is_grad_enabled() and differentiates(x, residual, *vectors, map, bias, alpha, beta)
         route = route_of(x, backend, gradient)
         if route == "reference":
             weights = (map.down, map.up, map.down_scale, map.up_scale)
@@ -77,7 +77,8 @@ class NormOp:
         # small problem does; the in-place op on copies gives the same bits without it.
         stream = (x if residual is None else residual).clone(memory_format=torch.contiguous_format)
         y = torch.empty_like(stream) if residual is None else x.clone(memory_format=torch.contiguous_format)
-        self._kernel_in_place(route)(y, stream, residual is not None, *vectors, *tail)
+        kernel = self._triton_in_place() if route == "triton" else self.compiled_in_place
+        kernel(y, stream, residual is not None, *vectors, *tail)
         return y, stream
 
     def in_place(
@@ -96,12 +97,13 @@ class NormOp:
     ) -> Tensor:
         """``y``, with r' written over the residual stream."""
         stream = x if residual is None else residual
-        gradient = differentiates(x, residual, *vectors, map, bias, alpha, beta)
+        gradient = torch.is_grad_enabled() and differentiates(x, residual, *vectors, map, bias, alpha, beta)
         route = route_of(x, backend, gradient)
         if route != "reference" and not gradient:
             y = torch.empty_like(x) if residual is None else x
             tail = op_tail(route, map, bias, alpha, beta, row_map, eps, weight_offset)
-            self._kernel_in_place(route)(y, stream, residual is not None, *vectors, *tail)
+            kernel = self._triton_in_place() if route == "triton" else self.compiled_in_place
+            kernel(y, stream, residual is not None, *vectors, *tail)
             mark_written(x, residual)
             return y
         check_in_place(x, residual)
@@ -111,10 +113,8 @@ class NormOp:
         stream.copy_(edited)
         return y if residual is None else x.copy_(y)
 
-    def _kernel_in_place(self, route: Route) -> Callable[..., Any]:
-        kernel: Callable[..., Any] = (
-            getattr(triton_ops(), f"{self.name}_") if route == "triton" else self._compiled_in_place
-        )
+    def _triton_in_place(self) -> Callable[..., Any]:
+        kernel: Callable[..., Any] = getattr(triton_ops(), f"{self.name}_")
         return kernel
 
     def _weight_and_bias(self, vectors: tuple[Any, ...]) -> tuple[Any, Any]:

@@ -19,9 +19,9 @@ from incline_fast.maps import AffineMap
 from incline_fast.ops._arguments import PerRow
 from incline_fast.ops._norm_op import NormOp
 
-__all__ = ["affine_layer_norm", "affine_layer_norm_"]
+__all__ = ["LAYER_NORM", "affine_layer_norm", "affine_layer_norm_"]
 
-_op = NormOp("affine_layer_norm", reference.affine_layer_norm, centre=True)
+LAYER_NORM = NormOp("affine_layer_norm", reference.affine_layer_norm, centre=True)
 
 
 def affine_layer_norm(
@@ -62,7 +62,7 @@ def affine_layer_norm(
     Raises:
         ValueError: an argument's dtype, shape, device or value is not allowed; the message names it.
     """
-    return _op.functional(
+    return LAYER_NORM.functional(
         x, (weight, norm_bias), map, residual, bias, alpha, beta, row_map, eps, weight_offset, backend
     )
 
@@ -89,4 +89,4 @@ def affine_layer_norm_(
     autograd keeps its inputs.
     """
     vectors = (weight, norm_bias)
-    return _op.in_place(x, vectors, map, residual, bias, alpha, beta, row_map, eps, weight_offset, backend)
+    return LAYER_NORM.in_place(x, vectors, map, residual, bias, alpha, beta, row_map, eps, weight_offset, backend)

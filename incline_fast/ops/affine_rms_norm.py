@@ -17,9 +17,9 @@ from incline_fast.maps import AffineMap
 from incline_fast.ops._arguments import PerRow
 from incline_fast.ops._norm_op import NormOp
 
-__all__ = ["affine_rms_norm", "affine_rms_norm_"]
+__all__ = ["RMS_NORM", "affine_rms_norm", "affine_rms_norm_"]
 
-_op = NormOp("affine_rms_norm", reference.affine_rms_norm, centre=False)
+RMS_NORM = NormOp("affine_rms_norm", reference.affine_rms_norm, centre=False)
 
 
 def affine_rms_norm(
@@ -58,7 +58,7 @@ def affine_rms_norm(
     Raises:
         ValueError: an argument's dtype, shape, device or value is not allowed; the message names it.
     """
-    return _op.functional(x, (weight,), map, residual, bias, alpha, beta, row_map, eps, weight_offset, backend)
+    return RMS_NORM.functional(x, (weight,), map, residual, bias, alpha, beta, row_map, eps, weight_offset, backend)
 
 
 def affine_rms_norm_(
@@ -81,4 +81,4 @@ def affine_rms_norm_(
     convention of a fused add-and-norm). Where a gradient is asked for, the functional form runs on copies, because
     autograd keeps its inputs.
     """
-    return _op.in_place(x, (weight,), map, residual, bias, alpha, beta, row_map, eps, weight_offset, backend)
+    return RMS_NORM.in_place(x, (weight,), map, residual, bias, alpha, beta, row_map, eps, weight_offset, backend)
