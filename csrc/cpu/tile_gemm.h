@@ -58,10 +58,12 @@ class TileGemm {
     TileSums* sums;
   };
 
+  static bool suit_vectors(const TiledRows& x) { return x.tiles() == 1 && x.rows() <= kVectorRows; }
+
   // Four far-apart streams of weights; with many tiles, each is loaded half as often as if it met two panels. Two tiles
   // meet two panels in one pass; of three rows of vectors no more panels fit the registers.
   void multiply_panels(const TiledRows& x, const Part& part, std::int64_t first, std::int64_t last) const {
-    const bool two = x.suit_vectors() ? x.rows() > 2 : !kIsBFloat16 || part.tile_end - part.tile == 2;
+    const bool two = suit_vectors(x) ? x.rows() > 2 : !kIsBFloat16 || part.tile_end - part.tile == 2;
     if (!two) first = streams<4>(x, part, first, last);
     streams<1>(x, part, streams<2>(x, part, first, last), last);
   }
@@ -82,14 +84,14 @@ class TileGemm {
   // that are used once, as they lie in memory, are one chunk: their sums stay in registers.
   template <int kPanels>
   void panel_group(const TiledRows& x, const Part& part, std::int64_t first, std::int64_t spacing) const {
-    const bool once = x.suit_vectors() || (kIsBFloat16 && part.tile_end - part.tile <= kTogether<kPanels>);
+    const bool once = suit_vectors(x) || (kIsBFloat16 && part.tile_end - part.tile <= kTogether<kPanels>);
     const std::int64_t chunk = once && product_.maps.packed ? std::max<std::int64_t>(depth_, kTileDepth) : kTileChunk;
     alignas(64) W buffers[kPanels][kTileChunk * kPanel];
     for (std::int64_t k = 0, steps = 0; k < depth_; k += steps * kTileDepth) {
       steps = std::clamp<std::int64_t>((depth_ - k) / kTileDepth, 1, chunk / kTileDepth);
       const W* weights[kPanels];
       for (int s = 0; s < kPanels; ++s) weights[s] = whole_steps(first + s * spacing, k, steps, buffers[s]);
-      if (x.suit_vectors()) {
+      if (suit_vectors(x)) {
         multiply_on_vectors<kPanels>(x, part, weights, k, steps);
       } else {
         multiply_on_tiles<kPanels>(x, part, weights, k, steps);
@@ -210,6 +212,8 @@ class TileGemm {
   }
 
   static constexpr bool kIsBFloat16 = std::is_same_v<W, BFloat16>;
+  // With more rows the matrix unit is faster, although it loads more slowly.
+  static constexpr int kVectorRows = kIsBFloat16 ? 3 : 2;
   static constexpr int kStepLines = kTileSize * sizeof(W) / 64, kLinesWidening = kIsBFloat16 ? 0 : kStepLines / 2;
 
   const Product<float>& product_;

@@ -25,7 +25,6 @@ constexpr std::int64_t kTileSize = kTileRows * kTileDepth;
 // Depth of the weights that several passes share: those of two panels fill a third of the L1 cache and stay there while
 // activations pass through the rest.
 constexpr std::int64_t kTileChunk = 256;
-constexpr int kVectorRows = 3;  // with more rows the matrix unit is faster, although it loads more slowly
 
 // Tile registers 0 to 3 hold sums, 4 and 5 activations, 6 and 7 weights; `rows` of activations and sums are in use.
 class TileConfiguration {
@@ -218,7 +217,6 @@ class TiledRows {
 
   int pieces() const { return pieces_; }
   int rows() const { return static_cast<int>(tokens_per_tile()) * pieces_; }  // in use in every tile
-  bool suit_vectors() const { return tiles_ == 1 && rows() <= kVectorRows; }
   std::int64_t tiles() const { return tiles_; }
   std::int64_t first_token(std::int64_t tile) const { return tile * tokens_ / tiles_; }
   std::int64_t tokens_per_tile() const { return ceil_div(tokens_, tiles_); }
