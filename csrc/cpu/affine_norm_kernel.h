@@ -152,20 +152,19 @@ class AffineNormKernel {
     typename GemmOf<V, W>::Type(product).run(threads_);
   }
 
+  // Edits row i, stores it, and normalises what was stored.
   void finish_row(std::int64_t i, std::int64_t token, bool edit) {
-    T *edited = r_.row(i), *y = z_.row(i);
+    T *r = r_.row(i), *row = z_.row(i);
     if (edit) {
       const auto alpha = static_cast<T>(op_.alpha * factor(op_.row_alpha, token));
       const auto beta = static_cast<T>(op_.beta * factor(op_.row_beta, token));
-      combine<V>(y, edited, bias_, alpha, beta, padded_);
-      std::swap(edited, y);
+      store_values<V, true>(op_.edited, token, size_, row, combination<V>(row, r, bias_, alpha, beta));
+    } else {
+      store_values<V, true>(op_.edited, token, size_, row, [=](std::int64_t j) { return V::load(r + j); });
     }
-    store_row<V>(edited, size_, op_.edited, token);
-    load_row<V>(op_.edited, token, size_, padded_, edited);  // the norm reads the rounded value
-    const T centre = op_.norm == Norm::kLayer ? mean<V>(edited, size_) : T(0);
-    const T rstd = T(1) / std::sqrt(mean_square<V>(edited, size_, centre) + static_cast<T>(op_.eps));
-    scale<V>(y, edited, centre, rstd, weight_, norm_bias_, padded_);
-    store_row<V>(y, size_, op_.y, token);
+    const T centre = op_.norm == Norm::kLayer ? mean<V>(row, size_) : T(0);
+    const T rstd = T(1) / std::sqrt(mean_square<V>(row, size_, centre) + static_cast<T>(op_.eps));
+    store_values<V, false>(op_.y, token, size_, row, normalisation<V>(row, centre, rstd, weight_, norm_bias_));
   }
 
   const AffineNorm& op_;

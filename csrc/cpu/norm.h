@@ -1,4 +1,4 @@
-// Elementwise combination and norms of one row in scratch; rows are padded with zeros to a multiple of 16.
+// Combination and norms of one row in scratch; rows are padded to a multiple of 16 elements.
 #pragma once
 
 #include <cmath>
@@ -7,16 +7,15 @@
 namespace incline_fast::cpu {
 namespace {
 
-// to[i] = beta r[i] + alpha (z[i] + bias[i]) over a padded row; bias may be null.
+// beta r + alpha (z + bias) at element i of a padded row; bias may be null.
 template <class V>
-void combine(typename V::Scalar* z, const typename V::Scalar* r, const typename V::Scalar* bias,
-             typename V::Scalar alpha, typename V::Scalar beta, std::int64_t padded) {
-  const auto a = V::broadcast(alpha), b = V::broadcast(beta);
-  for (std::int64_t i = 0; i < padded; i += V::kLanes) {
+auto combination(const typename V::Scalar* z, const typename V::Scalar* r, const typename V::Scalar* bias,
+                 typename V::Scalar alpha, typename V::Scalar beta) {
+  return [=, a = V::broadcast(alpha), b = V::broadcast(beta)](std::int64_t i) {
     auto image = V::load(z + i);
     if (bias != nullptr) image = V::add(image, V::load(bias + i));
-    V::store(z + i, V::fma(a, image, V::mul(b, V::load(r + i))));
-  }
+    return V::fma(a, image, V::mul(b, V::load(r + i)));
+  };
 }
 
 // Sum of term(value) over a row, in one fixed order. No chain of additions is long, also at the end of the row: an
@@ -56,16 +55,15 @@ typename V::Scalar mean_square(const typename V::Scalar* row, std::int64_t size,
   return sum / static_cast<typename V::Scalar>(size);
 }
 
-// to = (row - centre) rstd weight (+ norm_bias) over a padded row; norm_bias may be null.
+// (row - centre) rstd weight (+ norm_bias) at element i of a padded row; norm_bias may be null.
 template <class V>
-void scale(typename V::Scalar* to, const typename V::Scalar* row, typename V::Scalar centre, typename V::Scalar rstd,
-           const typename V::Scalar* weight, const typename V::Scalar* norm_bias, std::int64_t padded) {
-  const auto c = V::broadcast(centre), s = V::broadcast(rstd);
-  for (std::int64_t i = 0; i < padded; i += V::kLanes) {
+auto normalisation(const typename V::Scalar* row, typename V::Scalar centre, typename V::Scalar rstd,
+                   const typename V::Scalar* weight, const typename V::Scalar* norm_bias) {
+  return [=, c = V::broadcast(centre), s = V::broadcast(rstd)](std::int64_t i) {
     const auto normed = V::mul(V::sub(V::load(row + i), c), s);
     const auto scaled = V::mul(normed, V::load(weight + i));
-    V::store(to + i, norm_bias == nullptr ? scaled : V::add(scaled, V::load(norm_bias + i)));
-  }
+    return norm_bias == nullptr ? scaled : V::add(scaled, V::load(norm_bias + i));
+  };
 }
 
 }  // namespace

@@ -68,11 +68,26 @@ void load_row(const Rows& rows, std::int64_t i, std::int64_t size, std::int64_t 
   for (std::int64_t j = size; j < padded; ++j) to[j] = 0;
 }
 
-template <class V>
-void store_row(const typename V::Scalar* from, std::int64_t size, const Rows& rows, std::int64_t i) {
+// Row i = value(0), value(kLanes), ..., registers of kLanes elements, rounded to the row's type. `scratch` is a padded
+// row of the compute type; afterwards it holds what was stored, if kReadBack. One loop, because a row is too long to
+// wait in registers and another look at it in a cache takes as long as the arithmetic.
+template <class V, bool kReadBack, class Value>
+void store_values(const Rows& rows, std::int64_t i, std::int64_t size, typename V::Scalar* scratch, Value value) {
   with_storage_type(rows.dtype, [&](auto* type) {
     auto* to = static_cast<decltype(type)>(rows.data) + row_offset(rows, i);
-    narrow_row<V>(from, size, to, rows.strides[rows.ndim - 1]);
+    const std::int64_t stride = rows.strides[rows.ndim - 1];
+    std::int64_t j = 0;
+    if constexpr (requires { V::store(to, V::load(to)); }) {
+      if (stride == 1) {
+        for (; j + V::kLanes <= size; j += V::kLanes) {
+          V::store(to + j, value(j));
+          if constexpr (kReadBack) V::store(scratch + j, V::load(to + j));
+        }
+      }
+    }
+    for (std::int64_t rest = j; rest < size; rest += V::kLanes) V::store(scratch + rest, value(rest));
+    narrow_row<V>(scratch + j, size - j, to + j * stride, stride);
+    if constexpr (kReadBack) widen_row<V>(to + j * stride, stride, size - j, scratch + j);
   });
 }
 
