@@ -50,6 +50,10 @@ struct Grouping {
 constexpr std::int64_t kBlockRows = 512;
 constexpr std::int64_t kNoMap = -1;
 
+// Whether bf16 and int8 maps are multiplied by a matrix unit that takes bf16 activations.
+template <class V>
+constexpr bool kMatrixUnit = false;
+
 template <class V>
 class AffineNormKernel {
  public:
@@ -91,24 +95,46 @@ class AffineNormKernel {
   // Rows begin .. end of the grouping, which share a map. A row is loaded before it is stored and no other row depends
   // on it, so outputs may overwrite inputs.
   void run_group(std::int64_t begin, std::int64_t end, std::int64_t map) {
+    const bool direct = map != kNoMap && states_suit_matrix_unit();
     for (std::int64_t first = begin; first < end; first += block_) {
       const std::int64_t count = std::min(block_, end - first);
       const std::int64_t* tokens = groups_.order.data() + first;
-      spread(threads_, count, size_, [&](std::int64_t from, std::int64_t to) {
-        for (std::int64_t i = from; i < to; ++i) load_residual_stream(i, tokens[i]);
-      });
+      if (direct) {
+        point_at_states(tokens, count);
+      } else {
+        spread(threads_, count, size_, [&](std::int64_t from, std::int64_t to) {
+          for (std::int64_t i = from; i < to; ++i) load_residual_stream(r_.row(i), z_.row(i), tokens[i]);
+        });
+      }
       if (map != kNoMap) project(map, count);
       spread(threads_, count, 4 * size_, [&](std::int64_t from, std::int64_t to) {
-        for (std::int64_t i = from; i < to; ++i) finish_row(i, tokens[i], map != kNoMap);
+        for (std::int64_t i = from; i < to; ++i) {
+          T* r = r_.row(direct ? from : i);
+          if (direct) load_row<V>(op_.x, tokens[i], size_, padded_, r);
+          finish_row(r, z_.row(i), tokens[i], map != kNoMap);
+        }
       });
     }
   }
 
-  void load_residual_stream(std::int64_t i, std::int64_t token) {
-    T* r = r_.row(i);
+  // Whether the first product may read x where the caller has it. Rows are then not brought into scratch before they
+  // are edited: with many tokens that is a megabyte less to write and read twice.
+  bool states_suit_matrix_unit() const {
+    const DType map = op_.down.data == nullptr ? op_.up.dtype : op_.down.dtype;
+    return kMatrixUnit<V> && (map == DType::kBFloat16 || map == DType::kInt8) && op_.x.dtype == DType::kBFloat16 &&
+           op_.residual.data == nullptr && op_.x.strides[op_.x.ndim - 1] == 1;
+  }
+
+  void point_at_states(const std::int64_t* tokens, std::int64_t count) {
+    states_.resize(count);
+    for (std::int64_t i = 0; i < count; ++i)
+      states_[i] = static_cast<const BFloat16*>(op_.x.data) + row_offset(op_.x, tokens[i]);
+  }
+
+  // r of a token; `residual` is overwritten.
+  void load_residual_stream(T* r, T* residual, std::int64_t token) {
     load_row<V>(op_.x, token, size_, padded_, r);
     if (op_.residual.data == nullptr) return;
-    T* residual = z_.row(i);
     load_row<V>(op_.residual, token, size_, padded_, residual);
     for (std::int64_t j = 0; j < padded_; j += V::kLanes)
       V::store(r + j, V::add(V::load(r + j), V::load(residual + j)));
@@ -119,10 +145,11 @@ class AffineNormKernel {
     const Scratch<const T> r{r_.data, stride_};
     const bool is_bfloat16 = op_.x.dtype == DType::kBFloat16 && op_.residual.data == nullptr;
     const int r_pieces = is_bfloat16 ? 1 : pieces();
-    if (op_.down.data == nullptr) return gemm({op_.up, map, r, z_, count, r_pieces});
+    const BFloat16* const* states = states_.empty() ? nullptr : states_.data();
+    if (op_.down.data == nullptr) return gemm({op_.up, map, r, z_, count, r_pieces, states});
     const std::int64_t stride = row_stride(op_.down.columns);
     const Buffer<T> buffer(count * stride);
-    gemm({op_.down, map, r, Scratch<T>{buffer.get(), stride}, count, r_pieces});
+    gemm({op_.down, map, r, Scratch<T>{buffer.get(), stride}, count, r_pieces, states});
     gemm({op_.up, map, Scratch<const T>{buffer.get(), stride}, z_, count, pieces()});
   }
 
@@ -152,9 +179,8 @@ class AffineNormKernel {
     typename GemmOf<V, W>::Type(product).run(threads_);
   }
 
-  // Edits row i, stores it, and normalises what was stored.
-  void finish_row(std::int64_t i, std::int64_t token, bool edit) {
-    T *r = r_.row(i), *row = z_.row(i);
+  // Edits a token's r, stores it, and normalises what was stored; `row` holds the image of r and is overwritten.
+  void finish_row(const T* r, T* row, std::int64_t token, bool edit) {
     if (edit) {
       const auto alpha = static_cast<T>(op_.alpha * factor(op_.row_alpha, token));
       const auto beta = static_cast<T>(op_.beta * factor(op_.row_beta, token));
@@ -170,6 +196,7 @@ class AffineNormKernel {
   const AffineNorm& op_;
   const Threads& threads_;
   Grouping groups_;
+  std::vector<const BFloat16*> states_;  // rows of x that a matrix unit reads itself
   std::int64_t size_;
   std::int64_t padded_;
   std::int64_t stride_;

@@ -90,6 +90,7 @@ struct Product {
   Scratch<T> z;
   std::int64_t num_rows;
   int pieces;  // bf16 numbers that make up an activation where a matrix unit takes nothing longer, see tile_gemm.h
+  const BFloat16* const* states = nullptr;  // rows of bf16 to read instead of x, for a matrix unit
 };
 
 // One chunk of one map's panels: where its weights are, or how to bring them into panel layout.

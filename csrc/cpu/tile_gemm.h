@@ -223,6 +223,9 @@ class TileGemm {
 };
 
 template <>
+constexpr bool kMatrixUnit<AmxFloat> = true;
+
+template <>
 struct GemmOf<AmxFloat, BFloat16> {
   using Type = TileGemm<BFloat16>;
 };

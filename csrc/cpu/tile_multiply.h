@@ -230,7 +230,21 @@ class TiledRows {
     BFloat16* to = buffer_.get() + tile * steps_ * step_size();
     const std::int64_t first = first_token(tile), count = first_token(tile + 1) - first;
     if (count < tokens_per_tile()) std::fill_n(to, steps_ * step_size(), BFloat16{});
-    for (std::int64_t i = 0; i < count; ++i) split_row(p.x.row(first + i), p.maps.depth, to + i * pieces_ * kTileDepth);
+    for (std::int64_t i = 0; i < count; ++i) {
+      if (p.states != nullptr) {
+        copy_row(p.states[first + i], p.maps.depth, to + i * kTileDepth);
+      } else {
+        split_row(p.x.row(first + i), p.maps.depth, to + i * pieces_ * kTileDepth);
+      }
+    }
+  }
+
+  // A row of bf16 is padded with zeros to whole tiles.
+  void copy_row(const BFloat16* x, std::int64_t depth, BFloat16* to) const {
+    for (std::int64_t k = 0; k < depth; k += kTileDepth, to += step_size()) {
+      const auto missing = std::max<std::int64_t>(0, k + kTileDepth - depth);
+      _mm512_store_si512(to, _mm512_maskz_loadu_epi16(static_cast<__mmask32>(0xffffffffu >> missing), x + k));
+    }
   }
 
   // x = piece + piece ..., largest first; a row is padded with zeros to whole tiles.
