@@ -170,10 +170,10 @@ def overhead(results: Results) -> str:
     return markdown(["", "fp32, µs", "bf16, µs"], cells)
 
 
-def mixed(results: Results) -> str:
-    """Mixed dtypes and LayerNorm, one line each."""
-    shapes = dict.fromkeys(r.shape for r in results.rows if r.table == "mixed")
-    return markdown(["shape", "vs eager"], [[s, with_roofline(results.ours("mixed", 1, s))] for s in shapes])
+def by_shape(results: Results, table: str) -> str:
+    """A table whose problems have little in common, one line each."""
+    shapes = dict.fromkeys(r.shape for r in results.rows if r.table == table)
+    return markdown(["shape", "vs eager"], [[s, with_roofline(results.ours(table, 1, s))] for s in shapes])
 
 
 def plot_link(table: str, threads: int) -> str:
@@ -205,7 +205,8 @@ def kernels(results: Results) -> str:
             compared(results, tuned, lambda r: r.ratio_vs_max_autotune, 4096),
         ),
         ("What a call costs among other calls: d = 64, one token, cached map", overhead(results)),
-        ("Mixed dtypes and LayerNorm", mixed(results)),
+        ("Mixed dtypes and LayerNorm", by_shape(results, "mixed")),
+        ("Whole prompts, every token edited, one thread", by_shape(results, "prompts")),
     ]
     shown = [f"**{title}**\n\n{text}" for title, text in parts if text]
     return "\n".join([*shown, losses(results)])

@@ -93,6 +93,15 @@ TABLES: dict[str, Table] = {
         + tuple(Problem("layer", m, 2048, None, t, t) for t, m in product((FP32, BF16), (1, 8, 32))),
         ("eager", "hook", "reference", *OURS),
     ),
+    "prompts": Table(
+        "whole prompts: every token of 512 and 2048, dense and rank 64",
+        tuple(
+            problem
+            for rank, dtype in product((None, 64), (FP32, BF16))
+            for problem in _grid(dtype, dtype, (2048,), (512, 2048), rank) + _grid(dtype, dtype, (4096,), (512,), rank)
+        ),
+        ("eager", *OURS),
+    ),
     "compile": Table(
         "against torch.compile as it comes",
         _grid(FP32, FP32, (2048,), TOKENS) + _grid(BF16, BF16, (2048,), TOKENS),
