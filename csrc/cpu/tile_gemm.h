@@ -119,7 +119,7 @@ class TileGemm {
   void multiply_on_vectors(const TiledRows& x, const Part& part, const W* const (&weights)[kPanels], std::int64_t k,
                            std::int64_t steps) const {
     TilePrefetch next[kPanels];
-    for (int s = 0; s < kPanels; ++s) next[s] = {reinterpret_cast<const char*>(weights[s]) + kPrefetchBytes, 1};
+    for (int s = 0; s < kPanels; ++s) next[s] = {reinterpret_cast<const char*>(weights[s]) + kPrefetchBytes, 1, true};
     by_rows<kPanels, kPanels == 4 ? 2 : kVectorRows>(x.rows(), weights, next, x.at(part.tile, k), steps, k > 0,
                                                      *part.sums);
   }
@@ -149,11 +149,11 @@ class TileGemm {
     }
     const std::int64_t passes = ceil_div(part.tile_end - part.tile, kTogether<kPanels>);
     const int lines = static_cast<int>(ceil_div(kStepLines - kLinesWidening, passes));
+    const bool once = kIsBFloat16 && passes == 1;
     for (std::int64_t pass = 0; pass < passes; ++pass) {
-      const bool soon = kIsBFloat16 && passes == 1;
-      const std::int64_t ahead = soon ? kPrefetchBytes : steps * 64 * (kStepLines + kLinesWidening + pass * lines);
+      const std::int64_t ahead = once ? kPrefetchBytes : steps * 64 * (kStepLines + kLinesWidening + pass * lines);
       TilePrefetch next[kPanels];
-      for (int s = 0; s < kPanels; ++s) next[s] = {reinterpret_cast<const char*>(weights[s]) + ahead, lines};
+      for (int s = 0; s < kPanels; ++s) next[s] = {reinterpret_cast<const char*>(weights[s]) + ahead, lines, once};
       const std::int64_t at = part.tile + pass * kTogether<kPanels>;
       asm volatile("" : : : "memory");  // what the tiles are loaded from has been written
       if (at + kTogether<kPanels> <= part.tile_end) {
@@ -172,7 +172,7 @@ class TileGemm {
     for (std::int64_t i = 0; i < steps; ++i) {
       for (int s = 0; s < kPanels; ++s) {
         const char* chunk = reinterpret_cast<const char*>(weights[s]);
-        TilePrefetch{chunk + steps * kStepLines * 64, kLinesWidening}.step(i);
+        TilePrefetch{chunk + steps * kStepLines * 64, kLinesWidening, false}.step(i);
         widen_step(weights[s] + i * kTileSize, wide[s] + i * kTileSize);
       }
     }

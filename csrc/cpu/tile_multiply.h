@@ -58,10 +58,12 @@ class FlushSubnormals {
   unsigned saved_;
 };
 
-// What is asked of memory while a chunk is multiplied: `lines` cache lines per step, from `from` on.
+// What is asked of memory while a chunk is multiplied: `lines` cache lines per step, from `from` on. `once`: the chunk
+// itself is on its way from memory.
 struct TilePrefetch {
   const char* from;
   int lines;
+  bool once;
 
   void step(std::int64_t index) const {
     const char* address = from + index * lines * 64;
@@ -91,6 +93,15 @@ inline void widen_step(const std::int8_t* rows, BFloat16* tile) {
     const RowPair pair = load_pair(rows + k * kPanel);
     const __m512i even = _mm512_srli_epi32(_mm512_castps_si512(pair.even), 16);
     _mm512_store_si512(tile + k * kPanel, _mm512_or_si512(even, _mm512_castps_si512(pair.odd)));
+  }
+}
+
+// Brings a step of bf16 weights into the L1 cache by plain loads: a tile load that has to wait for lines holds up more.
+inline void touch(const BFloat16* step) {
+#pragma GCC unroll 16
+  for (int row = 0; row < kTileRows; ++row) {
+    std::int64_t unused;
+    asm volatile("movq %1, %0" : "=r"(unused) : "m"(*reinterpret_cast<const std::int64_t*>(step + row * kTileDepth)));
   }
 }
 
@@ -132,6 +143,10 @@ void multiply_tiles(const BFloat16* const (&weights)[kPanels], const TilePrefetc
     _tile_zero(3);
   }
   for (std::int64_t i = 0; i < steps; ++i) {
+    if (next[0].once) {
+#pragma GCC unroll 4
+      for (int s = 0; s < kPanels; ++s) touch(weights[s] + std::min(i + 1, steps - 1) * kTileSize);
+    }
     _tile_loadd(4, x[0] + i * x_step, 64);
     if constexpr (kTiles == 2) _tile_loadd(5, x[1] + i * x_step, 64);
     next[0].step(i);
