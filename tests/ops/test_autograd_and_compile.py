@@ -13,6 +13,7 @@ from torch import Tensor
 from incline_fast import ops
 from incline_fast.maps import AffineMap
 from incline_fast.ops._backend import EXTENSION
+from incline_fast.ops._norm_op import NormOp
 
 compiled = pytest.mark.skipif(EXTENSION is None, reason="pure-Python installation")
 ROW_MAP = torch.tensor([0, 2, -1, 1], dtype=torch.int32)
@@ -149,14 +150,27 @@ def test_in_place_form_under_autograd(norm: str, residual: torch.dtype | None, b
         torch.testing.assert_close(tensor.grad, functional[name].grad)
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
-def test_overwriting_what_a_graph_has_saved_is_reported(backend: str) -> None:
-    case = make("rms", 5, (3,))
-    x = case.x
-    leaf = torch.ones(3, 5, requires_grad=True)
-    loss = (leaf * x).sum()
+@compiled
+@pytest.mark.parametrize("norm", NORMS)
+def test_parameters_without_a_graph_are_no_reason_to_copy(norm: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    case = make(norm, 5, (3,))
+    case.weight.requires_grad_()
+    monkeypatch.setattr(NormOp, "functional", None)  # what runs on copies
     with torch.no_grad():
-        ops.affine_rms_norm_(x, case.weight, case.map, backend=backend)
+        y, _ = case.in_place("cpu")
+    assert not y.requires_grad
+
+
+@pytest.mark.parametrize("written", ["x", "residual"])
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_overwriting_what_a_graph_has_saved_is_reported(backend: str, written: str) -> None:
+    case = make("rms", 5, (3,))
+    residual = torch.ones(3, 5) if written == "residual" else None
+    saved = case.x if residual is None else residual
+    leaf = torch.ones(3, 5, requires_grad=True)
+    loss = (leaf * saved).sum()
+    with torch.no_grad():
+        ops.affine_rms_norm_(case.x, case.weight, case.map, residual=residual, backend=backend)
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         loss.backward()
 
