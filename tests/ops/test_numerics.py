@@ -118,6 +118,17 @@ def test_no_more_than_twice_the_error_of_unfused_torch(
             assert_not_worse(actual, plain, wanted)
 
 
+@pytest.mark.parametrize("tokens", [1, 33])
+@pytest.mark.parametrize("map_dtype", [torch.bfloat16, torch.int8])
+def test_no_more_than_twice_the_error_with_rounded_maps(map_dtype: torch.dtype, tokens: int) -> None:
+    """fp32 states, which a matrix unit takes in pieces; torch multiplies by the same weights in fp32."""
+    cases = [make("rms", 2048, (tokens,), map_dtype=map_dtype, seed=seed, alpha=0.5) for seed in range(3)]
+    plains = [unfused(case.but(map=case.map.to(torch.float32)))[1] for case in cases]
+    edited = [(case(BACKENDS[-1])[1], plain, case.expected()[1]) for case, plain in zip(cases, plains, strict=True)]
+    actual, plain, wanted = (torch.cat(rows) for rows in zip(*edited, strict=True))
+    assert_not_worse(actual, plain, wanted)
+
+
 @pytest.mark.parametrize("tokens", [1, 2, 4])
 @pytest.mark.parametrize("hidden", [96, 111, 128, 512])
 def test_no_more_than_twice_the_error_with_few_short_rows(hidden: int, tokens: int) -> None:
