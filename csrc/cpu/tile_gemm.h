@@ -34,7 +34,8 @@ class TileGemm {
 
   void run(const Threads& threads) const {
     const TiledRows x(product_, threads);
-    const std::int64_t parts = panels_ < 4 * threads.count ? std::min(x.tiles(), threads.count) : 1;
+    const std::int64_t shares = panels_ < 4 * threads.count ? std::min(x.tiles(), threads.count) : 1;
+    const std::int64_t parts = std::max(shares, std::min(x.tiles() / 4, x.bytes() / kPartBytes));
     // Memory bound up to some 64 rows: an estimate of a panel's time in multiply-adds at full vector speed.
     const std::int64_t work = depth_ * kPanel * (1 + x.tiles() / parts / 4);
     spread(threads, parts * panels_, work, [&](std::int64_t begin, std::int64_t end) {
@@ -211,6 +212,9 @@ class TileGemm {
     return total;
   }
 
+  // At least as many activations (and four tiles, because memory is read once per part) meet all panels before the next
+  // ones do: what stays in an L2 cache beside the weights.
+  static constexpr std::int64_t kPartBytes = 1024 * 1024;
   static constexpr bool kIsBFloat16 = std::is_same_v<W, BFloat16>;
   // With more rows the matrix unit is faster, although it loads more slowly.
   static constexpr int kVectorRows = kIsBFloat16 ? 3 : 2;

@@ -233,6 +233,7 @@ class TiledRows {
   int pieces() const { return pieces_; }
   int rows() const { return static_cast<int>(tokens_per_tile()) * pieces_; }  // in use in every tile
   std::int64_t tiles() const { return tiles_; }
+  std::int64_t bytes() const { return tiles_ * steps_ * step_size() * static_cast<std::int64_t>(sizeof(BFloat16)); }
   std::int64_t first_token(std::int64_t tile) const { return tile * tokens_ / tiles_; }
   std::int64_t tokens_per_tile() const { return ceil_div(tokens_, tiles_); }
   std::int64_t step_size() const { return static_cast<std::int64_t>(rows()) * kTileDepth; }

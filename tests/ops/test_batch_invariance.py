@@ -101,3 +101,14 @@ def test_subnormal_numbers_alone_and_in_batches(dtype: torch.dtype) -> None:
     for rows in (5, 4, 3, 2, 1):
         for whole, part in zip(together, case.but(x=case.x[-rows:])("cpu"), strict=True):
             assert torch.equal(whole[-rows:], part)
+
+
+def test_many_rows_in_several_parts_change_nothing() -> None:
+    """More activations than one part of the matrix unit's work holds, in bf16 and as pieces of fp32."""
+    for dtype in (torch.bfloat16, torch.float32):
+        case = make("rms", 2048, (512,), dtype=dtype, map_dtype=torch.bfloat16, alpha=0.5)
+        y, edited = case("cpu")
+        for row in (0, 255, 256, 511):
+            alone = case.but(x=case.x[row : row + 1])("cpu")
+            assert torch.equal(alone[0][0], y[row])
+            assert torch.equal(alone[1][0], edited[row])
