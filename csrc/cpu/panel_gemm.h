@@ -34,6 +34,9 @@ constexpr int kFarPasses = 2;
 constexpr std::int64_t kPrefetchBytes = 2048;
 // Activations that all panels meet before the next ones are taken: what stays in an L2 cache.
 constexpr std::int64_t kBlockBytes = 512 * 1024;
+// Rows that pass through a block together. Of more rows a block would be shorter, and all of z is read and written once
+// per block; of fewer, the map would be read more often than the multiplications hide.
+constexpr std::int64_t kGroupRows = 128;
 
 constexpr std::int64_t ceil_div(std::int64_t a, std::int64_t b) { return (a + b - 1) / b; }
 
@@ -247,19 +250,24 @@ class PanelGemm {
         const std::int64_t part = begin / panels_, first = begin % panels_;
         const std::int64_t last = std::min(panels_, first + end - begin);
         const std::int64_t row = part * part_rows;
-        if (row < rows_) by_depth(first, last, row, std::min(part_rows, rows_ - row));
+        if (row < rows_) by_blocks(first, last, row, std::min(part_rows, rows_ - row));
         begin += last - first;
       }
     });
   }
 
  private:
-  // All panels for as many activations as stay in a cache, then for the next ones.
-  void by_depth(std::int64_t first, std::int64_t last, std::int64_t row, std::int64_t count) const {
-    const std::int64_t chunks = kBlockBytes / (chunk_ * count * static_cast<std::int64_t>(sizeof(T)));
-    const std::int64_t block = std::max<std::int64_t>(1, chunks) * chunk_;
-    for (std::int64_t k = 0; k < depth_; k += block)
-      by_tokens<kTileTokens<V>>(first, last, row, count, k, std::min(k + block, depth_));
+  // All panels for as many activations as stay in a cache, then for the next ones: along the depth, and of many rows
+  // group by group.
+  void by_blocks(std::int64_t first, std::int64_t last, std::int64_t row, std::int64_t count) const {
+    const std::int64_t groups = ceil_div(count, kGroupRows);
+    for (std::int64_t g = 0; g < groups; ++g) {
+      const std::int64_t begin = row + g * count / groups, size = row + (g + 1) * count / groups - begin;
+      const std::int64_t chunks = kBlockBytes / (chunk_ * size * static_cast<std::int64_t>(sizeof(T)));
+      const std::int64_t block = std::max<std::int64_t>(1, chunks) * chunk_;
+      for (std::int64_t k = 0; k < depth_; k += block)
+        by_tokens<kTileTokens<V>>(first, last, begin, size, k, std::min(k + block, depth_));
+    }
   }
 
   // Splits rows evenly into tiles of at most kTileTokens and picks the kernel for the larger of the two sizes.
