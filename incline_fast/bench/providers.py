@@ -42,7 +42,7 @@ class Provider:
         ours: one of our kernels; rows then name the instruction set.
         gemm_only: ``run`` returns ``(M x,)`` alone, without the addition and the norm.
         compiles: it takes seconds to make.
-        disturbs: memory stays slower for about a millisecond after it, which its neighbours would pay for.
+        disturbs: calls that come after it are slower, for which it does not pay itself.
     """
 
     make: Callable[[Data], Run]
@@ -184,7 +184,7 @@ PROVIDERS: dict[str, Provider] = {
     "reference": Provider(plain_reference),
     "compile": Provider(compiled, compiles=True),
     "max_autotune": Provider(max_autotuned, compiles=True),
-    "simd_ml_kernels": Provider(simd_ml_kernels, simd_ml_kernels_unfit, gemm_only=True),
+    "simd_ml_kernels": Provider(simd_ml_kernels, simd_ml_kernels_unfit, gemm_only=True, disturbs=True),
     "fused": Provider(fused, needs_extension, ours=True),
     "fused_in_place": Provider(fused_in_place, needs_extension, ours=True),
     "layer": Provider(layer, needs_extension, ours=True),

@@ -53,8 +53,10 @@ def measure(problem: Problem, providers: Sequence[str], seconds: float = 1.0, ta
         return {name: row_of(name, problem, times, error=errors[name], label=_label(name), **about) for name in times}
 
     alone, among_all = rows(times[0]), rows(times[-1])
+    disturbed = [f"ratio_vs_{name}" for name in providers if PROVIDERS[name].disturbs]
     return [
-        replace(alone.get(name, among_all[name]), ratio_vs_hook=among_all[name].ratio_vs_hook) for name in providers
+        replace(alone.get(name, among_all[name]), **{ratio: getattr(among_all[name], ratio) for ratio in disturbed})
+        for name in providers
     ]
 
 
