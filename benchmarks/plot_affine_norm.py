@@ -2,7 +2,7 @@
 
 python -m benchmarks.plot_affine_norm benchmarks/results/cpu-intel-xeon.csv
 
-writes cpu-intel-xeon-<table>-<threads>t.png beside it, for the tables that have more than one width.
+writes cpu-intel-xeon-<table>-<threads>t.png beside it, for the tables that have three widths or more.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def plot(path: Path) -> list[Path]:
         kinds = [(row.rank, row.dtype, row.map_dtype, row.norm) for row in rows]
         kind = max(kinds, key=kinds.count)
         rows = [row for row, own in zip(rows, kinds, strict=True) if own == kind]
-        if len({row.hidden_size for row in rows}) > 1:
+        if len({row.hidden_size for row in rows}) >= 3:
             written.append(_picture(rows, picture_of(path, table, threads)))
     return written
 

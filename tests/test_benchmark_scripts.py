@@ -137,8 +137,9 @@ def test_check_reports_a_stale_document(
 
 
 def test_a_table_with_several_widths_becomes_a_picture(tmp_path: Path) -> None:
-    rows = [row(tokens, width) for tokens in (1, 8) for width in (1024, 2048)]
-    write_csv([*rows, row(table="one-width"), row(2, rank=500)], tmp_path / "cpu-x.csv")
+    rows = [row(tokens, width) for tokens in (1, 8) for width in (1024, 2048, 4096)]
+    two = [row(1, width, table="two-widths") for width in (1024, 2048)]
+    write_csv([*rows, *two, row(2, rank=500)], tmp_path / "cpu-x.csv")
     (picture,) = plot_affine_norm.plot(tmp_path / "cpu-x.csv")
     assert picture.name == "cpu-x-dense-fp32-1t.png"
     assert picture.read_bytes().startswith(b"\x89PNG")
