@@ -1,6 +1,6 @@
 """Every table of the fused op on this machine: CSV, plots, and the tables of the READMEs.
 
-python -m benchmarks.bench_affine_norm            # some 40 minutes of an idle machine
+python -m benchmarks.bench_affine_norm            # some 25 minutes of an idle machine
 python -m benchmarks.bench_affine_norm --list     # the commands that it runs, each at most two minutes, to run by hand
 python -m benchmarks.bench_affine_norm --plot     # what comes after them: plots and README tables out of the CSV
 
