@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from incline_fast import reference
+from incline_fast.ops import reference
 from incline_fast.maps import AffineMap
 from incline_fast.models import Site, block_output, state_argument, unwrap
 from incline_fast.nn import AffineLayerNorm, AffineRMSNorm

@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from incline_fast import _blocked_cholesky, linalg, reference_linalg
+from incline_fast import _blocked_cholesky, linalg
+from incline_fast.ops import reference_linalg
 from incline_fast.linalg import cholesky_ex, cholesky_inverse_diagonal, cholesky_solve, explain
 from incline_fast.ops._backend import EXTENSION
 

@@ -19,7 +19,8 @@ import torch
 from torch import Tensor
 
 from benchmarks.gpu.device import Cuda, Device
-from incline_fast import ops, reference
+from incline_fast import ops
+from incline_fast.ops import reference
 from incline_fast.linalg import cholesky_ex
 from incline_fast.maps import AffineMap
 
@@ -189,7 +190,7 @@ def run_checks(device: Device, shapes: tuple[Shape, ...]) -> Iterator[tuple[str,
 
 def _tune_nothing() -> None:
     """Take the first tuning. Bits do not depend on it, and trying them all would compile for minutes."""
-    from incline_fast.triton_kernels._decode import decode
+    from incline_fast.ops.triton_kernels._decode import decode
 
     decode.configs = decode.configs[:1]
 

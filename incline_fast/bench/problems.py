@@ -9,7 +9,7 @@ from functools import cached_property, lru_cache
 import torch
 from torch import Tensor
 
-from incline_fast import reference
+from incline_fast.ops import reference
 from incline_fast.maps import AffineMap
 
 __all__ = ["ALPHA", "EPS", "Data", "Problem", "Weights"]

@@ -181,7 +181,7 @@ def has_kernels(device: torch.device, dtype: torch.dtype) -> bool:
 
 def triton_ops() -> ModuleType:
     """The Triton forms of the ops, with the arguments of ``torch.ops.incline_fast.*``; imports Triton."""
-    return import_module("incline_fast.triton_kernels.affine_norm")
+    return import_module("incline_fast.ops.triton_kernels.affine_norm")
 
 
 def differentiates(*arguments: Tensor | AffineMap | float | None) -> bool:

@@ -10,7 +10,7 @@ from cuda.launcher import DTYPES, Int64, Pointer, library, raise_if
 from emulation.build import Sanitizer
 from torch import Tensor
 
-from incline_fast import reference_linalg
+from incline_fast.ops import reference_linalg
 
 pytestmark = pytest.mark.gpu_emulated
 SIZES = (1, 2, 15, 16, 17, 31, 33, 64, 100, 127, 128)

@@ -24,8 +24,8 @@ from emulation.build import ROOT
 from emulation.ptx import TrafficReport
 from emulation.triton_driver import emulated
 from incline_fast.ops._arguments import op_tail
-from incline_fast.triton_kernels._decode import decode
-from incline_fast.triton_kernels.affine_norm import affine_rms_norm
+from incline_fast.ops.triton_kernels._decode import decode
+from incline_fast.ops.triton_kernels.affine_norm import affine_rms_norm
 
 HIDDEN, BF16 = 4096, torch.bfloat16
 AFTER_A_GEMM = 72  # tokens: more than the decode kernels take

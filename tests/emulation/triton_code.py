@@ -21,10 +21,10 @@ from triton.compiler import ASTSource
 
 from emulation.machine_code import ARCHITECTURES, KernelCode, launch_bounds, read_cubin
 from emulation.triton_driver import emulated
-from incline_fast.triton_kernels._decode import MAX_TOKENS_DENSE, MAX_TOKENS_LOW_RANK, decode, suitable
-from incline_fast.triton_kernels._elimination import WIDTH, factor, invert
-from incline_fast.triton_kernels._product import block_depth, operand
-from incline_fast.triton_kernels._rows import WARPS, epilogue
+from incline_fast.ops.triton_kernels._decode import MAX_TOKENS_DENSE, MAX_TOKENS_LOW_RANK, decode, suitable
+from incline_fast.ops.triton_kernels._elimination import WIDTH, factor, invert
+from incline_fast.ops.triton_kernels._product import block_depth, operand
+from incline_fast.ops.triton_kernels._rows import WARPS, epilogue
 
 AMD = "gfx942"
 KINDS = {

@@ -9,7 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from incline_fast import ops, reference
+from incline_fast import ops
+from incline_fast.ops import reference
 from incline_fast.maps import AffineMap
 from incline_fast.ops._backend import EXTENSION
 

@@ -27,7 +27,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from incline_fast.triton_kernels._rows import WARPS, finish_row, row_of
+from incline_fast.ops.triton_kernels._rows import WARPS, finish_row, row_of
 
 __all__ = ["MAX_TOKENS_DENSE", "MAX_TOKENS_LOW_RANK", "decode", "num_counters", "num_items", "suitable"]
 

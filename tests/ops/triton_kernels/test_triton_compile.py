@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 from triton_cases import TritonCase, make_triton
 
-from incline_fast.triton_kernels import cholesky_block
-from incline_fast.triton_kernels.affine_norm import affine_rms_norm_
+from incline_fast.ops.triton_kernels import cholesky_block
+from incline_fast.ops.triton_kernels.affine_norm import affine_rms_norm_
 
 pytestmark = pytest.mark.gpu_emulated
 ROW_MAP = torch.tensor([0, -1, 2, 1], dtype=torch.int32)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from incline_fast import reference
+from incline_fast.ops import reference
 
 D, G, RANK = 5, 3, 2
 ROW_MAP = np.array([1, -1, 0, 2, 1, -3], dtype=np.int32)

@@ -10,7 +10,7 @@ from cases import Case, make
 from torch import Tensor
 
 from incline_fast.ops._arguments import per_row
-from incline_fast.triton_kernels import affine_norm
+from incline_fast.ops.triton_kernels import affine_norm
 
 __all__ = ["TritonCase", "make_triton"]
 

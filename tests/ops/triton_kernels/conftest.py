@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 from emulation.triton_driver import Launch, emulated
 
-from incline_fast.triton_kernels._decode import decode
+from incline_fast.ops.triton_kernels._decode import decode
 
 
 @pytest.fixture(scope="session")

@@ -10,8 +10,8 @@ from emulation.triton_driver import Launch
 from triton_cases import TritonCase, make_triton
 
 from incline_fast.ops import set_batch_invariant
-from incline_fast.triton_kernels import _counters
-from incline_fast.triton_kernels._decode import decode
+from incline_fast.ops.triton_kernels import _counters
+from incline_fast.ops.triton_kernels._decode import decode
 
 pytestmark = pytest.mark.gpu_emulated
 BF16 = torch.bfloat16

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from incline_fast.triton_kernels import _counters
+from incline_fast.ops.triton_kernels import _counters
 
 GPU = torch.device("cuda", 0)
 

@@ -9,8 +9,8 @@ import torch
 from emulation.triton_driver import Launch
 from test_cholesky_block import TOLERANCE, by_dtype, spd
 
-from incline_fast import reference_linalg
-from incline_fast.triton_kernels.cholesky_block import MAX_SIZE, cholesky_block, cholesky_block_, triangular_inverse
+from incline_fast.ops import reference_linalg
+from incline_fast.ops.triton_kernels.cholesky_block import MAX_SIZE, cholesky_block, cholesky_block_, triangular_inverse
 
 pytestmark = pytest.mark.gpu_emulated
 

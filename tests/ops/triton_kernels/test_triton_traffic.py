@@ -11,7 +11,7 @@ from emulation.triton_driver import Launch
 from tolerances import assert_close
 from triton_cases import make_triton
 
-from incline_fast.triton_kernels._decode import decode
+from incline_fast.ops.triton_kernels._decode import decode
 
 pytestmark = pytest.mark.gpu_emulated
 BF16, FP16, FP32, INT8 = torch.bfloat16, torch.float16, torch.float32, torch.int8

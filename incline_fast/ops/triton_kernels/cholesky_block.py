@@ -10,8 +10,8 @@ import triton
 from torch import Tensor
 from torch.library import triton_op, wrap_triton
 
-from incline_fast.triton_kernels._elimination import WIDTH, factor, invert
-from incline_fast.triton_kernels._layout import collapses, on_device_of, stack
+from incline_fast.ops.triton_kernels._elimination import WIDTH, factor, invert
+from incline_fast.ops.triton_kernels._layout import collapses, on_device_of, stack
 
 __all__ = ["MAX_SIZE", "cholesky_block", "cholesky_block_", "triangular_inverse"]
 
