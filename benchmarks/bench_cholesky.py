@@ -29,7 +29,7 @@ from tqdm import tqdm
 
 from incline_fast._files import replacing
 from incline_fast.bench.machine import commit, cpu_name, threads
-from incline_fast.linalg import cholesky_ex, explain
+from incline_fast.solver.linalg import cholesky_ex, explain
 
 Factor = Callable[[Tensor], tuple[Tensor, Tensor]]
 PROVIDERS: dict[str, Factor] = {

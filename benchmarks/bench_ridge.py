@@ -25,7 +25,7 @@ import scipy.linalg
 import torch
 from sklearn.linear_model import Ridge as SklearnRidge
 
-from incline_fast.ridge import DEFAULT_LAMS, Ridge, RidgeAccumulator
+from incline_fast.solver.ridge import DEFAULT_LAMS, Ridge, RidgeAccumulator
 
 # Rows that a provider predicts without having seen them, for its check.
 HELD_OUT = 64

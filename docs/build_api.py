@@ -13,7 +13,9 @@ from pathlib import Path
 from typing import Any
 
 import incline_fast
-from incline_fast import estimators, linalg, models, ops, plan, ridge, states, sweep, text
+from incline_fast import estimators, models, ops, plan, states, sweep, text
+from incline_fast.solver import linalg
+from incline_fast.solver import ridge
 
 TARGET = Path(__file__).with_name("api.md")
 MODULES = (incline_fast, ops, states, estimators, ridge, linalg, plan, sweep, text, models)

@@ -13,7 +13,7 @@ from incline_fast.maps import AffineMap
 from incline_fast.models import UnsupportedModelError
 from incline_fast.nn import AffineLayerNorm, AffineRMSNorm
 from incline_fast.ops import explain, set_batch_invariant
-from incline_fast.ridge import Ridge, RidgeAccumulator
+from incline_fast.solver.ridge import Ridge, RidgeAccumulator
 
 __all__ = [
     "AffineLayerNorm",

@@ -13,7 +13,7 @@ from tiny_tokenizer import sentences, tiny_tokenizer
 from incline_fast.alignment import Alignment
 from incline_fast.estimators import ESTIMATORS, shuffled
 from incline_fast.fit import DEFAULT_TEMPLATE, PRESETS, fit, fit_states
-from incline_fast.ridge import DEFAULT_LAMS, Ridge
+from incline_fast.solver.ridge import DEFAULT_LAMS, Ridge
 from incline_fast.states import StatesError, collect
 
 N = 20

@@ -25,7 +25,7 @@ from benchmarks.gpu.providers import DeviceData, available, build
 from incline_fast.bench import Problem, Row, write_csv
 from incline_fast.bench.providers import Run
 from incline_fast.bench.timing import largest_error, row_of
-from incline_fast.linalg import cholesky_ex
+from incline_fast.solver.linalg import cholesky_ex
 
 __all__ = ["CHOLESKY_SIZES", "PROBLEMS", "Skipped", "measure_all", "measure_cholesky", "measure_problem"]
 

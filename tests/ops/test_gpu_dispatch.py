@@ -8,7 +8,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from incline_fast import linalg, ops
+from incline_fast import ops
+from incline_fast.solver import linalg
 from incline_fast.maps import AffineMap
 from incline_fast.ops import _arguments, _backend
 from incline_fast.ops._arguments import op_tail

@@ -8,9 +8,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from incline_fast import _blocked_cholesky, linalg
+from incline_fast.solver import blocked_cholesky
+from incline_fast.solver import linalg
 from incline_fast.ops import reference_linalg
-from incline_fast.linalg import cholesky_ex, cholesky_inverse_diagonal, cholesky_solve, explain
+from incline_fast.solver.linalg import cholesky_ex, cholesky_inverse_diagonal, cholesky_solve, explain
 from incline_fast.ops._backend import EXTENSION
 
 compiled = pytest.mark.skipif(EXTENSION is None, reason="pure-Python installation")
@@ -24,7 +25,7 @@ def backend(request, monkeypatch) -> str:
     """ "panels" forces the products of blocks, which auto keeps for large matrices."""
     if request.param != "panels":
         return request.param
-    monkeypatch.setattr(_blocked_cholesky, "WHOLE", {torch.float32: 0, torch.float64: 0})
+    monkeypatch.setattr(blocked_cholesky, "WHOLE", {torch.float32: 0, torch.float64: 0})
     return "blocked"
 
 
@@ -175,7 +176,7 @@ def test_explain_says_what_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     assert explain(5, backend="torch") == 'torch: backend="torch" was asked for'
     assert 'the tensors are on "meta"' in explain(2048, device="meta")
     ran = []
-    monkeypatch.setattr(_blocked_cholesky, "factor", lambda A: ran.append(len(A)) or reference_linalg.cholesky_ex(A))
+    monkeypatch.setattr(blocked_cholesky, "factor", lambda A: ran.append(len(A)) or reference_linalg.cholesky_ex(A))
     for n, dtype in ((64, torch.float32), (800, torch.float64), (832, torch.float64)):
         ran.clear()
         cholesky_ex(torch.eye(n, dtype=dtype))

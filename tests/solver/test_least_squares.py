@@ -8,8 +8,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from incline_fast import _solve
-from incline_fast._solve import solve
+from incline_fast.solver import least_squares
+from incline_fast.solver.least_squares import solve
 
 
 def dense(solution) -> torch.Tensor:
@@ -65,7 +65,7 @@ def test_condition_estimate(decades, seed):
     gram = X @ X.T
     scale = gram.diagonal().sqrt()
     true = np.linalg.cond((gram / scale / scale[:, None]).numpy())
-    estimate = _solve._condition(gram, torch.linalg.inv(torch.linalg.cholesky(gram)))
+    estimate = least_squares._condition(gram, torch.linalg.inv(torch.linalg.cholesky(gram)))
     assert true / 30 < estimate < true * 30
 
 
@@ -94,14 +94,14 @@ def test_an_inaccurate_factorisation_is_not_accepted(monkeypatch, n):
     g = torch.Generator().manual_seed(0)
     X, Y = (torch.randn(n, 12, generator=g, dtype=torch.float64) for _ in range(2))
     right = dense(solve(X, Y, 0.5))
-    original = _solve.cholesky_ex
+    original = least_squares.cholesky_ex
 
     def faulty(matrix):
         factor, info = original(matrix)
         factor[-1, -1] *= 1.001
         return factor, info
 
-    monkeypatch.setattr(_solve, "cholesky_ex", faulty)
+    monkeypatch.setattr(least_squares, "cholesky_ex", faulty)
     solution = solve(X, Y, 0.5)
     assert solution.path == "svd"
     assert "relative residual" in solution.notes[0]
@@ -109,7 +109,7 @@ def test_an_inaccurate_factorisation_is_not_accepted(monkeypatch, n):
 
 
 def test_a_nan_condition_is_not_accepted(monkeypatch):
-    monkeypatch.setattr(_solve, "_condition", lambda gram, factor: float("nan"))
+    monkeypatch.setattr(least_squares, "_condition", lambda gram, factor: float("nan"))
     X = torch.randn(5, 12, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     assert solve(X, X, 0.5).path == "svd"
 

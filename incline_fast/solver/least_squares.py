@@ -8,7 +8,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from incline_fast.linalg import cholesky_ex
+from incline_fast.solver.linalg import cholesky_ex
 
 __all__ = [
     "BLOCK",

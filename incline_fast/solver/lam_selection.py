@@ -19,7 +19,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from incline_fast._solve import BLOCK, gram
+from incline_fast.solver.least_squares import BLOCK, gram
 
 __all__ = ["FOLDS", "Rows", "gcv_from_moments", "gcv_scores", "kfold_scores", "loo_scores"]
 

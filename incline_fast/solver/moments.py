@@ -6,7 +6,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from incline_fast._solve import add_gram, symmetric
+from incline_fast.solver.least_squares import add_gram, symmetric
 
 __all__ = ["Moments"]
 

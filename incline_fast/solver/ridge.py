@@ -18,9 +18,9 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from incline_fast._accumulator import RidgeAccumulator
-from incline_fast._moments import Moments
-from incline_fast._prepare import (
+from incline_fast.solver.accumulator import RidgeAccumulator
+from incline_fast.solver.moments import Moments
+from incline_fast.solver.preprocess import (
     Frame,
     check_lam,
     check_matrix,
@@ -30,8 +30,8 @@ from incline_fast._prepare import (
     from_spread,
     prepare,
 )
-from incline_fast._select import Rows, gcv_from_moments, gcv_scores, kfold_scores, loo_scores
-from incline_fast._solve import (
+from incline_fast.solver.lam_selection import Rows, gcv_from_moments, gcv_scores, kfold_scores, loo_scores
+from incline_fast.solver.least_squares import (
     Form,
     OnBreakdown,
     RidgeBreakdownError,

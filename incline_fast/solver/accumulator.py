@@ -9,11 +9,11 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from incline_fast._moments import Moments
-from incline_fast._prepare import check_pair
+from incline_fast.solver.moments import Moments
+from incline_fast.solver.preprocess import check_pair
 
 if TYPE_CHECKING:
-    from incline_fast.ridge import Ridge
+    from incline_fast.solver.ridge import Ridge
 
 __all__ = ["RidgeAccumulator"]
 

@@ -8,7 +8,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from safetensors.torch import load_file, save_file
 
-from incline_fast.ridge import Ridge, RidgeAccumulator
+from incline_fast.solver.ridge import Ridge, RidgeAccumulator
 
 D, T = 12, 5
 
@@ -87,7 +87,7 @@ def test_moments_are_exact():
 def test_a_large_chunk_is_cut_to_pieces(monkeypatch):
     X, Y = data(100)
     whole = filled(X, Y, 100)
-    monkeypatch.setattr("incline_fast._moments._ROWS", 17)
+    monkeypatch.setattr("incline_fast.solver.moments._ROWS", 17)
     assert_equal_fits(filled(X, Y, 100).solve(Ridge(0.1)), whole.solve(Ridge(0.1)))
 
 

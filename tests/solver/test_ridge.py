@@ -11,7 +11,7 @@ from sklearn.linear_model import Ridge as Oracle
 from sklearn.linear_model import RidgeCV
 from sklearn.preprocessing import StandardScaler
 
-from incline_fast.ridge import DEFAULT_LAMS, Ridge, RidgeBreakdownError
+from incline_fast.solver.ridge import DEFAULT_LAMS, Ridge, RidgeBreakdownError
 
 SHAPES = [(8, 20), (20, 20), (21, 20), (60, 20)]
 LAMS = (1e-3, 1e-1, 1.0, 30.0)

@@ -20,7 +20,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from incline_fast import _blocked_cholesky
+from incline_fast.solver import blocked_cholesky
 from incline_fast.ops._backend import CUDA_EXTENSION, EXTENSION, differentiates
 
 __all__ = ["BACKENDS", "cholesky_ex", "cholesky_inverse_diagonal", "cholesky_solve", "explain"]
@@ -88,8 +88,8 @@ def cholesky_ex(
 
 def _blocked(A: Tensor, out: Tensor | None) -> tuple[Tensor, Tensor]:
     if out is None:
-        return _blocked_cholesky.factor(A)
-    return out, _blocked_cholesky.factor_into(A, out)
+        return blocked_cholesky.factor(A)
+    return out, blocked_cholesky.factor_into(A, out)
 
 
 def cholesky_solve(B: Tensor, L: Tensor, *, backend: str = "auto") -> Tensor:
@@ -113,7 +113,7 @@ def cholesky_solve(B: Tensor, L: Tensor, *, backend: str = "auto") -> Tensor:
     if B.dim() < 2 or B.shape[-2] != L.shape[-1]:
         raise ValueError(f"B has shape {tuple(B.shape)}; expected [..., {L.shape[-1]}, k], the rows of L")
     if _is_blocked("cholesky_solve", backend, L, differentiates(B, L)):
-        return _blocked_cholesky.solve(B, L)
+        return blocked_cholesky.solve(B, L)
     return torch.cholesky_solve(B, L)
 
 
@@ -133,7 +133,7 @@ def cholesky_inverse_diagonal(L: Tensor, *, backend: str = "auto") -> Tensor:
     """
     _check_stack("L", L)
     if _is_blocked("cholesky_inverse_diagonal", backend, L, differentiates(L)):
-        return _blocked_cholesky.inverse_diagonal(L)
+        return blocked_cholesky.inverse_diagonal(L)
     identity = torch.eye(L.shape[-1], dtype=L.dtype, device=L.device)
     inverse: Tensor = torch.linalg.solve_triangular(L, identity, upper=False)
     return inverse.square().sum(-2)
@@ -195,7 +195,7 @@ def _threads_share_a_matrix(n: int, batch: int, dtype: torch.dtype) -> bool:
     if torch.compiler.is_compiling():  # a trace cannot hold the number of threads, which may change before it runs
         return False
     threads = torch.get_num_threads()
-    return threads > 1 and (batch < threads or n > _blocked_cholesky.WHOLE[dtype])
+    return threads > 1 and (batch < threads or n > blocked_cholesky.WHOLE[dtype])
 
 
 def _choose(

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from incline_fast._select import Rows
+from incline_fast.solver.lam_selection import Rows
 
 __all__ = ["Frame", "check_lam", "check_matrix", "check_pair", "check_weight", "frame_of", "from_spread", "prepare"]
 

@@ -8,8 +8,8 @@ import pytest
 import torch
 from lapack_matrices import KINDS, SIZES, THRESHOLD, Kind, factor_ratio, matrix, roundoff, solve_ratio, zeroed_index
 
-from incline_fast import _blocked_cholesky
-from incline_fast.linalg import cholesky_ex, cholesky_inverse_diagonal, cholesky_solve
+from incline_fast.solver import blocked_cholesky
+from incline_fast.solver.linalg import cholesky_ex, cholesky_inverse_diagonal, cholesky_solve
 from incline_fast.ops._backend import EXTENSION
 
 DTYPES = (torch.float32, torch.float64)
@@ -34,7 +34,7 @@ def backend(request, monkeypatch) -> str:
     whole = {"whole": 1024, "panels": 0}
     if request.param not in whole:
         return request.param
-    monkeypatch.setattr(_blocked_cholesky, "WHOLE", dict.fromkeys(DTYPES, whole[request.param]))
+    monkeypatch.setattr(blocked_cholesky, "WHOLE", dict.fromkeys(DTYPES, whole[request.param]))
     return "blocked"
 
 
