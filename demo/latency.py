@@ -13,7 +13,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from incline_fast import Alignment, intervene
-from incline_fast.models import describe
+from incline_fast.models.architectures import describe
 
 __all__ = ["measure_latency"]
 

@@ -10,7 +10,7 @@ from incline_fast.alignment import Alignment, AlignmentError, AlignmentMetadata
 from incline_fast.fit import fit, fit_states
 from incline_fast.intervene import Intervention, InterventionError, NonFiniteStateError, intervene
 from incline_fast.maps import AffineMap
-from incline_fast.models import UnsupportedModelError
+from incline_fast.models.architectures import UnsupportedModelError
 from incline_fast.nn import AffineLayerNorm, AffineRMSNorm
 from incline_fast.ops import explain, set_batch_invariant
 from incline_fast.solver.ridge import Ridge, RidgeAccumulator

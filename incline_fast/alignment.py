@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from incline_fast import _artifact
 from incline_fast._artifact import AlignmentError
 from incline_fast._metadata import AlignmentMetadata, Form, metadata_from_json, metadata_to_json
-from incline_fast.identity import identify
+from incline_fast.models.identity import identify
 from incline_fast.maps import AffineMap
 
 __all__ = ["Alignment", "AlignmentError", "AlignmentMetadata", "Form"]

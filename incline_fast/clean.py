@@ -25,7 +25,7 @@ from transformers.cache_utils import (
 
 from incline_fast.calls import by_name, outside_compiled_code
 from incline_fast.edits import Control, Stage
-from incline_fast.models import text_config
+from incline_fast.models.architectures import text_config
 
 __all__ = ["CacheSnapshot", "clean_forward"]
 

@@ -16,7 +16,7 @@ from torch.utils.hooks import RemovableHandle
 
 from incline_fast.ops import reference
 from incline_fast.maps import AffineMap
-from incline_fast.models import Site, block_output, state_argument, unwrap
+from incline_fast.models.architectures import Site, block_output, state_argument, unwrap
 from incline_fast.nn import AffineLayerNorm, AffineRMSNorm
 from incline_fast.ops._backend import has_kernels
 from incline_fast.positions import Rows

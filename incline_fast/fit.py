@@ -17,7 +17,7 @@ from incline_fast._distributed import gather, rank_and_size
 from incline_fast._metadata import AlignmentMetadata, Form
 from incline_fast.alignment import Alignment
 from incline_fast.estimators import Estimator, Fitted, Lam, get_estimator
-from incline_fast.identity import identify
+from incline_fast.models.identity import identify
 from incline_fast.plan import plan_fit
 from incline_fast.states import BATCH_TOKENS, HiddenStates, Pooling, StatesError, collect, render
 

@@ -20,7 +20,7 @@ from incline_fast.calls import Calls, Patch
 from incline_fast.clean import clean_forward
 from incline_fast.edits import ACTIVE, Control, Installed, SiteEdit, backend_for
 from incline_fast.maps import AffineMap
-from incline_fast.models import Architecture, Site, describe, unwrap
+from incline_fast.models.architectures import Architecture, Site, describe, unwrap
 from incline_fast.ops import explain
 from incline_fast.positions import Positions, Rows
 from incline_fast.strength import Alpha, row_alpha, site_alpha

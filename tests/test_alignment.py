@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM
 
 from incline_fast._metadata import library_version
 from incline_fast.alignment import Alignment, AlignmentError, AlignmentMetadata
-from incline_fast.identity import identify
+from incline_fast.models.identity import identify
 from incline_fast.maps import AffineMap
 
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from incline_fast.alignment import Alignment
 from incline_fast.intervene import intervene
 from incline_fast.maps import AffineMap
-from incline_fast.models import describe
+from incline_fast.models.architectures import describe
 
 pytestmark = pytest.mark.model
 

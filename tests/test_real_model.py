@@ -7,7 +7,7 @@ import torch
 
 from incline_fast.estimators import ESTIMATORS, shuffled
 from incline_fast.fit import DEFAULT_TEMPLATE, fit_states
-from incline_fast.models import describe
+from incline_fast.models.architectures import describe
 from incline_fast.states import collect
 
 pytestmark = pytest.mark.model

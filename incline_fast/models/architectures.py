@@ -250,7 +250,7 @@ def _row(model: nn.Module) -> tuple[str, Row]:
         raise UnsupportedModelError(
             f"{type(model).__name__} has model_type {model_type!r}, which is not in the table of architectures. "
             "Missing: the block list, the norm that reads each block's input, and the final norm. To add it, write one "
-            "row of ARCHITECTURES in incline_fast/models.py and one configuration in tests/tiny_models.py, which runs "
+            "row of ARCHITECTURES in incline_fast/models/architectures.py and one configuration in tests/tiny_models.py, which runs "
             f"the comparison with output hooks. Known: {', '.join(sorted(ARCHITECTURES))}"
         )
     return model_type, ARCHITECTURES[model_type]
@@ -261,7 +261,7 @@ def _child(owner: nn.Module, name: str, model_type: str, meaning: str) -> Any:
     if child is None:
         raise UnsupportedModelError(
             f"{type(owner).__name__} has no {name!r}, which the table of architectures names as {meaning} of "
-            f"{model_type!r}; correct that row of ARCHITECTURES in incline_fast/models.py"
+            f"{model_type!r}; correct that row of ARCHITECTURES in incline_fast/models/architectures.py"
         )
     return child
 

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from incline_fast.models import describe, text_config, unwrap
+from incline_fast.models.architectures import describe, text_config, unwrap
 
 __all__ = ["ModelIdentity", "config_hash", "identify", "weights_hash"]
 

@@ -8,7 +8,7 @@ from tiny_models import CONFIGS, HIDDEN, LAYERS, prompts, tiny
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from incline_fast.models import ARCHITECTURES, UnsupportedModelError, describe, unwrap
+from incline_fast.models.architectures import ARCHITECTURES, UnsupportedModelError, describe, unwrap
 
 
 @pytest.mark.parametrize("name", CONFIGS)
