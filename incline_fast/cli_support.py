@@ -12,7 +12,7 @@ import typer
 if TYPE_CHECKING:
     from incline_fast.alignment import Alignment
     from incline_fast.plan import FitPlan
-    from incline_fast.text import ParallelText
+    from incline_fast.text.parallel_text import ParallelText
 
 __all__ = [
     "continue_prompts",
@@ -52,7 +52,7 @@ def parallel_text(
     pairs: Path | None, source: Path | None, target: Path | None, languages: str | None, skip_bad_lines: bool
 ) -> ParallelText:
     """The pairs that the options name; rows that were skipped are reported on standard error."""
-    from incline_fast.text import ParallelText
+    from incline_fast.text.parallel_text import ParallelText
 
     codes = (languages or ",").split(",")
     if len(codes) != 2:

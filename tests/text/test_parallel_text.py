@@ -13,7 +13,7 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from incline_fast.text import ParallelText, TextError
+from incline_fast.text.parallel_text import ParallelText, TextError
 
 
 def write(path: Path, data: str | bytes) -> Path:

@@ -25,7 +25,7 @@ from typing import TypeAlias
 
 import polib
 
-from incline_fast._rows import Problem, TextError
+from incline_fast.text.lines import Problem, TextError
 
 __all__ = ["Messages", "messages"]
 
