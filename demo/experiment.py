@@ -13,7 +13,7 @@ from incline_fast import Alignment, fit, fit_states
 from incline_fast.estimators import shuffled
 from incline_fast.fit import DEFAULT_TEMPLATE
 from incline_fast.models.architectures import describe
-from incline_fast.states import HiddenStates, collect
+from incline_fast.states.collect import HiddenStates, collect
 from incline_fast.sweep import SweepResult, compare
 from incline_fast.text.parallel_text import ParallelText, Split
 

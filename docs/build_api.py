@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import incline_fast
-from incline_fast import estimators, ops, plan, states, sweep
+from incline_fast import estimators, ops, plan, sweep
+from incline_fast.states import collect
 from incline_fast.text import parallel_text
 from incline_fast.models import architectures
 from incline_fast.solver import linalg

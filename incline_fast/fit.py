@@ -19,7 +19,7 @@ from incline_fast.alignment import Alignment
 from incline_fast.estimators import Estimator, Fitted, Lam, get_estimator
 from incline_fast.models.identity import identify
 from incline_fast.plan import plan_fit
-from incline_fast.states import BATCH_TOKENS, HiddenStates, Pooling, StatesError, collect, render
+from incline_fast.states.collect import BATCH_TOKENS, HiddenStates, Pooling, StatesError, collect, render
 
 __all__ = ["DEFAULT_TEMPLATE", "PRESETS", "Preset", "fit", "fit_states"]
 

@@ -15,17 +15,17 @@ from tiny_models import tiny
 from tiny_tokenizer import sentences, tiny_tokenizer
 
 from incline_fast.fit import fit
-from incline_fast.states import collect
+from incline_fast.states.collect import collect
 
 # Rank 1 ends without a word after its first batch, as a process that the system kills does.
 DIES = """
 import os
-from incline_fast import states
-write = states.Shards.write
+from incline_fast.states import collect
+write = collect.Shards.write
 def write_and_die(*arguments):
     write(*arguments)
     os._exit(9)
-states.Shards.write = write_and_die
+collect.Shards.write = write_and_die
 from incline_fast.cli import main
 main()
 """
