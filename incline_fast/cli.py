@@ -202,7 +202,7 @@ def generate(
         incline-fast generate google/gemma-3-270m fr-en.safetensors \\
             --alpha 0.2 --compare --prompt 'Le mot de passe est trop court.'
     """
-    from incline_fast.alignment import Alignment
+    from incline_fast.alignment.alignment import Alignment
     from incline_fast.intervene import intervene
 
     texts = list(prompt or []) + (read_lines(prompts) if prompts else [])
@@ -248,7 +248,7 @@ def sweep(
         incline-fast sweep google/gemma-3-270m fr-en.safetensors \\
             --pairs dev.tsv --alphas 0:0.6:0.05 --write
     """
-    from incline_fast.alignment import Alignment
+    from incline_fast.alignment.alignment import Alignment
     from incline_fast.sweep import sweep as run_sweep
 
     text = parallel_text(pairs, source, target, None, skip_bad_lines)
@@ -277,7 +277,7 @@ def info(
 
     incline-fast info fr-en.safetensors --model google/gemma-3-270m
     """
-    from incline_fast.alignment import Alignment
+    from incline_fast.alignment.alignment import Alignment
     from incline_fast.ops import explain
 
     maps = Alignment.load(alignment)

@@ -10,7 +10,7 @@ import typer
 
 # transformers takes seconds to import: functions import what they need, so that --help answers soon.
 if TYPE_CHECKING:
-    from incline_fast.alignment import Alignment
+    from incline_fast.alignment.alignment import Alignment
     from incline_fast.plan import FitPlan
     from incline_fast.text.parallel_text import ParallelText
 

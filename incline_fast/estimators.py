@@ -21,7 +21,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from incline_fast._metadata import Form
+from incline_fast.alignment.metadata import Form
 from incline_fast.solver.preprocess import check_lam, check_matrix, frame_of, prepare
 from incline_fast.solver.least_squares import SolvePath
 from incline_fast.maps import AffineMap

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from incline_fast._distributed import gather, rank_and_size
-from incline_fast._metadata import AlignmentMetadata, Form
-from incline_fast.alignment import Alignment
+from incline_fast.alignment.metadata import AlignmentMetadata, Form
+from incline_fast.alignment.alignment import Alignment
 from incline_fast.estimators import Estimator, Fitted, Lam, get_estimator
 from incline_fast.models.identity import identify
 from incline_fast.plan import plan_fit

@@ -15,7 +15,7 @@ from typing import Any, Literal, Self, get_args
 import torch
 from torch import Tensor, nn
 
-from incline_fast.alignment import Alignment
+from incline_fast.alignment.alignment import Alignment
 from incline_fast.calls import Calls, Patch
 from incline_fast.clean import clean_forward
 from incline_fast.edits import ACTIVE, Control, Installed, SiteEdit, backend_for

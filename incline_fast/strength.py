@@ -8,7 +8,7 @@ from numbers import Real
 
 from torch import Tensor
 
-from incline_fast.alignment import Alignment
+from incline_fast.alignment.alignment import Alignment
 
 __all__ = ["Alpha", "row_alpha", "site_alpha"]
 

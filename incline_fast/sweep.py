@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from incline_fast.alignment import Alignment
+from incline_fast.alignment.alignment import Alignment
 from incline_fast.intervene import Intervention, intervene
 from incline_fast.models.architectures import describe
 from incline_fast.states.collect import evaluated, render, tokenize

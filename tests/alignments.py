@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from incline_fast.alignment import Alignment, AlignmentMetadata
+from incline_fast.alignment.alignment import Alignment, AlignmentMetadata
 from incline_fast.maps import AffineMap
 
 D = 6

@@ -8,7 +8,7 @@ from hook_reference import HookedEdit, cache_tensors, greedy, last_tokens, recor
 from interventions import CLOSE, STEPS, generate, random_bias, random_maps
 from tiny_models import CONFIGS, prompts, tiny
 
-from incline_fast.alignment import Alignment
+from incline_fast.alignment.alignment import Alignment
 from incline_fast.intervene import intervene
 
 SOME = ["llama", "gemma3", "gpt2", "falcon-rw", "opt-post", "olmo2"]

@@ -13,7 +13,7 @@ from torch import nn
 from transformers import DynamicCache, EncoderDecoderCache, GenerationConfig
 
 from incline_fast import ops
-from incline_fast.alignment import Alignment, AlignmentError
+from incline_fast.alignment.alignment import Alignment, AlignmentError
 from incline_fast.models.identity import identify
 from incline_fast.intervene import InterventionError, NonFiniteStateError, intervene
 from incline_fast.models.architectures import UnsupportedModelError

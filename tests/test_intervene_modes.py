@@ -11,7 +11,7 @@ from interventions import CLOSE, STEPS, generate, random_bias, random_maps
 from tiny_models import BOS, CONFIGS, HIDDEN, LAYERS, VOCAB, prompts, tiny
 from transformers import DynamicCache, StaticCache
 
-from incline_fast.alignment import Alignment
+from incline_fast.alignment.alignment import Alignment
 from incline_fast.intervene import intervene
 from incline_fast.maps import AffineMap
 

@@ -7,7 +7,7 @@ import torch
 from hook_reference import HookedEdit, greedy
 from torch import Tensor
 
-from incline_fast.alignment import Alignment
+from incline_fast.alignment.alignment import Alignment
 from incline_fast.intervene import intervene
 from incline_fast.maps import AffineMap
 from incline_fast.models.architectures import describe

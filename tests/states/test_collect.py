@@ -10,7 +10,7 @@ from tiny_models import HIDDEN, LAYERS, PAD, tiny
 from tiny_tokenizer import sentences, tiny_tokenizer
 
 from incline_fast.states import collect as states_module
-from incline_fast.alignment import Alignment
+from incline_fast.alignment.alignment import Alignment
 from incline_fast.intervene import intervene
 from incline_fast.states.collect import StatesError, collect
 

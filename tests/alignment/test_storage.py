@@ -13,8 +13,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
-from incline_fast import _artifact, _files
-from incline_fast.alignment import Alignment, AlignmentError
+from incline_fast import _files
+from incline_fast.alignment import storage
+from incline_fast.alignment.alignment import Alignment, AlignmentError
 
 
 @pytest.fixture
@@ -85,7 +86,7 @@ def test_pickles_are_named_and_never_loaded(tmp_path):
 
 def test_oversized_header_is_refused_before_it_is_read(saved):
     data = saved.read_bytes()
-    for length in (_artifact.MAX_HEADER_BYTES + 1, 2**63, 2**64 - 1):
+    for length in (storage.MAX_HEADER_BYTES + 1, 2**63, 2**64 - 1):
         saved.write_bytes(struct.pack("<Q", length) + data[8:])
         with pytest.raises(AlignmentError, match="announces a header of"):
             Alignment.load(saved)
@@ -249,7 +250,7 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(saved, monkeypatch)
         path.write_bytes(b"part")
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(_artifact, "save_file", full_disk)
+    monkeypatch.setattr(storage, "save_file", full_disk)
     with pytest.raises(OSError, match="No space left"):
         Alignment.from_maps({0: random_map()}).save(saved)
     assert saved.read_bytes() == before

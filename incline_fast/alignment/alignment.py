@@ -11,9 +11,9 @@ from typing import Any, get_args
 import torch
 from torch import Tensor, nn
 
-from incline_fast import _artifact
-from incline_fast._artifact import AlignmentError
-from incline_fast._metadata import AlignmentMetadata, Form, metadata_from_json, metadata_to_json
+from incline_fast.alignment import storage
+from incline_fast.alignment.storage import AlignmentError
+from incline_fast.alignment.metadata import AlignmentMetadata, Form, metadata_from_json, metadata_to_json
 from incline_fast.models.identity import identify
 from incline_fast.maps import AffineMap
 
@@ -117,7 +117,7 @@ class Alignment:
             "layers": {str(layer): [k for k in _PARTS if f"layer.{layer}.{k}" in tensors] for layer in self.maps},
             "metadata": metadata_to_json(self.metadata),
         }
-        _artifact.write(Path(path), tensors, document)
+        storage.write(Path(path), tensors, document)
 
     @classmethod
     def load(cls, path: str | PathLike[str], model: nn.Module | None = None) -> Alignment:
@@ -129,7 +129,7 @@ class Alignment:
                 shapes or non-finite values, or does not fit the model.
         """
         path = Path(path)
-        tensors, document = _artifact.read(path)
+        tensors, document = storage.read(path)
         parts = _parts(path, tensors, document)
         try:
             maps = {layer: _map(tensors, f"layer.{layer}", kinds) for layer, kinds in parts.items()}
