@@ -21,7 +21,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from demo.fetch import CACHE, prepare
 from incline_fast import Alignment, intervene
-from incline_fast.fit import DEFAULT_TEMPLATE
+from incline_fast.fitting.fit import DEFAULT_TEMPLATE
 
 FOLDERS = {"fr": "fra_Latn", "de": "deu_Latn", "tr": "tur_Latn"}
 ENGLISH = "eng_Latn"

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from incline_fast import Alignment, fit, fit_states
-from incline_fast.estimators import shuffled
-from incline_fast.fit import DEFAULT_TEMPLATE
+from incline_fast.fitting.estimators import shuffled
+from incline_fast.fitting.fit import DEFAULT_TEMPLATE
 from incline_fast.models.architectures import describe
 from incline_fast.states.collect import HiddenStates, collect
 from incline_fast.sweep import SweepResult, compare

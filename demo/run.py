@@ -28,7 +28,7 @@ from demo.latency import measure_latency
 from demo.report import write_report
 from demo.samples import generate_samples
 from incline_fast import AlignmentMetadata, explain
-from incline_fast.fit import DEFAULT_TEMPLATE
+from incline_fast.fitting.fit import DEFAULT_TEMPLATE
 
 __all__ = ["run"]
 

@@ -6,7 +6,7 @@ import torch
 
 from demo.experiment import OURS, Learned, Task
 from incline_fast import intervene
-from incline_fast.fit import DEFAULT_TEMPLATE
+from incline_fast.fitting.fit import DEFAULT_TEMPLATE
 
 __all__ = ["generate_samples"]
 

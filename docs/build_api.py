@@ -13,7 +13,9 @@ from pathlib import Path
 from typing import Any
 
 import incline_fast
-from incline_fast import estimators, ops, plan, sweep
+from incline_fast import ops, sweep
+from incline_fast.fitting import estimators
+from incline_fast.fitting import memory_plan
 from incline_fast.states import collect
 from incline_fast.text import parallel_text
 from incline_fast.models import architectures

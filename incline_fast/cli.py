@@ -134,7 +134,7 @@ def fit(
             --resume states -o fr-en.safetensors
     """
     from incline_fast._distributed import own_device, rank_and_size, started_by_torchrun, together
-    from incline_fast.fit import fit as fit_alignment
+    from incline_fast.fitting.fit import fit as fit_alignment
 
     text = parallel_text(pairs, source, target, languages, skip_bad_lines)
     if dry_run:

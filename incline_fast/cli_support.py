@@ -11,7 +11,7 @@ import typer
 # transformers takes seconds to import: functions import what they need, so that --help answers soon.
 if TYPE_CHECKING:
     from incline_fast.alignment.alignment import Alignment
-    from incline_fast.plan import FitPlan
+    from incline_fast.fitting.memory_plan import FitPlan
     from incline_fast.text.parallel_text import ParallelText
 
 __all__ = [
@@ -41,7 +41,7 @@ def plan_of(name: str, num_sentences: int, layers: list[int] | None, memory_budg
     """The plan of a fit, from the model's configuration alone."""
     from transformers import AutoConfig
 
-    from incline_fast.plan import plan_fit
+    from incline_fast.fitting.memory_plan import plan_fit
 
     config = AutoConfig.from_pretrained(name).get_text_config()
     sites = layers or range(1, config.num_hidden_layers + 1)

@@ -19,7 +19,7 @@ import torch
 from tiny_models import HIDDEN, LAYERS, tiny
 from tiny_tokenizer import sentences, tiny_tokenizer
 
-from incline_fast.fit import fit
+from incline_fast.fitting.fit import fit
 from incline_fast.intervene import intervene
 
 SOURCE, TARGET, PROMPTS = sentences(24, seed=1), sentences(24, seed=2), sentences(6, seed=3)

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from tiny_models import tiny
 from tiny_tokenizer import sentences, tiny_tokenizer
 
-from incline_fast.fit import fit
+from incline_fast.fitting.fit import fit
 from incline_fast.states.collect import collect
 
 # Rank 1 ends without a word after its first batch, as a process that the system kills does.

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from incline_fast.estimators import ESTIMATORS, shuffled
-from incline_fast.fit import DEFAULT_TEMPLATE, fit_states
+from incline_fast.fitting.estimators import ESTIMATORS, shuffled
+from incline_fast.fitting.fit import DEFAULT_TEMPLATE, fit_states
 from incline_fast.models.architectures import describe
 from incline_fast.states.collect import collect
 

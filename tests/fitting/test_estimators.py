@@ -9,7 +9,7 @@ from scipy.linalg import orthogonal_procrustes
 from sklearn.linear_model import LinearRegression, Ridge
 from sklearn.preprocessing import StandardScaler
 
-from incline_fast.estimators import ESTIMATORS, Estimator, affine_ridge, get_estimator, shuffled
+from incline_fast.fitting.estimators import ESTIMATORS, Estimator, affine_ridge, get_estimator, shuffled
 from incline_fast.solver.ridge import DEFAULT_LAMS
 
 SHAPES = [(5, 12), (11, 12), (12, 12), (13, 12), (60, 12)]

@@ -16,9 +16,9 @@ from tqdm.auto import tqdm
 from incline_fast._distributed import gather, rank_and_size
 from incline_fast.alignment.metadata import AlignmentMetadata, Form
 from incline_fast.alignment.alignment import Alignment
-from incline_fast.estimators import Estimator, Fitted, Lam, get_estimator
+from incline_fast.fitting.estimators import Estimator, Fitted, Lam, get_estimator
 from incline_fast.models.identity import identify
-from incline_fast.plan import plan_fit
+from incline_fast.fitting.memory_plan import plan_fit
 from incline_fast.states.collect import BATCH_TOKENS, HiddenStates, Pooling, StatesError, collect, render
 
 __all__ = ["DEFAULT_TEMPLATE", "PRESETS", "Preset", "fit", "fit_states"]

@@ -11,8 +11,8 @@ from tiny_models import HIDDEN, LAYERS, tiny
 from tiny_tokenizer import sentences, tiny_tokenizer
 
 from incline_fast.alignment.alignment import Alignment
-from incline_fast.estimators import ESTIMATORS, shuffled
-from incline_fast.fit import DEFAULT_TEMPLATE, PRESETS, fit, fit_states
+from incline_fast.fitting.estimators import ESTIMATORS, shuffled
+from incline_fast.fitting.fit import DEFAULT_TEMPLATE, PRESETS, fit, fit_states
 from incline_fast.solver.ridge import DEFAULT_LAMS, Ridge
 from incline_fast.states.collect import StatesError, collect
 

@@ -13,8 +13,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from incline_fast import _distributed
-from incline_fast.fit import fit, fit_states
-from incline_fast.plan import format_bytes, parse_bytes, plan_fit
+from incline_fast.fitting.fit import fit, fit_states
+from incline_fast.fitting.memory_plan import format_bytes, parse_bytes, plan_fit
 
 
 class PeakMemory(TorchDispatchMode):
