@@ -28,7 +28,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from incline_fast import Alignment, intervene
 from incline_fast.bench.machine import commit, cpu_name, threads
 from incline_fast.bench.rows import write_table
-from incline_fast.edits import EditedNorm
+from incline_fast.intervention.site_edits import EditedNorm
 from incline_fast.maps import AffineMap
 from incline_fast.ops.affine_rms_norm import RMS_NORM
 

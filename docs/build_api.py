@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import incline_fast
-from incline_fast import ops, sweep
+from incline_fast import ops
+from incline_fast.intervention import sweep
 from incline_fast.fitting import estimators
 from incline_fast.fitting import memory_plan
 from incline_fast.states import collect

@@ -8,7 +8,7 @@ with incline_fast.intervene(model, alignment, alpha=0.2):
 from incline_fast import ops
 from incline_fast.alignment.alignment import Alignment, AlignmentError, AlignmentMetadata
 from incline_fast.fitting.fit import fit, fit_states
-from incline_fast.intervene import Intervention, InterventionError, NonFiniteStateError, intervene
+from incline_fast.intervention.intervene import Intervention, InterventionError, NonFiniteStateError, intervene
 from incline_fast.maps import AffineMap
 from incline_fast.models.architectures import UnsupportedModelError
 from incline_fast.nn import AffineLayerNorm, AffineRMSNorm

@@ -203,7 +203,7 @@ def generate(
             --alpha 0.2 --compare --prompt 'Le mot de passe est trop court.'
     """
     from incline_fast.alignment.alignment import Alignment
-    from incline_fast.intervene import intervene
+    from incline_fast.intervention.intervene import intervene
 
     texts = list(prompt or []) + (read_lines(prompts) if prompts else [])
     if not texts:
@@ -249,7 +249,7 @@ def sweep(
             --pairs dev.tsv --alphas 0:0.6:0.05 --write
     """
     from incline_fast.alignment.alignment import Alignment
-    from incline_fast.sweep import sweep as run_sweep
+    from incline_fast.intervention.sweep import sweep as run_sweep
 
     text = parallel_text(pairs, source, target, None, skip_bad_lines)
     grid = parse_alphas(alphas)

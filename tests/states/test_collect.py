@@ -11,7 +11,7 @@ from tiny_tokenizer import sentences, tiny_tokenizer
 
 from incline_fast.states import collect as states_module
 from incline_fast.alignment.alignment import Alignment
-from incline_fast.intervene import intervene
+from incline_fast.intervention.intervene import intervene
 from incline_fast.states.collect import StatesError, collect
 
 NAMES = ["llama", "gemma3", "gpt2", "opt", "olmo2"]

@@ -13,8 +13,8 @@ from tiny_tokenizer import sentences, tiny_tokenizer
 from torch import Tensor
 
 from incline_fast import Alignment, AlignmentError, intervene
-from incline_fast.sweep import compare, divergence, sweep
-from incline_fast.sweep_result import SweepResult
+from incline_fast.intervention.sweep import compare, divergence, sweep
+from incline_fast.intervention.sweep_result import SweepResult
 
 TEMPLATE = "{sentence} w7 w8"
 
@@ -70,7 +70,7 @@ def test_batching_changes_nothing() -> None:
 def test_pairs_in_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     arguments = tiny("llama"), tiny_tokenizer(), alignment(), sentences(12, seed=1), sentences(12, seed=2)
     whole = sweep(*arguments, progress=False)
-    monkeypatch.setattr("incline_fast.sweep._PAIRS_AT_ONCE", 5)
+    monkeypatch.setattr("incline_fast.intervention.sweep._PAIRS_AT_ONCE", 5)
     torch.testing.assert_close(sweep(*arguments, progress=False).kl, whole.kl, rtol=1e-4, atol=1e-5)
 
 

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import DynamicCache
 
-from incline_fast.positions import Call, Rows, read_call, select
+from incline_fast.intervention.positions import Call, Rows, read_call, select
 
 BOS = 1
 

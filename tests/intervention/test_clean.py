@@ -8,7 +8,7 @@ from hook_reference import cache_tensors
 from tiny_models import prompts, tiny
 from transformers import DynamicCache, StaticCache
 
-from incline_fast.clean import CacheSnapshot, check_restorable
+from incline_fast.intervention.clean import CacheSnapshot, check_restorable
 
 KINDS = ["dynamic", "dynamic with config", "static"]
 

@@ -12,7 +12,7 @@ from tiny_models import BOS, CONFIGS, HIDDEN, LAYERS, VOCAB, prompts, tiny
 from transformers import DynamicCache, StaticCache
 
 from incline_fast.alignment.alignment import Alignment
-from incline_fast.intervene import intervene
+from incline_fast.intervention.intervene import intervene
 from incline_fast.maps import AffineMap
 
 MAPS = random_maps()

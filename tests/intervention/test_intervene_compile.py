@@ -9,7 +9,7 @@ from tiny_models import prompts, tiny
 from torch._dynamo.testing import CompileCounterWithBackend
 
 from incline_fast.alignment.alignment import Alignment
-from incline_fast.intervene import intervene
+from incline_fast.intervention.intervene import intervene
 
 ALIGNMENT = Alignment.from_maps({site: random_maps()[site] for site in (0, 1)})
 

@@ -22,10 +22,10 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from incline_fast.alignment.alignment import Alignment
-from incline_fast.intervene import Intervention, intervene
+from incline_fast.intervention.intervene import Intervention, intervene
 from incline_fast.models.architectures import describe
 from incline_fast.states.collect import evaluated, render, tokenize
-from incline_fast.sweep_result import SweepResult
+from incline_fast.intervention.sweep_result import SweepResult
 
 __all__ = ["DEFAULT_ALPHAS", "SweepResult", "compare", "sweep"]
 

@@ -8,7 +8,7 @@ from hook_reference import HookedEdit, greedy
 from torch import Tensor
 
 from incline_fast.alignment.alignment import Alignment
-from incline_fast.intervene import intervene
+from incline_fast.intervention.intervene import intervene
 from incline_fast.maps import AffineMap
 from incline_fast.models.architectures import describe
 

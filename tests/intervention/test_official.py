@@ -20,7 +20,7 @@ from tiny_models import HIDDEN, LAYERS, tiny
 from tiny_tokenizer import sentences, tiny_tokenizer
 
 from incline_fast.fitting.fit import fit
-from incline_fast.intervene import intervene
+from incline_fast.intervention.intervene import intervene
 
 SOURCE, TARGET, PROMPTS = sentences(24, seed=1), sentences(24, seed=2), sentences(6, seed=3)
 STEPS = 6

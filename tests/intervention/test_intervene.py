@@ -9,7 +9,7 @@ from interventions import CLOSE, STEPS, generate, random_bias, random_maps
 from tiny_models import CONFIGS, prompts, tiny
 
 from incline_fast.alignment.alignment import Alignment
-from incline_fast.intervene import intervene
+from incline_fast.intervention.intervene import intervene
 
 SOME = ["llama", "gemma3", "gpt2", "falcon-rw", "opt-post", "olmo2"]
 

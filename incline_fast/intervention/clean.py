@@ -23,8 +23,8 @@ from transformers.cache_utils import (
     StaticSlidingWindowLayer,
 )
 
-from incline_fast.calls import by_name, outside_compiled_code
-from incline_fast.edits import Control, Stage
+from incline_fast.intervention.forward_calls import by_name, outside_compiled_code
+from incline_fast.intervention.site_edits import Control, Stage
 from incline_fast.models.architectures import text_config
 
 __all__ = ["CacheSnapshot", "clean_forward"]
