@@ -1,5 +1,5 @@
 """``python -m incline_fast`` is the command ``incline-fast``."""
 
-from incline_fast.cli import main
+from incline_fast.cli.app import main
 
 main()

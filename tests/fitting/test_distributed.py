@@ -26,10 +26,10 @@ def write_and_die(*arguments):
     write(*arguments)
     os._exit(9)
 collect.Shards.write = write_and_die
-from incline_fast.cli import main
+from incline_fast.cli.app import main
 main()
 """
-COMPLETES = "from incline_fast.cli import main; main()"
+COMPLETES = "from incline_fast.cli.app import main; main()"
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from incline_fast.cli_support import (
+from incline_fast.cli.inputs import (
     continue_prompts,
     load_model,
     parallel_text,

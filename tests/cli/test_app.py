@@ -9,8 +9,8 @@ from tiny_tokenizer import sentences, tiny_tokenizer
 from typer.testing import CliRunner, Result
 
 from incline_fast import Alignment
-from incline_fast.cli import app, main
-from incline_fast.cli_support import parse_alphas, parse_layers
+from incline_fast.cli.app import app, main
+from incline_fast.cli.inputs import parse_alphas, parse_layers
 
 COMMANDS = ("fit", "generate", "sweep", "info", "bench")
 
