@@ -27,7 +27,7 @@ from rich.table import Table
 from torch import Tensor
 from tqdm import tqdm
 
-from incline_fast._files import replacing
+from incline_fast.files import replacing
 from incline_fast.bench.machine import commit, cpu_name, threads
 from incline_fast.solver.linalg import cholesky_ex, explain
 

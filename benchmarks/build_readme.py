@@ -17,7 +17,7 @@ from pathlib import Path
 
 from benchmarks.plot_affine_norm import picture_of
 from benchmarks.solver_tables import solver_blocks
-from incline_fast._files import replacing
+from incline_fast.files import replacing
 from incline_fast.bench import Row, read_csv
 
 __all__ = ["Results", "blocks", "main", "rewritten"]

@@ -22,7 +22,7 @@ from dataclasses import asdict, dataclass, fields
 from itertools import product
 from pathlib import Path
 
-from incline_fast._files import replacing
+from incline_fast.files import replacing
 
 __all__ = ["CASES", "STORED", "Count", "compiler", "count", "differences", "read"]
 

@@ -27,7 +27,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from incline_fast._files import replacing
+from incline_fast.files import replacing
 from incline_fast.bench.problems import Problem
 
 __all__ = ["EXPECTATIONS", "GPUS", "Gpu", "Prediction", "find_gpu", "predict", "predict_cholesky_block"]

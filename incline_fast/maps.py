@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from incline_fast._huge_pages import on_huge_pages
+from incline_fast.huge_pages import on_huge_pages
 
 __all__ = ["PANEL", "AffineMap", "dequantized", "is_packed", "pack", "packed_shape", "rank_of", "unpack"]
 

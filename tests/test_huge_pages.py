@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from incline_fast._huge_pages import HUGE_PAGE, on_huge_pages
+from incline_fast.huge_pages import HUGE_PAGE, on_huge_pages
 from incline_fast.maps import AffineMap, pack
 
 SMAPS = Path("/proc/self/smaps")

@@ -10,7 +10,7 @@ import torch
 
 from benchmarks.gpu.stages import Outcome
 from benchmarks.roofline import Gpu, find_gpu, predict
-from incline_fast._files import replacing
+from incline_fast.files import replacing
 from incline_fast.bench import Problem
 
 __all__ = ["write_report"]

@@ -14,7 +14,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from incline_fast._files import replacing
+from incline_fast.files import replacing
 from incline_fast.maps import MAP_DTYPES
 
 __all__ = ["FORMAT_VERSION", "AlignmentError", "read", "write"]

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, get_type_hints
 
-from incline_fast._files import replacing
+from incline_fast.files import replacing
 
 __all__ = ["Row", "merged", "read_csv", "write_csv", "write_table"]
 

@@ -133,7 +133,7 @@ def fit(
         torchrun --nproc-per-node 2 -m incline_fast fit MODEL --pairs fr-en.tsv \\
             --resume states -o fr-en.safetensors
     """
-    from incline_fast._distributed import own_device, rank_and_size, started_by_torchrun, together
+    from incline_fast.distributed import own_device, rank_and_size, started_by_torchrun, together
     from incline_fast.fitting.fit import fit as fit_alignment
 
     text = parallel_text(pairs, source, target, languages, skip_bad_lines)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from incline_fast._distributed import gather, rank_and_size
+from incline_fast.distributed import gather, rank_and_size
 from incline_fast.alignment.metadata import AlignmentMetadata, Form
 from incline_fast.alignment.alignment import Alignment
 from incline_fast.fitting.estimators import Estimator, Fitted, Lam, get_estimator

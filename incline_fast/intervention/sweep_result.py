@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from incline_fast._files import replacing
+from incline_fast.files import replacing
 
 __all__ = ["GROWTH_LIMIT", "Interval", "SweepResult"]
 

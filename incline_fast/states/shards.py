@@ -13,7 +13,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from incline_fast._files import replacing
+from incline_fast.files import replacing
 
 __all__ = ["Shards", "StatesError", "text_hash"]
 

@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
-from incline_fast import _files
+from incline_fast import files
 from incline_fast.alignment import storage
 from incline_fast.alignment.alignment import Alignment, AlignmentError
 
@@ -259,9 +259,9 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(saved, monkeypatch)
 
 def test_the_data_are_on_the_disk_before_the_name_is(saved, monkeypatch):
     events = []
-    monkeypatch.setattr(_files.os, "fsync", lambda handle: events.append("fsync"))
-    replace_path = _files.Path.replace
-    monkeypatch.setattr(_files.Path, "replace", lambda a, b: (events.append("replace"), replace_path(a, b))[1])
+    monkeypatch.setattr(files.os, "fsync", lambda handle: events.append("fsync"))
+    replace_path = files.Path.replace
+    monkeypatch.setattr(files.Path, "replace", lambda a, b: (events.append("replace"), replace_path(a, b))[1])
     example().save(saved)
     assert events == ["fsync", "replace", "fsync"]
 

@@ -12,7 +12,7 @@ from tiny_tokenizer import sentences, tiny_tokenizer
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from incline_fast import _distributed
+from incline_fast import distributed
 from incline_fast.fitting.fit import fit, fit_states
 from incline_fast.fitting.memory_plan import format_bytes, parse_bytes, plan_fit
 
@@ -124,9 +124,9 @@ def test_groups_fit_the_same_alignment_and_keep_their_states_apart(tmp_path) -> 
 
 def test_every_process_of_a_torchrun_has_its_own_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("WORLD_SIZE", raising=False)
-    assert _distributed.own_device("cuda") == "cuda"
+    assert distributed.own_device("cuda") == "cuda"
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setenv("LOCAL_RANK", "1")
-    assert _distributed.own_device("cuda") == "cuda:1"
-    assert _distributed.own_device("cuda:3") == "cuda:3"
-    assert _distributed.own_device("cpu") == "cpu"
+    assert distributed.own_device("cuda") == "cuda:1"
+    assert distributed.own_device("cuda:3") == "cuda:3"
+    assert distributed.own_device("cpu") == "cpu"
