@@ -27,8 +27,8 @@ from rich.table import Table
 from torch import Tensor
 from tqdm import tqdm
 
-from incline_fast.files import replacing
 from incline_fast.bench.machine import commit, cpu_name, threads
+from incline_fast.files import replacing
 from incline_fast.solver.linalg import cholesky_ex, explain
 
 Factor = Callable[[Tensor], tuple[Tensor, Tensor]]

@@ -17,8 +17,8 @@ from pathlib import Path
 
 from benchmarks.plot_affine_norm import picture_of
 from benchmarks.solver_tables import solver_blocks
-from incline_fast.files import replacing
 from incline_fast.bench import Row, read_csv
+from incline_fast.files import replacing
 
 __all__ = ["Results", "blocks", "main", "rewritten"]
 

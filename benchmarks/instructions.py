@@ -3,8 +3,8 @@
 python -m benchmarks.instructions            # count and store in benchmarks/results/instructions.csv
 python -m benchmarks.instructions --check    # count and compare: exit 1 if a count is off by more than 3%
 
-The kernels are those of the torch-free driver in tests/cpp, compiled as setup.py compiles them; the instruction set is
-AVX2, the widest that valgrind 3.19 knows. One compiler gives the same counts every time (the size of the environment
+The kernels are those of the torch-free driver in tests/csrc/cpp, compiled as setup.py compiles them; the instruction
+set is AVX2, the widest that valgrind 3.19 knows. One compiler gives the same counts every time (the size of the environment
 moves them by a few); another gives others, so the file says which one it was made with, and --check refuses to compare
 with another.
 """
@@ -72,7 +72,7 @@ def count() -> list[Count]:
         RuntimeError: the driver does not compile, or a case is wrong.
     """
     with tempfile.TemporaryDirectory() as folder:
-        _run(["make", "-s", "-j2", "-C", str(ROOT / "tests" / "cpp"), f"OUT={folder}", "FLAGS=-O3"])
+        _run(["make", "-s", "-j2", "-C", str(ROOT / "tests" / "csrc" / "cpp"), f"OUT={folder}", "FLAGS=-O3"])
         return [Count(*case, ISA, _instructions(Path(folder), case), compiler()) for case in CASES]
 
 

@@ -27,8 +27,8 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from incline_fast.files import replacing
 from incline_fast.bench.problems import Problem
+from incline_fast.files import replacing
 
 __all__ = ["EXPECTATIONS", "GPUS", "Gpu", "Prediction", "find_gpu", "predict", "predict_cholesky_block"]
 

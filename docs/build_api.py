@@ -14,17 +14,26 @@ from typing import Any
 
 import incline_fast
 from incline_fast import ops
+from incline_fast.fitting import estimators, memory_plan
 from incline_fast.intervention import sweep
-from incline_fast.fitting import estimators
-from incline_fast.fitting import memory_plan
-from incline_fast.states import collect
-from incline_fast.text import parallel_text
 from incline_fast.models import architectures
-from incline_fast.solver import linalg
-from incline_fast.solver import ridge
+from incline_fast.solver import linalg, ridge
+from incline_fast.states import hidden_states
+from incline_fast.text import parallel_text
 
 TARGET = Path(__file__).with_name("api.md")
-MODULES = (incline_fast, ops, states, estimators, ridge, linalg, plan, sweep, text, models)
+MODULES = (
+    incline_fast,
+    ops,
+    hidden_states,
+    estimators,
+    ridge,
+    linalg,
+    memory_plan,
+    sweep,
+    parallel_text,
+    architectures,
+)
 HEADER = "# API reference\n\nWritten from the docstrings by `python docs/build_api.py`; do not edit by hand.\n"
 
 

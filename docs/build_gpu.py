@@ -16,7 +16,7 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-sys.path.insert(0, str(ROOT / "tests"))
+sys.path.extend(str(ROOT / folder) for folder in ("tests", "tests/helpers", "tests/csrc"))
 
 import triton  # noqa: E402
 from emulation import machine_code, triton_code  # noqa: E402
@@ -68,7 +68,7 @@ FAULT_TEXT = """## Planted faults
 cases: as fibers under several schedules (wrong numbers, deadlocks, misaligned accesses), as fibers with the race
 detector, and as PTX for sm_80 (wrong numbers, races, accesses out of bounds). A cell says what the check saw; an empty
 one that it saw nothing. The CUDA kernels have no asynchronous copies; in Triton's PTX a missing wait is planted by
-`tests/triton_kernels/test_triton_faults.py`.
+`tests/ops/triton_kernels/test_triton_faults.py`.
 
 """
 

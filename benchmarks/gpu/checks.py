@@ -20,9 +20,9 @@ from torch import Tensor
 
 from benchmarks.gpu.device import Cuda, Device
 from incline_fast import ops
+from incline_fast.maps import AffineMap
 from incline_fast.ops import reference
 from incline_fast.solver.linalg import cholesky_ex
-from incline_fast.maps import AffineMap
 
 __all__ = ["LARGE", "SMALL", "Case", "make", "run_checks"]
 

@@ -10,8 +10,8 @@ import torch
 
 from benchmarks.gpu.stages import Outcome
 from benchmarks.roofline import Gpu, find_gpu, predict
-from incline_fast.files import replacing
 from incline_fast.bench import Problem
+from incline_fast.files import replacing
 
 __all__ = ["write_report"]
 

@@ -12,10 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from incline_fast.alignment import storage
-from incline_fast.alignment.storage import AlignmentError
 from incline_fast.alignment.metadata import AlignmentMetadata, Form, metadata_from_json, metadata_to_json
-from incline_fast.models.identity import identify
+from incline_fast.alignment.storage import AlignmentError
 from incline_fast.maps import AffineMap
+from incline_fast.models.identity import identify
 
 __all__ = ["Alignment", "AlignmentError", "AlignmentMetadata", "Form"]
 

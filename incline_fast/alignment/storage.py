@@ -19,7 +19,7 @@ from incline_fast.maps import MAP_DTYPES
 
 __all__ = ["FORMAT_VERSION", "AlignmentError", "read", "write"]
 
-FORMAT = "incline_fast.alignment.alignment"
+FORMAT = "incline_fast.alignment"
 FORMAT_VERSION = 1
 MAX_HEADER_BYTES = 16 * 2**20
 """A header holds names, shapes and the metadata of some hundred layers at most; a larger one is no alignment's."""

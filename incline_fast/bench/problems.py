@@ -9,8 +9,8 @@ from functools import cached_property, lru_cache
 import torch
 from torch import Tensor
 
-from incline_fast.ops import reference
 from incline_fast.maps import AffineMap
+from incline_fast.ops import reference
 
 __all__ = ["ALPHA", "EPS", "Data", "Problem", "Weights"]
 

@@ -1,0 +1,1 @@
+"""From hidden states to an alignment: estimators, presets, and the memory that a fit takes."""

@@ -22,9 +22,9 @@ import torch
 from torch import Tensor
 
 from incline_fast.alignment.metadata import Form
-from incline_fast.solver.preprocess import check_lam, check_matrix, frame_of, prepare
-from incline_fast.solver.least_squares import SolvePath
 from incline_fast.maps import AffineMap
+from incline_fast.solver.least_squares import SolvePath
+from incline_fast.solver.preprocess import check_lam, check_matrix, frame_of, prepare
 from incline_fast.solver.ridge import DEFAULT_LAMS, Ridge
 
 __all__ = ["ESTIMATORS", "Estimator", "Fitted", "Lam", "affine_ridge", "get_estimator", "shuffled"]

@@ -13,13 +13,13 @@ import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from incline_fast.distributed import gather, rank_and_size
-from incline_fast.alignment.metadata import AlignmentMetadata, Form
 from incline_fast.alignment.alignment import Alignment
+from incline_fast.alignment.metadata import AlignmentMetadata, Form
+from incline_fast.distributed import gather, rank_and_size
 from incline_fast.fitting.estimators import Estimator, Fitted, Lam, get_estimator
-from incline_fast.models.identity import identify
 from incline_fast.fitting.memory_plan import plan_fit
-from incline_fast.states.collect import BATCH_TOKENS, HiddenStates, Pooling, StatesError, collect, render
+from incline_fast.models.identity import identify
+from incline_fast.states.hidden_states import BATCH_TOKENS, HiddenStates, Pooling, StatesError, collect, render
 
 __all__ = ["DEFAULT_TEMPLATE", "PRESETS", "Preset", "fit", "fit_states"]
 

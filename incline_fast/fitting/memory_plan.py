@@ -29,7 +29,7 @@ _UNITS = {
 # Bytes that a ridge solve with leave-one-out holds at its peak, per number of the rows (n d) and of the Gram matrix:
 # fp64 copies of X and Y, centred ones, the factors; the Gram matrix with lam, its factor and the inverse of that. In
 # the dual form the scores of the grid of 20 add two and a half times their largest temporary, which is bounded.
-# tests/test_plan.py compares them with what a fit allocates.
+# tests/fitting/test_memory_plan.py compares them with what a fit allocates.
 _DUAL_ROWS, _DUAL_GRAM = 66, 50
 _DUAL_SCORES, _DUAL_SCORES_MOST = 420, 160 * 2**20
 _PRIMAL_ROWS, _PRIMAL_GRAM = 90, 50

@@ -14,9 +14,9 @@ from typing import Any, ParamSpec, TypeVar
 import torch
 from torch import Tensor, nn
 
+from incline_fast.intervention.positions import Positions, Rows, read_call, select
 from incline_fast.intervention.site_edits import Control
 from incline_fast.models.architectures import Architecture
-from incline_fast.intervention.positions import Positions, Rows, read_call, select
 
 __all__ = ["Calls", "Patch", "by_name", "outside_compiled_code"]
 

@@ -14,12 +14,12 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from incline_fast.ops import reference
+from incline_fast.intervention.positions import Rows
 from incline_fast.maps import AffineMap
 from incline_fast.models.architectures import Site, block_output, state_argument, unwrap
 from incline_fast.nn import AffineLayerNorm, AffineRMSNorm
+from incline_fast.ops import reference
 from incline_fast.ops._backend import has_kernels
-from incline_fast.intervention.positions import Rows
 
 __all__ = ["ACTIVE", "Control", "EditedNorm", "Installed", "SiteEdit", "Stage", "backend_for"]
 

@@ -23,9 +23,9 @@ from tqdm.auto import tqdm
 
 from incline_fast.alignment.alignment import Alignment
 from incline_fast.intervention.intervene import Intervention, intervene
-from incline_fast.models.architectures import describe
-from incline_fast.states.collect import evaluated, render, tokenize
 from incline_fast.intervention.sweep_result import SweepResult
+from incline_fast.models.architectures import describe
+from incline_fast.states.hidden_states import evaluated, render, tokenize
 
 __all__ = ["DEFAULT_ALPHAS", "SweepResult", "compare", "sweep"]
 

@@ -5,8 +5,8 @@ Site ``l`` of a model with L blocks is the input of the norm that reads state ``
 ``l = 0 .. L - 1`` (state 0 is the embedding's output, state l the output of block l), the final norm for ``l = L``.
 Where no norm reads the state (post-norm blocks), the site is the block's input, or the last block's output.
 
-Adding an architecture takes one row of :data:`ARCHITECTURES` and one configuration in ``tests/tiny_models.py``; the
-tests then compare it with output hooks on its blocks.
+Adding an architecture takes one row of :data:`ARCHITECTURES` and one configuration in
+``tests/helpers/tiny_models.py``; the tests then compare it with output hooks on its blocks.
 """
 
 from __future__ import annotations
@@ -250,7 +250,8 @@ def _row(model: nn.Module) -> tuple[str, Row]:
         raise UnsupportedModelError(
             f"{type(model).__name__} has model_type {model_type!r}, which is not in the table of architectures. "
             "Missing: the block list, the norm that reads each block's input, and the final norm. To add it, write one "
-            "row of ARCHITECTURES in incline_fast/models/architectures.py and one configuration in tests/tiny_models.py, which runs "
+            "row of ARCHITECTURES in incline_fast/models/architectures.py and one configuration in "
+            "tests/helpers/tiny_models.py, which runs "
             f"the comparison with output hooks. Known: {', '.join(sorted(ARCHITECTURES))}"
         )
     return model_type, ARCHITECTURES[model_type]

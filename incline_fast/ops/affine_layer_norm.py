@@ -14,8 +14,8 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from incline_fast.ops import reference
 from incline_fast.maps import AffineMap
+from incline_fast.ops import reference
 from incline_fast.ops._arguments import PerRow
 from incline_fast.ops._norm_op import NormOp
 

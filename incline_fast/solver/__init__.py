@@ -1,0 +1,1 @@
+"""Regularised least squares and blocked Cholesky, usable alone; nothing here knows of models."""

@@ -19,17 +19,6 @@ import torch
 from torch import Tensor
 
 from incline_fast.solver.accumulator import RidgeAccumulator
-from incline_fast.solver.moments import Moments
-from incline_fast.solver.preprocess import (
-    Frame,
-    check_lam,
-    check_matrix,
-    check_pair,
-    check_weight,
-    frame_of,
-    from_spread,
-    prepare,
-)
 from incline_fast.solver.lam_selection import Rows, gcv_from_moments, gcv_scores, kfold_scores, loo_scores
 from incline_fast.solver.least_squares import (
     Form,
@@ -41,6 +30,17 @@ from incline_fast.solver.least_squares import (
     is_dual,
     solve,
     solve_moments,
+)
+from incline_fast.solver.moments import Moments
+from incline_fast.solver.preprocess import (
+    Frame,
+    check_lam,
+    check_matrix,
+    check_pair,
+    check_weight,
+    frame_of,
+    from_spread,
+    prepare,
 )
 
 __all__ = ["DEFAULT_LAMS", "Ridge", "RidgeAccumulator", "RidgeBreakdownError", "Select"]

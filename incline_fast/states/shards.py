@@ -17,7 +17,7 @@ from incline_fast.files import replacing
 
 __all__ = ["Shards", "StatesError", "text_hash"]
 
-FORMAT = "incline_fast.states.collect"
+FORMAT = "incline_fast.states"
 FORMAT_VERSION = 1
 
 

@@ -84,6 +84,7 @@ def _decoded(file: str, number: int, line: bytes, encoding: str) -> Row:
 
 
 def aligned(left: Row, right: Row) -> Row:
+    """One row of two files: the left line with the right line as its other side."""
     if left.sides is None:
         return left
     if right.sides is None:
@@ -94,6 +95,7 @@ def aligned(left: Row, right: Row) -> Row:
 
 
 def tab_separated(line: Row, source: int, target: int) -> Row:
+    """A line's two columns, counted from 0."""
     if line.sides is None:
         return line
     cells = line.sides[0].split("\t")
@@ -104,6 +106,7 @@ def tab_separated(line: Row, source: int, target: int) -> Row:
 
 
 def json_object(line: Row, fields: tuple[str, str]) -> Row:
+    """A line's JSON object and its two fields."""
     if line.sides is None:
         return line
     try:

@@ -16,8 +16,8 @@ from os import PathLike
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Self, get_args
 
-from incline_fast.text.lines import Problem, Row, TextError, aligned, json_object, mapping, read_lines, tab_separated
 from incline_fast.text.gettext import messages
+from incline_fast.text.lines import Problem, Row, TextError, aligned, json_object, mapping, read_lines, tab_separated
 
 __all__ = ["OnProblem", "ParallelText", "Problem", "Split", "TextError"]
 

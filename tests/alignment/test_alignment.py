@@ -12,10 +12,10 @@ from safetensors.torch import load_file
 from tiny_models import HIDDEN, LAYERS, tiny
 from transformers import AutoModelForCausalLM
 
-from incline_fast.alignment.metadata import library_version
 from incline_fast.alignment.alignment import Alignment, AlignmentError, AlignmentMetadata
-from incline_fast.models.identity import identify
+from incline_fast.alignment.metadata import library_version
 from incline_fast.maps import AffineMap
+from incline_fast.models.identity import identify
 
 
 @pytest.fixture

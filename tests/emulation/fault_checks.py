@@ -10,11 +10,11 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
+sys.path.extend(str(Path(__file__).parents[1] / folder) for folder in (".", "helpers", "csrc"))
 
 import torch
 from cuda.launcher import Call, prepare, run_fibers, run_ptx
-from ops.cases import Case, make
+from op_cases import Case, make
 from tolerances import assert_close
 from torch import Tensor
 

@@ -13,11 +13,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
+sys.path.extend(str(Path(__file__).parents[1] / folder) for folder in (".", "helpers", "csrc"))
 
 import torch
 from cuda.launcher import prepare, run_ptx
-from ops.cases import Case, make
+from op_cases import Case, make
 from torch import Tensor
 
 from emulation.build import ROOT

@@ -15,12 +15,12 @@ from tiny_models import tiny
 from tiny_tokenizer import sentences, tiny_tokenizer
 
 from incline_fast.fitting.fit import fit
-from incline_fast.states.collect import collect
+from incline_fast.states.hidden_states import collect
 
 # Rank 1 ends without a word after its first batch, as a process that the system kills does.
 DIES = """
 import os
-from incline_fast.states import collect
+from incline_fast.states import hidden_states
 write = collect.Shards.write
 def write_and_die(*arguments):
     write(*arguments)
@@ -43,7 +43,7 @@ def folder(tmp_path_factory) -> Path:
 
 
 def environment(**more: str) -> dict[str, str]:
-    return {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[1]), **more}
+    return {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[1] / "helpers"), **more}
 
 
 def arguments(folder: Path, out: str, *more: str) -> list[str]:

@@ -14,7 +14,7 @@ from incline_fast.alignment.alignment import Alignment
 from incline_fast.fitting.estimators import ESTIMATORS, shuffled
 from incline_fast.fitting.fit import DEFAULT_TEMPLATE, PRESETS, fit, fit_states
 from incline_fast.solver.ridge import DEFAULT_LAMS, Ridge
-from incline_fast.states.collect import StatesError, collect
+from incline_fast.states.hidden_states import StatesError, collect
 
 N = 20
 SOURCE, TARGET = sentences(N, seed=1), sentences(N, seed=2)

@@ -8,7 +8,7 @@ import torch
 from incline_fast.fitting.estimators import ESTIMATORS, shuffled
 from incline_fast.fitting.fit import DEFAULT_TEMPLATE, fit_states
 from incline_fast.models.architectures import describe
-from incline_fast.states.collect import collect
+from incline_fast.states.hidden_states import collect
 
 pytestmark = pytest.mark.model
 

@@ -14,9 +14,9 @@ from transformers import DynamicCache, EncoderDecoderCache, GenerationConfig
 
 from incline_fast import ops
 from incline_fast.alignment.alignment import Alignment, AlignmentError
-from incline_fast.models.identity import identify
 from incline_fast.intervention.intervene import InterventionError, NonFiniteStateError, intervene
 from incline_fast.models.architectures import UnsupportedModelError
+from incline_fast.models.identity import identify
 
 ALIGNMENT = Alignment.from_maps(random_maps())
 

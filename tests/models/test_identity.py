@@ -7,8 +7,8 @@ import torch
 from tiny_models import CONFIGS, HIDDEN, LAYERS, tiny
 from transformers import AutoConfig
 
-from incline_fast.models.identity import config_hash, identify, weights_hash
 from incline_fast.models.architectures import UnsupportedModelError
+from incline_fast.models.identity import config_hash, identify, weights_hash
 
 
 @pytest.mark.parametrize("name", CONFIGS)

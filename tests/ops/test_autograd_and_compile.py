@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from cases import BACKENDS, Case, make
+from op_cases import BACKENDS, Case, make
 from torch import Tensor
 
 from incline_fast import ops

@@ -6,9 +6,9 @@ from collections.abc import Iterator
 
 import pytest
 import torch
-from cases import make
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from op_cases import make
 
 from incline_fast.maps import AffineMap
 from incline_fast.ops._backend import EXTENSION

@@ -9,8 +9,7 @@ import torch
 from test_backend import available, run_with_isa
 from torch import Tensor
 
-from incline_fast.ops import reference_linalg
-from incline_fast.ops import explain
+from incline_fast.ops import explain, reference_linalg
 from incline_fast.ops._backend import EXTENSION
 from incline_fast.ops.cholesky_block import MAX_SIZE, cholesky_block, cholesky_block_, triangular_inverse
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from cases import BACKENDS, Case, make
+from op_cases import BACKENDS, Case, make
 
 from incline_fast import ops
 from incline_fast.maps import AffineMap

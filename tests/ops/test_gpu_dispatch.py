@@ -9,10 +9,10 @@ import pytest
 import torch
 
 from incline_fast import ops
-from incline_fast.solver import linalg
 from incline_fast.maps import AffineMap
 from incline_fast.ops import _arguments, _backend
 from incline_fast.ops._arguments import op_tail
+from incline_fast.solver import linalg
 
 LIBRARY = Path("incline_fast/_cuda.abi3.so")
 CUDA = torch.device("cuda:1")

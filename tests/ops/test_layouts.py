@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from cases import BACKENDS, Case, make
+from op_cases import BACKENDS, Case, make
 from torch import Tensor
 
 from incline_fast import ops

@@ -7,7 +7,7 @@ import itertools
 import pytest
 import torch
 import torch.nn.functional as F
-from cases import BACKENDS, Case, make
+from op_cases import BACKENDS, Case, make
 from tolerances import assert_close, assert_not_worse
 
 from incline_fast.maps import AffineMap

@@ -8,11 +8,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from incline_fast.solver import blocked_cholesky
-from incline_fast.solver import linalg
 from incline_fast.ops import reference_linalg
-from incline_fast.solver.linalg import cholesky_ex, cholesky_inverse_diagonal, cholesky_solve, explain
 from incline_fast.ops._backend import EXTENSION
+from incline_fast.solver import blocked_cholesky, linalg
+from incline_fast.solver.linalg import cholesky_ex, cholesky_inverse_diagonal, cholesky_solve, explain
 
 compiled = pytest.mark.skipif(EXTENSION is None, reason="pure-Python installation")
 BACKENDS = ("torch", pytest.param("blocked", marks=compiled), pytest.param("panels", marks=compiled))

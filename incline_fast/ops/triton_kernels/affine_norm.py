@@ -25,7 +25,13 @@ from torch.library import triton_op, wrap_triton
 from incline_fast.ops._arguments import check
 from incline_fast.ops._backend import batch_invariant
 from incline_fast.ops.triton_kernels import _counters
-from incline_fast.ops.triton_kernels._decode import MAX_TOKENS_DENSE, MAX_TOKENS_LOW_RANK, decode, num_counters, num_items
+from incline_fast.ops.triton_kernels._decode import (
+    MAX_TOKENS_DENSE,
+    MAX_TOKENS_LOW_RANK,
+    decode,
+    num_counters,
+    num_items,
+)
 from incline_fast.ops.triton_kernels._layout import collapses, on_device_of, stack
 from incline_fast.ops.triton_kernels._product import SIGNIFICANT_BITS, block_depth, num_splits, operand, product
 from incline_fast.ops.triton_kernels._rows import WARPS, epilogue

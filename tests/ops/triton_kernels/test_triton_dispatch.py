@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-from cases import make
 from emulation.triton_driver import Launch
+from op_cases import make
 from test_numerics import check
 
 from incline_fast.ops import _arguments, _norm_op

@@ -1,4 +1,4 @@
-"""The cases of tests/ops/cases.py, computed by the Triton ops."""
+"""The cases of tests/helpers/op_cases.py, computed by the Triton ops."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from dataclasses import fields
 from typing import Any
 
 import torch
-from cases import Case, make
+from op_cases import Case, make
 from torch import Tensor
 
 from incline_fast.ops._arguments import per_row

@@ -11,7 +11,7 @@ import torch
 from cuda.decode_cases import BF16, FP32, KINDS, both_equal, decode_case
 from cuda.launcher import SOURCES, launches, prepare, run_fibers, run_ptx, source_of
 from emulation.build import sanitized_environment
-from ops.cases import Case, make
+from op_cases import Case, make
 from tolerances import assert_close
 
 pytestmark = pytest.mark.gpu_emulated

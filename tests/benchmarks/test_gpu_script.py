@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from cases import BACKENDS
+from op_cases import BACKENDS
 
 from benchmarks.gpu import __main__ as script
 from benchmarks.gpu import checks, measure, providers

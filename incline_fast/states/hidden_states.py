@@ -15,10 +15,10 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from incline_fast.distributed import rank_and_size, synchronize, total
-from incline_fast.states.shards import Shards, StatesError, text_hash
 from incline_fast.intervention.site_edits import ACTIVE
-from incline_fast.models.identity import identify, weights_hash
 from incline_fast.models.architectures import Architecture, describe, text_config
+from incline_fast.models.identity import identify, weights_hash
+from incline_fast.states.shards import Shards, StatesError, text_hash
 
 __all__ = [
     "HiddenStates",

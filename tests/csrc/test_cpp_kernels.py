@@ -1,6 +1,6 @@
 """The torch-free CPU kernels in a driver of their own: under sanitizers, and for AArch64 under an emulator.
 
-Every kernel is compared with plain loops over odd shapes, dtypes, strides and threads; see tests/cpp/kernels.cpp.
+Every kernel is compared with plain loops over odd shapes, dtypes, strides and threads; see tests/csrc/cpp/kernels.cpp.
 """
 
 from __future__ import annotations

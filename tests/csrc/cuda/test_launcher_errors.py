@@ -8,7 +8,7 @@ import pytest
 import torch
 from cuda.decode_cases import BF16
 from cuda.launcher import Call, prepare, rows, run_fibers
-from ops.cases import make
+from op_cases import make
 
 pytestmark = pytest.mark.gpu_emulated
 

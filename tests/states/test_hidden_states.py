@@ -9,10 +9,10 @@ import torch
 from tiny_models import HIDDEN, LAYERS, PAD, tiny
 from tiny_tokenizer import sentences, tiny_tokenizer
 
-from incline_fast.states import collect as states_module
 from incline_fast.alignment.alignment import Alignment
 from incline_fast.intervention.intervene import intervene
-from incline_fast.states.collect import StatesError, collect
+from incline_fast.states import hidden_states as states_module
+from incline_fast.states.hidden_states import StatesError, collect
 
 NAMES = ["llama", "gemma3", "gpt2", "opt", "olmo2"]
 TOLERANCE = {"rtol": 1e-4, "atol": 1e-5}

@@ -8,7 +8,7 @@ import pytest
 import torch
 from cuda.decode_cases import BF16, FP16, FP32, both_equal
 from cuda.launcher import prepare, run_fibers, run_ptx
-from ops.cases import Case, make
+from op_cases import Case, make
 from tolerances import assert_close
 
 from incline_fast.maps import AffineMap

@@ -8,7 +8,7 @@ from cuda.decode_cases import BF16, both_equal
 from cuda.launcher import prepare, run_fibers, run_ptx
 from emulation import build
 from emulation.kernel_traffic import HIDDEN, Counted, count, published
-from ops.cases import make
+from op_cases import make
 from tolerances import assert_close
 
 pytestmark = pytest.mark.gpu_emulated

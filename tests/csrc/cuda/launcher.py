@@ -12,7 +12,7 @@ import torch
 from emulation import ptx
 from emulation.build import CSRC, FiberLibrary, Sanitizer, load_fibers
 from emulation.build import ptx as compile_ptx
-from ops.cases import Case
+from op_cases import Case
 from torch import Tensor
 
 CUDA = CSRC / "cuda"

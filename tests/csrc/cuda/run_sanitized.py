@@ -3,7 +3,7 @@
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
+sys.path.extend(str(Path(__file__).parents[2] / folder) for folder in (".", "helpers", "csrc"))
 
 from cuda.decode_cases import KINDS, decode_case
 from cuda.launcher import prepare, run_fibers

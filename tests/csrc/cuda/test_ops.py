@@ -14,7 +14,7 @@ import torch
 from cuda.decode_cases import BF16, FP16, FP32, INT8, KINDS, both_equal, decode_case
 from cuda.launcher import SOURCES, like, prepare, run_fibers
 from emulation.build import load_fibers
-from ops.cases import Case, make
+from op_cases import Case, make
 from tolerances import assert_close
 from torch import Tensor
 from torch.utils.cpp_extension import include_paths
