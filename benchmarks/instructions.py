@@ -4,9 +4,9 @@ python -m benchmarks.instructions            # count and store in benchmarks/res
 python -m benchmarks.instructions --check    # count and compare: exit 1 if a count is off by more than 3%
 
 The kernels are those of the torch-free driver in tests/csrc/cpp, compiled as setup.py compiles them; the instruction
-set is AVX2, the widest that valgrind 3.19 knows. One compiler gives the same counts every time (the size of the environment
-moves them by a few); another gives others, so the file says which one it was made with, and --check refuses to compare
-with another.
+set is AVX2, the widest that valgrind 3.19 knows. One compiler gives the same counts every time (the size of the
+environment moves them by a few); another gives others, so the file says which one it was made with, and --check
+refuses to compare with another.
 """
 
 from __future__ import annotations
