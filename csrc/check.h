@@ -72,7 +72,7 @@ inline ScalarType check_float(const char* name, const Tensor& tensor) {
 
 inline void check_shape(const char* name, const Tensor& tensor, const Sizes& expected, const char* meaning) {
   const Sizes sizes = tensor.sizes();
-  if (sizes != expected) fail(name, " has shape ", show(sizes), "; expected ", show(expected), ", ", meaning);
+  if (!sizes.equals(expected)) fail(name, " has shape ", show(sizes), "; expected ", show(expected), ", ", meaning);
 }
 
 inline std::string device_of(const Tensor& tensor) {

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <torch/csrc/stable/ops.h>
+#include <torch/headeronly/util/shim_utils.h>
 
 #include <cstdint>
 
@@ -12,7 +13,7 @@ namespace incline_fast {
 inline Threads torch_threads() {
   return {torch::stable::get_num_threads(),
           [](std::int64_t begin, std::int64_t end, std::int64_t grain, void (*body)(std::int64_t, std::int64_t, void*),
-             void* context) { STABLE_TORCH_ERROR_CODE_CHECK(torch_parallel_for(begin, end, grain, body, context)); }};
+             void* context) { TORCH_ERROR_CODE_CHECK(torch_parallel_for(begin, end, grain, body, context)); }};
 }
 
 }  // namespace incline_fast

@@ -1,6 +1,7 @@
 #include "torch_cuda.h"
 
 #include <dlfcn.h>
+#include <torch/headeronly/util/shim_utils.h>
 
 #include <stdexcept>
 
@@ -27,7 +28,7 @@ GetStream find_get_stream() {
 void* current_stream(int device) {
   static const GetStream get_stream = find_get_stream();
   void* stream = nullptr;
-  STABLE_TORCH_ERROR_CODE_CHECK(get_stream(device, &stream));
+  TORCH_ERROR_CODE_CHECK(get_stream(device, &stream));
   return stream;
 }
 
