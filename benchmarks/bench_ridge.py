@@ -13,7 +13,6 @@ import argparse
 import csv
 import os
 import statistics
-import subprocess
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -25,6 +24,7 @@ import scipy.linalg
 import torch
 from sklearn.linear_model import Ridge as SklearnRidge
 
+from incline_fast.bench.machine import commit
 from incline_fast.solver.ridge import DEFAULT_LAMS, Ridge, RidgeAccumulator
 
 # Rows that a provider predicts without having seen them, for its check.
@@ -189,7 +189,7 @@ def measure(
                 "threads": torch.get_num_threads(),
                 "load": round(os.getloadavg()[0], 1),
                 "torch": torch.__version__,
-                "commit": _commit(),
+                "commit": commit(),
             }
         )
     return rows
@@ -210,11 +210,6 @@ def plot(rows: list[dict[str, Any]], path: Path) -> None:
     axes.spines[["top", "right"]].set_visible(False)
     axes.set_xlabel("median time in ms; ratio to the first")
     figure.savefig(path, dpi=130)
-
-
-def _commit() -> str:
-    found = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
-    return found.stdout.strip()
 
 
 def main() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 from collections.abc import Iterator
@@ -27,10 +28,17 @@ def cpu_slug(name: str) -> str:
 
 
 def commit() -> str:
-    """The commit of the source tree that is running, empty for an installed package."""
+    """The commit of the source tree that is running.
+
+    Where git cannot tell (an installed package, a machine without git) it is what the environment variable
+    INCLINE_FAST_COMMIT says, and without that "unknown".
+    """
     git = ["git", "-C", str(Path(__file__).parent), "rev-parse", "--short", "HEAD"]
-    answer = subprocess.run(git, capture_output=True, text=True, check=False)
-    return answer.stdout.strip() if answer.returncode == 0 else ""
+    try:
+        answer = subprocess.run(git, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        answer = ""
+    return answer or os.environ.get("INCLINE_FAST_COMMIT", "").strip() or "unknown"
 
 
 @contextmanager

@@ -125,7 +125,12 @@ class Data:
         self.weight = (torch.rand(d, generator=g) + 0.5).to(dtype)
         self.norm_bias = torch.randn(d, generator=g).to(dtype) if problem.norm == "layer" else None
         self.bias = torch.randn(d, generator=g).to(dtype)
-        self.weights = _weights(d, problem.rank, dtype, problem.map_dtype, problem.copies)
+
+    @cached_property
+    def weights(self) -> Weights:
+        """The copies of the map; made when they are first asked for."""
+        problem = self.problem
+        return _weights(problem.hidden_size, problem.rank, problem.dtype, problem.map_dtype, problem.copies)
 
     def expected(self) -> tuple[Tensor, Tensor]:
         """fp64 (y, r')."""
