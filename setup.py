@@ -6,6 +6,7 @@
 INCLINE_FAST_BUILD=0 installs pure Python instead; the ops then run their plain PyTorch reference.
 INCLINE_FAST_CUDA=0 leaves the GPU's kernels out, =1 makes a missing nvcc an error.
 INCLINE_FAST_CUDA_ARCHS="80 90 100" are the GPUs to compile for; the last one's PTX serves newer ones.
+INCLINE_FAST_SPIN_LIMIT=4000000 makes a debug build, whose kernels trap after so many turns of a waiting loop.
 """
 
 import os
@@ -56,12 +57,14 @@ def compile_kernels(nvcc: Path, folder: Path) -> list[str]:
     archs = os.environ.get("INCLINE_FAST_CUDA_ARCHS", "80 90 100").split()
     targets = [f"-gencode=arch=compute_{arch},code=sm_{arch}" for arch in archs]
     targets.append(f"-gencode=arch=compute_{archs[-1]},code=compute_{archs[-1]}")
+    spin_limit = os.environ.get("INCLINE_FAST_SPIN_LIMIT")
+    targets += [f"-DINCLINE_FAST_SPIN_LIMIT={spin_limit}"] if spin_limit else []
     strict = ["--Werror=all-warnings"] if "-Werror" in os.environ.get("CFLAGS", "") else []
     headers = max(path.stat().st_mtime for path in Path("csrc").rglob("*.h"))
     folder.mkdir(parents=True, exist_ok=True)
 
     def make(source: Path) -> str:
-        target = folder / f"{source.stem}-{'-'.join(archs)}.o"
+        target = folder / f"{source.stem}-{'-'.join(archs)}{'-debug' if spin_limit else ''}.o"
         newest = max(headers, source.stat().st_mtime)
         if not target.exists() or target.stat().st_mtime < newest:
             subprocess.run([nvcc, *NVCC_FLAGS, *strict, *targets, "-c", source, "-o", target], check=True)

@@ -8,6 +8,12 @@
 #include "arch/memory.h"
 #include "call.h"
 
+// Turns of a waiting loop after which a debug build traps, so that a kernel whose counters went wrong ends with an error
+// instead of holding the GPU for ever. 0, in a release, waits without counting.
+#ifndef INCLINE_FAST_SPIN_LIMIT
+#define INCLINE_FAST_SPIN_LIMIT 0
+#endif
+
 namespace incline_fast::cuda {
 
 // Called by all threads after their stores: publishes them, and tells whether this block is the last of `total` to do
@@ -35,7 +41,13 @@ __device__ inline unsigned take_work(unsigned* counter) {
 // Waits until `counter` is `total`. Only for what blocks that are running already will do: see low_rank_kernel.h.
 __device__ inline void wait_for(const unsigned* counter, unsigned total) {
   if (threadIdx.x == 0) {
-    while (load_acquire(counter) != total) __nanosleep(64);
+    [[maybe_unused]] unsigned turns = 0;
+    while (load_acquire(counter) != total) {
+      if constexpr (INCLINE_FAST_SPIN_LIMIT > 0) {
+        if (++turns > INCLINE_FAST_SPIN_LIMIT) __trap();
+      }
+      __nanosleep(64);
+    }
     __threadfence();
   }
   __syncthreads();

@@ -24,6 +24,8 @@ warps define.
 
 from __future__ import annotations
 
+import os
+
 import triton
 import triton.language as tl
 
@@ -33,6 +35,9 @@ __all__ = ["MAX_TOKENS_DENSE", "MAX_TOKENS_LOW_RANK", "decode", "num_counters", 
 
 MAX_TOKENS_DENSE, MAX_TOKENS_LOW_RANK = 32, 16
 """Widest tiles of tokens that the registers hold. The weights are read once per tile, after the first one from L2."""
+
+SPIN_LIMIT = tl.constexpr(int(os.environ.get("INCLINE_FAST_SPIN_LIMIT") or 0))
+"""Turns of a waiting loop after which a program traps, for finding faults; 0 waits without counting."""
 
 
 def num_counters(tiles: int) -> int:
@@ -55,8 +60,12 @@ def _arrive(counter):
 @triton.jit
 def _wait(counter, items):
     """Return when ``items`` items are finished; what they wrote can then be read."""
+    turns = 0
     while tl.atomic_add(counter, 0, sem="acquire", scope="gpu") < items:
-        pass
+        if SPIN_LIMIT > 0:
+            turns += 1
+            if turns > SPIN_LIMIT:
+                tl.inline_asm_elementwise("trap; mov.u32 $0, 0;", "=r", [], tl.int32, is_pure=False, pack=1)
 
 
 @triton.jit
