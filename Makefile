@@ -3,7 +3,8 @@
 #   make demo     set up, then learn maps between languages on a real model, apply them, and write demo/report.html
 #   make test     set up, then run the whole test suite
 #   make test-gpu-emulated    execute the GPU kernels in the emulators of tests/emulation (no GPU needed)
-#   make gpu                  build, check and measure on this machine's GPU with the installed torch; under ten minutes
+#   make gpu                  build, check and measure on this machine's GPU with the installed torch, within 430 s
+#   make gpu-pack             prepare what travels to a machine with a GPU, and print the command to run there
 #   make lint     formatting, lint and types
 #   make setup    the set-up alone: .venv, CPU torch, the compiled extension, the model, the parallel text
 #
@@ -19,7 +20,7 @@ CSRC := $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu')
 CXX_TESTS := $(shell find tests -name '*.cpp' -o -name '*.h' -o -name '*.cu')
 export PYTHONUNBUFFERED := 1
 
-.PHONY: setup demo test test-gpu-emulated gpu lint bench bench-regression clean
+.PHONY: setup demo test test-gpu-emulated gpu gpu-pack lint bench bench-regression clean
 
 setup: $(VENV)/.installed
 	$(BIN)/python -m demo.fetch --model $(MODEL)
@@ -37,6 +38,9 @@ test-gpu-emulated: $(VENV)/.installed
 # No virtual environment and no network: what is measured is the torch and the CUDA that the machine has.
 gpu:
 	PYTHONPATH=. $(PYTHON) -m benchmarks.gpu
+
+gpu-pack: $(VENV)/.installed
+	PYTHONPATH=. $(BIN)/python -m benchmarks.gpu.pack
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .

@@ -1,11 +1,11 @@
-"""Are the kernels right on this device? python -m benchmarks.gpu.checks [--small] prints one line per check.
+"""Are the kernels right on this device? python -m benchmarks.gpu.checks [--small] adds a line per check to checks.csv.
 
     parity    every backend against the fp64 reference, functional and in place
     replay    a captured graph, replayed with new inputs and without anything being reset between
     streams   two streams at once, whose launches must not share the counters through which programs hand over
     cholesky  the blocked factorisation against fp64
 
-``--small`` is what the sanitizers run, a hundred times slower.
+``--small`` is what comes first, and what the sanitizer runs, a hundred times slower.
 """
 
 from __future__ import annotations
@@ -13,18 +13,26 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cache, partial
 from itertools import product
 
 import torch
 from torch import Tensor
 
-from benchmarks.gpu.device import Cuda, Device
+from benchmarks.gpu.device import Device
+from benchmarks.gpu.journal import Journal
+from benchmarks.gpu.stage_process import LostDeviceError, add_arguments, run_as_stage
+from benchmarks.gpu.tables import append
 from incline_fast import ops
+from incline_fast.bench.machine import commit
+from incline_fast.bench.problems import dtype_name
 from incline_fast.maps import AffineMap
 from incline_fast.ops import reference
 from incline_fast.solver.linalg import cholesky_ex
 
-__all__ = ["LARGE", "SMALL", "Case", "make", "run_checks"]
+__all__ = ["LARGE", "SMALL", "Case", "all_checks", "make", "run_checks"]
+
+COLUMNS = ("stage", "check", "result", "reason", "device", "commit")
 
 BF16, FP16, FP32 = torch.bfloat16, torch.float16, torch.float32
 RELATIVE_RMS = {FP32: 1e-6, FP16: 1e-3, BF16: 5e-3}
@@ -174,18 +182,59 @@ def _cholesky(size: int, dtype: torch.dtype, device: Device) -> str:
     return "" if info.item() == 0 and error < bound else f"info {info.item()}, off by {error:.2g}, allowed {bound:.2g}"
 
 
-def run_checks(device: Device, shapes: tuple[Shape, ...]) -> Iterator[tuple[str, str]]:
-    """(name, what is wrong or empty) of every check; one that raises is wrong too."""
+Check = Callable[[], str]
+
+
+def all_checks(device: Device, shapes: tuple[Shape, ...]) -> Iterator[tuple[str, Check]]:
+    """(name, check) of all checks; a check says what is wrong, or nothing."""
     kinds: dict[str, Callable[[Case, str, Device], str]] = {"parity": _parity, "replay": _replay, "streams": _streams}
     for shape in shapes:
-        case = make(shape, device.torch_device)
+        make_case = cache(partial(make, shape, device.torch_device))
         for kind, check in kinds.items():
             if kind != "parity" and shape not in SMALL:
                 continue
             for backend in device.backends:
-                yield f"{kind} {backend} {shape}", _guarded(check, case, backend, device)
+                yield f"{kind} {backend} {named(shape)}", lambda c=check, m=make_case, b=backend: c(m(), b, device)  # type: ignore[misc]
     for size, dtype in product((100, 300), (torch.float32, torch.float64)):
-        yield f"cholesky {size} {dtype}", _guarded(_cholesky, size, dtype, device)
+        yield f"cholesky {size} {dtype}", partial(_cholesky, size, dtype, device)
+
+
+def named(shape: Shape) -> str:
+    """A shape in words."""
+    norm, tokens, hidden, rank, dtype, map_dtype, residual, maps = shape
+    kinds = f"{dtype_name(dtype)} {dtype_name(map_dtype)}{' residual' if residual else ''}"
+    return f"{norm} {tokens} {hidden} {'dense' if rank is None else rank} {kinds} {maps} maps"
+
+
+def run_checks(
+    device: Device, checks: Iterator[tuple[str, Check]], journal: Journal, record: Callable[[str, str], None]
+) -> int:
+    """Run what the journal does not have yet; ``record`` gets (name, what is wrong or empty). Returns how many failed.
+
+    Raises:
+        LostDeviceError: the device cannot be used by this process any more; the check is recorded as failed.
+    """
+    failed = 0
+    for name, check in checks:
+        if name in journal.finished:
+            continue
+        if name in journal.culprits:
+            record(name, "crashed or hung in an earlier attempt")
+            journal.finish(name)
+            failed += 1
+            continue
+        journal.begin(name)
+        try:
+            wrong = check()
+            device.synchronize()
+        except Exception as error:
+            wrong = f"{type(error).__name__}: {error}"
+        record(name, wrong)
+        journal.finish(name)
+        failed += bool(wrong)
+        if wrong and not device.alive():
+            raise LostDeviceError(f"{name}: {wrong}")
+    return failed
 
 
 def _tune_nothing() -> None:
@@ -195,27 +244,29 @@ def _tune_nothing() -> None:
     decode.configs = decode.configs[:1]
 
 
-def _guarded(check: Callable[..., str], *arguments: object) -> str:
-    try:
-        return check(*arguments)
-    except Exception as error:
-        return f"{type(error).__name__}: {error}"
-
-
-def main(small: bool, device: Device | None = None) -> int:
-    """Print every check's verdict; returns the exit status."""
-    device = device or Cuda()
+def main(arguments: argparse.Namespace, device: Device) -> int:
+    """Returns the exit status: 1 if a check has failed."""
+    if arguments.backend:
+        device.backends = tuple(arguments.backend)
     if "triton" in device.backends:
         _tune_nothing()
-    wrong = 0
-    for name, reason in run_checks(device, SMALL if small else LARGE):
-        print(f"{'FAILED' if reason else 'ok    '} {name} {reason}".rstrip(), flush=True)
-        wrong += bool(reason)
-    print(f"{wrong} checks failed")
-    return int(wrong > 0)
+
+    def record(name: str, wrong: str) -> None:
+        print(f"{'FAILED' if wrong else 'ok    '} {name} {wrong}".rstrip(), flush=True)
+        row = {"stage": arguments.stage, "check": name, "result": "failed" if wrong else "passed", "reason": wrong}
+        append(arguments.output / "checks.csv", COLUMNS, [{**row, "device": device.name, "commit": commit()}])
+
+    shapes = SMALL if arguments.small else LARGE
+    journal = Journal(arguments.work / f"{arguments.stage}.journal")
+    failed = run_checks(device, all_checks(device, shapes), journal, record)
+    print(f"{failed} checks failed", flush=True)
+    return int(failed > 0)
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--small", action="store_true", help="three shapes, for the sanitizers")
-    raise SystemExit(main(parser.parse_args().small))
+    parser.add_argument("--small", action="store_true", help="three shapes")
+    parser.add_argument("--stage", default="checks", help="name in the tables, and of the journal")
+    parser.add_argument("--backend", action="append", help="cuda or triton; the default is both")
+    add_arguments(parser)
+    raise SystemExit(run_as_stage(parser.parse_args(), main))

@@ -1,17 +1,28 @@
-"""What the checks and measurements need of a device: graphs, streams, a timer. ``Cuda`` is the real one."""
+"""What the checks and measurements need of a device: graphs, streams, a timer, clocks. ``Cuda`` is the real one."""
 
 from __future__ import annotations
 
+import importlib
+import subprocess
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import Any, Protocol
 
 import torch
 
-__all__ = ["Cuda", "Device", "Replay"]
+__all__ = ["CLOCKS", "Cuda", "Device", "NoDeviceError", "Replay", "open_device"]
 
 Replay = Callable[[], object]
 Work = Callable[[], object]
+
+SLEEP_CYCLES = 400_000
+"""The device spins so long (a fifth of a millisecond) while the host submits a graph with up to a thousand kernels."""
+CLOCKS = ("clocks.sm", "clocks.mem", "temperature.gpu", "power.draw", "clocks_event_reasons.active")
+"""Columns of the table of clocks, as nvidia-smi names them: MHz, MHz, degrees, watts, a bit mask."""
+
+
+class NoDeviceError(RuntimeError):
+    """There is no GPU that torch can use."""
 
 
 class Device(Protocol):
@@ -24,6 +35,9 @@ class Device(Protocol):
     def synchronize(self) -> None:
         """Wait for everything."""
 
+    def alive(self) -> bool:
+        """Whether work can still be submitted; after some faults a process cannot use its device any more."""
+
     def stream(self) -> AbstractContextManager[Any]:
         """A new stream, current inside the context."""
 
@@ -33,13 +47,16 @@ class Device(Protocol):
     def microseconds(self, work: Work) -> float:
         """Time of one ``work`` on the device, in which the host's part is not counted where it is hidden."""
 
+    def clocks(self) -> dict[str, str]:
+        """The values of ``CLOCKS``, as far as they can be asked for."""
+
 
 class Cuda:
     """The current CUDA device."""
 
     def __init__(self) -> None:
         if not torch.cuda.is_available():
-            raise RuntimeError("torch.cuda.is_available() is False: no GPU, no driver, or a CPU build of torch")
+            raise NoDeviceError("torch.cuda.is_available() is False: no GPU, no driver, or a CPU build of torch")
         self.torch_device = torch.device("cuda", torch.cuda.current_device())
         self.name = torch.cuda.get_device_name()
         self.backends = ("cuda", "triton")
@@ -47,6 +64,14 @@ class Cuda:
     def synchronize(self) -> None:
         """Wait for everything."""
         torch.cuda.synchronize()
+
+    def alive(self) -> bool:
+        """Whether a synchronisation succeeds: errors of kernels stay with the context once they have happened."""
+        try:
+            torch.cuda.synchronize()
+        except RuntimeError:
+            return False
+        return True
 
     def stream(self) -> AbstractContextManager[Any]:
         """A new stream that begins after what the current one has been given."""
@@ -68,9 +93,27 @@ class Cuda:
     def microseconds(self, work: Work) -> float:
         """Between two events; a launch before them keeps the device busy while the host submits ``work``."""
         begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        torch.cuda._sleep(20_000)
+        torch.cuda._sleep(SLEEP_CYCLES)
         begin.record()
         work()
         end.record()
         end.synchronize()
         return begin.elapsed_time(end) * 1e3
+
+    def clocks(self) -> dict[str, str]:
+        """Asked of nvidia-smi, which takes a tenth of a second."""
+        query = ["nvidia-smi", f"--id={self.torch_device.index}", f"--query-gpu={','.join(CLOCKS)}"]
+        try:
+            answer = subprocess.run(
+                [*query, "--format=csv,noheader,nounits"], capture_output=True, text=True, timeout=5, check=True
+            )
+        except (OSError, subprocess.SubprocessError):
+            return {}
+        return dict(zip(CLOCKS, (value.strip() for value in answer.stdout.split(",")), strict=False))
+
+
+def open_device(kind: str) -> Device:
+    """The device of a class given as ``module:name``."""
+    module, _, name = kind.partition(":")
+    device: Device = getattr(importlib.import_module(module), name)()
+    return device
