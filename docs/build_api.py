@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import incline_fast
-from incline_fast import ops
+from incline_fast import evaluation, ops
 from incline_fast.fitting import estimators, memory_plan
 from incline_fast.intervention import sweep
 from incline_fast.models import architectures
@@ -31,6 +31,7 @@ MODULES = (
     linalg,
     memory_plan,
     sweep,
+    evaluation,
     parallel_text,
     architectures,
 )

@@ -45,6 +45,7 @@ class AlignmentMetadata:
         solver: per site, how the fit was solved (``Fitted.form_used``).
         notes: per site, what the solver had to report (a breakdown, constant features).
         fit_error: per site, the held-out error defined by ``incline_fast.fit``; empty without a hold-out.
+        metrics: what ``tune`` measured and on what: name -> number or text; empty where nothing was tuned.
     """
 
     model_id: str = ""
@@ -66,13 +67,18 @@ class AlignmentMetadata:
     solver: dict[int, str] = field(default_factory=dict)
     notes: dict[int, list[str]] = field(default_factory=dict)
     fit_error: dict[int, float] = field(default_factory=dict)
+    metrics: dict[str, str | float] = field(default_factory=dict)
 
 
 def metadata_to_json(metadata: AlignmentMetadata) -> dict[str, Any]:
-    """Plain values; the keys of per-site fields become strings, as JSON wants them."""
+    """Plain values; the keys of per-site fields become strings, as JSON wants them.
+
+    Without metrics the field is left out, so that versions that do not know it read the file.
+    """
     return {
         name: {str(layer): item for layer, item in value.items()} if isinstance(value, dict) else value
         for name, value in asdict(metadata).items()
+        if name != "metrics" or value
     }
 
 
@@ -120,6 +126,12 @@ _REQUIRED = ("model_id", "config_hash", "site", "library_version")
 
 
 def _parse(name: str, value: object) -> Any:
+    if name == "metrics":
+        if not isinstance(value, dict) or not all(
+            _is_str(k) and (_is_str(v) or _is_number(v)) for k, v in value.items()
+        ):
+            raise ValueError(f"metadata.metrics is {value!r}; expected numbers and texts by name")
+        return dict(value)
     if name in _PER_SITE:
         allowed = _PER_SITE[name]
         if not isinstance(value, dict) or not all(k.isdecimal() and allowed(v) for k, v in value.items()):

@@ -79,13 +79,15 @@ def _check_container(path: Path) -> None:
         raise AlignmentError(f"{path} is a folder or a device, not a file; an alignment is one .safetensors file")
     size = path.stat().st_size
     with path.open("rb") as file:
-        start = file.read(8)
+        start, opening = file.read(8), file.read(1)
+    length = int.from_bytes(start, "little")
+    # The length of a header may begin with the bytes that mark another kind of file: 128 with those of a pickle.
+    whole = opening == b"{" and length <= min(size - 8, MAX_HEADER_BYTES)
     for magic, kind in _FOREIGN.items():
-        if start.startswith(magic):
+        if start.startswith(magic) and not whole:
             raise AlignmentError(f"{path} is {kind}; alignments are safetensors files, and nothing else is ever loaded")
     if len(start) < 8:
         raise AlignmentError(f"{path} has {size} bytes; it is empty or truncated")
-    length = int.from_bytes(start, "little")
     if length > MAX_HEADER_BYTES:
         raise AlignmentError(f"{path} announces a header of {length} bytes; allowed are {MAX_HEADER_BYTES}")
     if length > size - 8:

@@ -9,6 +9,7 @@ from typing import Annotated, Literal
 
 import typer
 
+from incline_fast.cli.evaluation import evaluate, tune
 from incline_fast.cli.inputs import (
     continue_prompts,
     load_model,
@@ -22,6 +23,7 @@ from incline_fast.cli.inputs import (
     read_lines,
     unescape,
 )
+from incline_fast.cli.options import Artifact, Device, Dtype, Languages, Layers, Model, Pairs, Skip, Source, Target
 
 __all__ = ["app", "main"]
 
@@ -35,6 +37,9 @@ app = typer.Typer(
 them at inference time inside the model's own norms (INCLINE, Wang et al., ACL 2025, arXiv 2410.12462).
 
 ```text
+incline-fast tune     MODEL --pairs train.tsv --dev dev.tsv --template '{sentence} It is' \\
+                      --labels good,bad -o fr-en.safetensors
+incline-fast evaluate MODEL fr-en.safetensors --test test.tsv
 incline-fast fit      MODEL --pairs train.tsv -o fr-en.safetensors
 incline-fast sweep    MODEL fr-en.safetensors --pairs dev.tsv --write
 incline-fast generate MODEL fr-en.safetensors --prompt 'Bonjour'
@@ -44,22 +49,8 @@ incline-fast bench    --quick
 """,
 )
 
-Model = Annotated[str, typer.Argument(metavar="MODEL", help="Directory or hub name of a `transformers` decoder.")]
-Artifact = Annotated[
-    Path, typer.Argument(metavar="ALIGNMENT", help="File written by `fit`.", exists=True, dir_okay=False)
-]
-Pairs = Annotated[
-    Path | None, typer.Option(help="Parallel text in one file: .tsv (source, tab, target) or .jsonl.", exists=True)
-]
-Source = Annotated[Path | None, typer.Option(help="Sentences of the source language, one a line.", exists=True)]
-Target = Annotated[Path | None, typer.Option(help="The same sentences in the target language.", exists=True)]
-Languages = Annotated[str | None, typer.Option(help="Source and target language, e.g. `fr,en`.")]
-Skip = Annotated[bool, typer.Option("--skip-bad-lines", help="Leave out unusable lines and report them.")]
-Dtype = Annotated[Literal["float32", "bfloat16", "float16", "auto"], typer.Option(help="Dtype of the model.")]
-Device = Annotated[str, typer.Option(help="Device of the model.")]
-Layers = Annotated[
-    str | None, typer.Option(help="Sites to use, e.g. `4-12,18`; 0 is the embedding, l the output of block l.")
-]
+app.command()(tune)
+app.command()(evaluate)
 
 
 @app.command()

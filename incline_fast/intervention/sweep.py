@@ -11,10 +11,7 @@ step over the last token, with one alpha per row, gives all strengths. Several a
 
 from __future__ import annotations
 
-import copy
-import inspect
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -22,10 +19,10 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from incline_fast.alignment.alignment import Alignment
-from incline_fast.intervention.intervene import Intervention, intervene
+from incline_fast.intervention.intervene import intervene
 from incline_fast.intervention.sweep_result import SweepResult
-from incline_fast.models.architectures import describe
-from incline_fast.states.hidden_states import evaluated, render, tokenize
+from incline_fast.states.hidden_states import evaluated
+from incline_fast.states.prompt_runner import PromptRunner, Step, like_batches
 
 __all__ = ["DEFAULT_ALPHAS", "SweepResult", "compare", "sweep"]
 
@@ -33,9 +30,6 @@ DEFAULT_ALPHAS = tuple(step / 20 for step in range(21))
 
 # The target distributions of this many pairs are in memory at once: 256 rows of 262144 tokens are 268 MB.
 _PAIRS_AT_ONCE = 256
-
-# Prompts share a batch if the shortest has at least this share of the longest's tokens: padding costs as much as text.
-_LIKE = 0.8
 
 
 def sweep(
@@ -127,7 +121,7 @@ def compare(
     grids = {name: _grid(alphas[name] if isinstance(alphas, Mapping) else alphas) for name in alignments}
     for alignment in alignments.values():
         alignment.check(model)
-    prompts = _Prompts(model, tokenizer)
+    prompts = PromptRunner(model, tokenizer)
     source_ids, target_ids = (prompts.ids(texts, template) for texts in (source, target))
 
     base = _Measures(1, len(source_ids))
@@ -135,11 +129,12 @@ def compare(
     width = max(map(len, grids.values()))
     bar = tqdm(total=len(source_ids) * len(alignments), desc="sweep", unit="prompt", disable=not progress)
     with bar, evaluated(model), torch.inference_mode():
+        shared = prompts.share([*source_ids, *target_ids])
         for start in range(0, len(source_ids), _PAIRS_AT_ONCE):
             pairs = range(start, min(start + _PAIRS_AT_ONCE, len(source_ids)))
-            wanted = dict(prompts.distributions(target_ids, pairs, batch_rows))
-            for batch in _batches(source_ids, pairs, max(1, batch_rows // width)):
-                prefix = prompts.prefix([source_ids[i] for i in batch])
+            wanted = dict(prompts.distributions(target_ids, pairs, batch_rows, shared))
+            for batch in like_batches(source_ids, pairs, max(1, batch_rows // width)):
+                prefix = prompts.prefill([source_ids[i] for i in batch], shared)
                 base.keep(batch, prompts.step(prefix, 1), wanted)
                 for name, alignment in alignments.items():
                     strengths = torch.tensor(grids[name]).repeat(len(batch))
@@ -149,90 +144,6 @@ def compare(
     return {name: _result(grids[name], base, measures) for name, measures in edited.items()}
 
 
-@dataclass(frozen=True)
-class _Prefix:
-    """A left-padded batch of prompts after all tokens but the last.
-
-    Attributes:
-        cache: None for prompts of one token.
-        last: the last tokens ``[B, 1]``.
-        mask: ``[B, T]``, 0 for padding.
-    """
-
-    cache: Any
-    last: Tensor
-    mask: Tensor
-
-
-class _Prompts:
-    """Runs prompts through a model in batches of like length."""
-
-    def __init__(self, model: nn.Module, tokenizer: Any) -> None:
-        self._model = model
-        self._tokenizer = tokenizer
-        self._architecture = describe(model)
-        if self._architecture.model.get_output_embeddings() is None:  # type: ignore[operator]
-            raise ValueError(f"{type(model).__name__} has no LM head; a sweep compares next-token distributions")
-        self._device = self._architecture.sites[0].device
-        # Architectures without this argument take the positions from the mask.
-        self._takes_positions = "position_ids" in inspect.signature(self._architecture.backbone.forward).parameters
-        self._norms = torch.empty(0)
-
-    def ids(self, sentences: Sequence[str], template: str | None) -> list[list[int]]:
-        """Token ids of every prompt up to its last real token."""
-        texts = tokenize(self._tokenizer, render(sentences, template), self._architecture)
-        return [text.ids[: max(i for i, real in enumerate(text.real) if real) + 1] for text in texts]
-
-    def prefix(self, ids: Sequence[Sequence[int]]) -> _Prefix:
-        """Run all tokens but the last."""
-        width = max(map(len, ids))
-        tokens, mask = torch.zeros(2, len(ids), width, dtype=torch.long)
-        for row, prompt in enumerate(ids):
-            tokens[row, width - len(prompt) :] = torch.tensor(prompt)
-            mask[row, width - len(prompt) :] = 1
-        tokens, mask = tokens.to(self._device), mask.to(self._device)
-        if width == 1:
-            return _Prefix(None, tokens, mask)
-        positions = self._positions(mask, slice(None, -1))
-        output = self._architecture.backbone(
-            input_ids=tokens[:, :-1], attention_mask=mask[:, :-1], use_cache=True, **positions
-        )
-        return _Prefix(output.past_key_values, tokens[:, -1:], mask)
-
-    def step(self, prefix: _Prefix, repeats: int, run: Intervention | None = None) -> tuple[Tensor, Tensor]:
-        """Logits ``[B * repeats, V]`` after the last token, and the norms ``[B * repeats]`` of its last state."""
-        cache = copy.deepcopy(prefix.cache)
-        if cache is not None and repeats > 1:
-            cache.batch_repeat_interleave(repeats)
-        if run is not None:
-            run.expect_prompt()
-        # Described anew: during an intervention another module stands where the last state is read.
-        handle = describe(self._model).sites[-1].observe(self._observe)
-        try:
-            tokens, mask = (part.repeat_interleave(repeats, 0) for part in (prefix.last, prefix.mask))
-            positions = self._positions(mask, slice(-1, None))
-            output = self._model(
-                input_ids=tokens, attention_mask=mask, past_key_values=cache, use_cache=True, **positions
-            )
-        finally:
-            handle.remove()
-        return output.logits[:, -1], self._norms
-
-    def distributions(
-        self, ids: Sequence[Sequence[int]], pairs: Sequence[int], batch_rows: int
-    ) -> Iterator[tuple[int, Tensor]]:
-        """Index and log-probabilities ``[V]`` of the next token of each prompt."""
-        for batch in _batches(ids, pairs, batch_rows):
-            logits, _ = self.step(self.prefix([ids[i] for i in batch]), 1)
-            yield from zip(batch, logits.float().log_softmax(-1), strict=True)
-
-    def _positions(self, mask: Tensor, columns: slice) -> dict[str, Tensor]:
-        return {"position_ids": (mask.cumsum(1) - 1).clamp(min=0)[:, columns]} if self._takes_positions else {}
-
-    def _observe(self, states: Tensor) -> None:
-        self._norms = torch.linalg.vector_norm(states[:, -1], dim=-1, dtype=torch.float32)
-
-
 class _Measures:
     """What a sweep keeps per alpha and prompt."""
 
@@ -240,10 +151,9 @@ class _Measures:
         self.kl = torch.full((alphas, prompts), torch.nan)
         self.norm = torch.full((alphas, prompts), torch.nan)
 
-    def keep(self, batch: Sequence[int], step: tuple[Tensor, Tensor], wanted: Mapping[int, Tensor]) -> None:
-        logits, norms = step
-        self.norm[:, batch] = norms.view(len(batch), -1).T.cpu()
-        for i, alphas_logits in zip(batch, logits.view(len(batch), len(self.kl), -1), strict=True):
+    def keep(self, batch: Sequence[int], step: Step, wanted: Mapping[int, Tensor]) -> None:
+        self.norm[:, batch] = step.norms.view(len(batch), -1).T.cpu()
+        for i, alphas_logits in zip(batch, step.logits.view(len(batch), len(self.kl), -1), strict=True):
             self.kl[:, i] = divergence(wanted[i], alphas_logits).cpu()
 
 
@@ -256,22 +166,6 @@ def divergence(target: Tensor, logits: Tensor) -> Tensor:
     logits, p = logits.float(), target.exp()
     kl = (p * target).sum() + logits.logsumexp(-1) - logits @ p
     return torch.where(kl.isfinite(), kl, torch.inf)
-
-
-def _batches(ids: Sequence[Sequence[int]], indices: Sequence[int], limit: int) -> Iterator[list[int]]:
-    """Batches of at most ``limit`` indices of prompts of like length, the longest first.
-
-    Prompts of one token share no batch with longer ones (1 < _LIKE * 2): they have no prefix, and a row of padding
-    alone has no defined attention.
-    """
-    batch: list[int] = []
-    for i in sorted(indices, key=lambda i: -len(ids[i])):
-        if batch and (len(batch) == limit or len(ids[i]) < _LIKE * len(ids[batch[0]])):
-            yield batch
-            batch = []
-        batch.append(i)
-    if batch:
-        yield batch
 
 
 def _grid(alphas: Sequence[float]) -> list[float]:

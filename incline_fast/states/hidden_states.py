@@ -19,6 +19,7 @@ from incline_fast.intervention.site_edits import ACTIVE
 from incline_fast.models.architectures import Architecture, describe, text_config
 from incline_fast.models.identity import identify, weights_hash
 from incline_fast.states.shards import Shards, StatesError, text_hash
+from incline_fast.states.shared_prefix import SharedPrefix, common_prefix, key_value_cache, run_shared_prefix
 
 __all__ = [
     "HiddenStates",
@@ -74,7 +75,8 @@ def collect(
     Sentences are tokenised with the special tokens that the tokenizer adds by default. Real tokens are those that it
     did not add, less a BOS at the beginning of the text itself: the state of BOS is a constant of huge norm in many
     models. Batches are padded on the right whatever ``tokenizer.padding_side`` says; a causal model's real states do
-    not depend on the side, and no pad token is needed.
+    not depend on the side, and no pad token is needed. Tokens that all prompts begin with (few-shot examples in the
+    template) run once, not for every sentence, where there are at least 16 of them and ``pooling`` is ``"last"``.
 
     Args:
         model: a causal LM of transformers, or its backbone. It is evaluated (no dropout) and left as it was.
@@ -132,7 +134,7 @@ def collect(
     quiet = not progress or rank > 0
     with (
         tqdm(total=len(texts), initial=len(done), desc="hidden states", unit="sentence", disable=quiet) as bar,
-        _Recorder(architecture, sites, pooling) as recorder,
+        _Recorder(architecture, sites, pooling, _shared_tokens(texts, pooling)) as recorder,
     ):
         for number, batch in enumerate(_batches(waiting, batch_tokens)):
             if number % size != rank:
@@ -168,10 +170,14 @@ def check_template(template: str | None) -> None:
 class _Recorder:
     """Runs batches through the backbone and pools each site's state the moment it is there."""
 
-    def __init__(self, architecture: Architecture, sites: Sequence[int], pooling: Pooling) -> None:
+    def __init__(
+        self, architecture: Architecture, sites: Sequence[int], pooling: Pooling, shared_tokens: Sequence[int]
+    ) -> None:
         self._architecture = architecture
         self._sites = sites
         self._pooling = pooling
+        self._shared_tokens = shared_tokens
+        self._shared = SharedPrefix((), {})
         self._stack = ExitStack()
         self._real = torch.empty(0)
         self._pooled: HiddenStates = {}
@@ -179,6 +185,7 @@ class _Recorder:
     def __enter__(self) -> _Recorder:
         with ExitStack() as stack:
             stack.enter_context(evaluated(self._architecture.model))
+            self._shared = run_shared_prefix(self._architecture, self._shared_tokens)
             for site in self._sites:
                 handle = self._architecture.sites[site].observe(partial(self._keep, site))
                 stack.callback(handle.remove)
@@ -190,23 +197,40 @@ class _Recorder:
 
     def run(self, batch: Sequence[Text]) -> HiddenStates:
         """Pooled states ``{site: fp32 [len(batch), d]}`` on the CPU."""
-        width = max(len(text.ids) for text in batch)
+        skip = len(self._shared)
+        width = max(len(text.ids) for text in batch) - skip
         ids = torch.zeros(len(batch), width, dtype=torch.long)
-        mask = torch.zeros(len(batch), width, dtype=torch.long)
+        mask = torch.zeros(len(batch), skip + width, dtype=torch.long)
         real = torch.zeros(len(batch), width, dtype=torch.bool)
         for row, text in enumerate(batch):
-            ids[row, : len(text.ids)] = torch.tensor(text.ids)
+            ids[row, : len(text.ids) - skip] = torch.tensor(text.ids[skip:])
             mask[row, : len(text.ids)] = 1
-            real[row, : len(text.ids)] = torch.tensor(text.real)
+            real[row, : len(text.ids) - skip] = torch.tensor(text.real[skip:])
         self._real = real
         self._pooled = {}
         device = _input_embedding(self._architecture.model).device
+        cache = None
+        if skip:
+            cache = key_value_cache(self._architecture, self._shared, {}, own_tokens=0, rows=len(batch))
         with torch.no_grad():
-            self._architecture.backbone(input_ids=ids.to(device), attention_mask=mask.to(device), use_cache=False)
+            self._architecture.backbone(
+                input_ids=ids.to(device),
+                attention_mask=mask.to(device),
+                past_key_values=cache,
+                use_cache=cache is not None,
+            )
         return self._pooled
 
     def _keep(self, site: int, h: Tensor) -> None:
         self._pooled[site] = pool(h, self._real.to(h.device), self._pooling).cpu()
+
+
+def _shared_tokens(texts: Sequence[Text], pooling: Pooling) -> list[int]:
+    """What all texts begin with, where it can run once: a mean needs the states of all tokens."""
+    if pooling == "mean":
+        return []
+    ends = [text.ids[: max(i for i, real in enumerate(text.real) if real) + 1] for text in texts]
+    return texts[0].ids[: common_prefix(ends)]
 
 
 def pool(h: Tensor, real: Tensor, pooling: Pooling) -> Tensor:

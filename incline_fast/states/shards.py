@@ -79,6 +79,26 @@ class Shards:
         with replacing(self._folder / f"shard-{int(indices.min()):08d}.safetensors") as temporary:
             save_file({"indices": indices, **tensors}, temporary)
 
+    def keep(self, name: str, tensors: Mapping[str, Tensor]) -> None:
+        """Keep tensors of another kind under a name of their own."""
+        with replacing(self._folder / f"{name}.safetensors") as temporary:
+            save_file({key: tensor.contiguous() for key, tensor in tensors.items()}, temporary)
+
+    def find(self, name: str) -> dict[str, Tensor] | None:
+        """What :meth:`keep` has kept, None if there is nothing under the name.
+
+        Raises:
+            StatesError: the file is damaged.
+        """
+        path = self._folder / f"{name}.safetensors"
+        if not path.exists():
+            return None
+        try:
+            found: dict[str, Tensor] = load_file(path)
+        except (OSError, SafetensorError) as error:
+            raise StatesError(f"{path} is damaged ({error}); remove it, and it is computed again") from error
+        return found
+
     def _compare(self, path: Path, manifest: Mapping[str, Any]) -> None:
         try:
             kept = json.loads(path.read_text(encoding="utf-8"))

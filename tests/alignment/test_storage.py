@@ -84,6 +84,16 @@ def test_pickles_are_named_and_never_loaded(tmp_path):
         Alignment.load(path)
 
 
+@pytest.mark.parametrize(("length", "magic"), [(0x4080, b"\x80"), (0x4B50, b"PK")])
+def test_a_header_whose_length_begins_like_another_kind_of_file_is_read(saved, length, magic):
+    (before,) = struct.unpack("<Q", saved.read_bytes()[:8])
+    # Headers are padded to multiples of 8, and one more letter of the name is one more byte.
+    named = example().with_metadata(source_language="fr" + "x" * (length - before))
+    named.save(saved)
+    assert saved.read_bytes().startswith(magic)
+    assert same(Alignment.load(saved), named)
+
+
 def test_oversized_header_is_refused_before_it_is_read(saved):
     data = saved.read_bytes()
     for length in (storage.MAX_HEADER_BYTES + 1, 2**63, 2**64 - 1):

@@ -12,7 +12,7 @@ from incline_fast import Alignment
 from incline_fast.cli.app import app, main
 from incline_fast.cli.inputs import parse_alphas, parse_layers
 
-COMMANDS = ("fit", "generate", "sweep", "info", "bench")
+COMMANDS = ("tune", "evaluate", "fit", "generate", "sweep", "info", "bench")
 
 
 def run(*arguments: object) -> Result:

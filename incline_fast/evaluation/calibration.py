@@ -1,0 +1,70 @@
+"""Calibrations of label scores: what a model says of every label whatever the sentence is taken off.
+
+All of them subtract one number per label from the log-probabilities ``[n, K]``; none of them reads an answer. They must
+stand beside every number, because much of what an intervention gains can be such a constant.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+__all__ = ["CALIBRATIONS", "CONTENT_FREE", "batch_calibrated", "contextual_calibrated", "prior_matched"]
+
+CALIBRATIONS = ("raw", "contextual", "batch", "prior")
+
+CONTENT_FREE = ("N/A", "[MASK]", "...")
+"""Sentences that say nothing, for contextual calibration."""
+
+_ROUNDS = 200
+
+
+def contextual_calibrated(logits: Tensor, content_free: Tensor) -> Tensor:
+    """``log p(k | x) - log mean_f p(k | f)`` over content-free sentences f (Zhao et al., ICML 2021).
+
+    Args:
+        logits: ``[..., n, K]`` scores of the labels.
+        content_free: ``[..., F, K]`` scores of the same labels after :data:`CONTENT_FREE` in the same prompt, under the
+            same intervention.
+    """
+    return logits.log_softmax(-1) - _log_mean(content_free)
+
+
+def batch_calibrated(logits: Tensor) -> Tensor:
+    """``log p(k | x) - log mean_x p(k | x)`` over the rows themselves (Zhou et al., ICLR 2024).
+
+    Args:
+        logits: ``[..., n, K]``.
+    """
+    return logits.log_softmax(-1) - _log_mean(logits)
+
+
+def prior_matched(logits: Tensor, prior: Sequence[float] | Tensor | None = None) -> Tensor:
+    """Log-probabilities plus the constants for which the mean prediction over the rows is ``prior``.
+
+    ``mean_i softmax(l_i + c)_k = prior_k``, found by repeated scaling; with one step and a uniform prior this is batch
+    calibration.
+
+    Args:
+        logits: ``[..., n, K]``.
+        prior: K shares; None for equal ones.
+
+    Raises:
+        ValueError: the prior is not K positive shares that sum to 1.
+    """
+    labels = logits.shape[-1]
+    wanted = torch.full((labels,), 1 / labels) if prior is None else torch.as_tensor(prior, dtype=torch.float32)
+    if tuple(wanted.shape) != (labels,) or bool((wanted <= 0).any()) or abs(float(wanted.sum()) - 1) > 1e-4:
+        raise ValueError(f"prior is {prior}; expected {labels} positive shares that sum to 1")
+    scores = logits.log_softmax(-1)
+    for _ in range(_ROUNDS):
+        scores = (scores + wanted.log() - _log_mean(scores)).log_softmax(-1)
+    # The normalisation of each row is no part of the constants, and changes no order within a row.
+    return scores
+
+
+def _log_mean(logits: Tensor) -> Tensor:
+    """Log of the mean probability of each label over the rows, ``[..., 1, K]``."""
+    return logits.softmax(-1).mean(-2, keepdim=True).log()

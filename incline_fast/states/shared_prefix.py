@@ -1,0 +1,129 @@
+"""Tokens that all prompts begin with run once: their keys and values serve every prompt.
+
+Few-shot examples before the sentence are such tokens. What prompts share is read off their token ids, so nobody has to
+name it, and the boundary never falls inside a token.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers.cache_utils import DynamicCache
+
+from incline_fast.models.architectures import Architecture, text_config
+
+__all__ = [
+    "SHORTEST",
+    "KeysValues",
+    "SharedPrefix",
+    "common_prefix",
+    "key_value_cache",
+    "own_part",
+    "run_shared_prefix",
+]
+
+KeysValues = Mapping[int, tuple[Tensor, Tensor]]
+"""Block -> keys and values, ``[B, heads, tokens, head size]`` each."""
+
+SHORTEST = 16
+"""Shorter common beginnings (BOS, a few words) run with each prompt: copying keys and values would cost as much."""
+
+
+def common_prefix(ids: Sequence[Sequence[int]]) -> int:
+    """How many leading tokens all prompts share, the last token of each left out; 0 where it is below the limit."""
+    first, last = min(map(list, ids)), max(map(list, ids))
+    shared = next((i for i, pair in enumerate(zip(first, last, strict=False)) if pair[0] != pair[1]), len(first))
+    shared = min(shared, min(map(len, ids)) - 1)
+    return shared if shared >= SHORTEST else 0
+
+
+@dataclass(frozen=True)
+class SharedPrefix:
+    """The tokens that all prompts begin with, and their keys and values for one row.
+
+    Attributes:
+        ids: the tokens; none for prompts that share no beginning.
+        layers: block -> keys and values ``[1, heads, len(ids), head size]``.
+    """
+
+    ids: tuple[int, ...]
+    layers: KeysValues
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+
+def run_shared_prefix(architecture: Architecture, ids: Sequence[int]) -> SharedPrefix:
+    """Run the tokens once. Where a sliding window is shorter than they are, nothing is shared."""
+    if not ids:
+        return SharedPrefix((), {})
+    tokens = torch.tensor([list(ids)], device=architecture.sites[0].device)
+    with torch.inference_mode():
+        cache = architecture.backbone(input_ids=tokens, use_cache=True).past_key_values
+    layers = {block: (layer.keys, layer.values) for block, layer in enumerate(cache.layers)}
+    if any(keys.shape[-2] < len(ids) for keys, _ in layers.values()):
+        return SharedPrefix((), {})
+    return SharedPrefix(tuple(ids), layers)
+
+
+def key_value_cache(
+    architecture: Architecture,
+    shared: SharedPrefix,
+    own: KeysValues,
+    *,
+    own_tokens: int,
+    rows: int,
+    repeats: int = 1,
+    first_block: int = 0,
+) -> DynamicCache:
+    """A cache for ``rows * repeats`` rows: the shared prefix, then each row's own tokens, every row repeated.
+
+    Args:
+        architecture: of the model.
+        shared: what all rows begin with.
+        own: block -> keys and values ``[rows, heads, tokens, head size]`` after it. A sliding window may have dropped
+            the oldest tokens; then they hold all that is left, the shared ones included.
+        own_tokens: how many tokens they stand for; with 0, ``own`` may be empty.
+        rows: number of prompts.
+        repeats: how often each row is repeated.
+        first_block: blocks before it hold as many tokens, but no keys and values: they will not run.
+    """
+    cache = DynamicCache(config=text_config(architecture.model))
+    total = len(shared) + own_tokens
+    for block, layer in enumerate(cache.layers):
+        window = getattr(layer, "sliding_window", None)
+        held = total if window is None else min(total, window - 1)
+        if block < first_block:
+            # Its length is all that a mask reads of it.
+            keys = values = torch.zeros(1, 1, held, 1)
+        else:
+            keys, values = (_rows(shared, own, block, part, held, rows, repeats) for part in (0, 1))
+        layer.lazy_initialization(keys, values)
+        layer.keys, layer.values = keys, values
+        if hasattr(layer, "cumulative_length"):
+            layer.cumulative_length = total
+    return cache
+
+
+def _rows(shared: SharedPrefix, own: KeysValues, block: int, part: int, held: int, rows: int, repeats: int) -> Tensor:
+    tail = own[block][part] if block in own else None
+    missing = held - (0 if tail is None else tail.shape[-2])
+    if missing == 0 and tail is not None:
+        return tail.repeat_interleave(repeats, 0)
+    head = shared.layers[block][part][:, :, len(shared) - missing :].expand(rows * repeats, -1, -1, -1)
+    return head if tail is None else torch.cat([head, tail.repeat_interleave(repeats, 0)], 2)
+
+
+def own_part(cache: Any, shared: SharedPrefix, own_tokens: int, first_block: int = 0) -> KeysValues:
+    """What :func:`key_value_cache` needs of a cache after ``own_tokens`` tokens beyond the shared ones."""
+    found = {}
+    for block, layer in enumerate(cache.layers):
+        if block >= first_block:
+            whole = layer.keys.shape[-2] == len(shared) + own_tokens
+            columns = slice(layer.keys.shape[-2] - own_tokens, None) if whole else slice(None)
+            found[block] = layer.keys[:, :, columns], layer.values[:, :, columns]
+    return found
