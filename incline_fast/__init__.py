@@ -3,17 +3,24 @@
 alignment = incline_fast.fit(model, tokenizer, source, target)
 with incline_fast.intervene(model, alignment, alpha=0.2):
     model.generate(**inputs)
+
+``import incline_fast`` loads torch and the compiled ops; everything else is loaded when its name is first used.
 """
 
+from importlib import import_module
+from typing import TYPE_CHECKING
+
 from incline_fast import ops
-from incline_fast.alignment.alignment import Alignment, AlignmentError, AlignmentMetadata
-from incline_fast.fitting.fit import fit, fit_states
-from incline_fast.intervention.intervene import Intervention, InterventionError, NonFiniteStateError, intervene
-from incline_fast.maps import AffineMap
-from incline_fast.models.architectures import UnsupportedModelError
-from incline_fast.nn import AffineLayerNorm, AffineRMSNorm
 from incline_fast.ops import explain, set_batch_invariant
-from incline_fast.solver.ridge import Ridge, RidgeAccumulator
+
+if TYPE_CHECKING:
+    from incline_fast.alignment.alignment import Alignment, AlignmentError, AlignmentMetadata
+    from incline_fast.fitting.fit import fit, fit_states
+    from incline_fast.intervention.intervene import Intervention, InterventionError, NonFiniteStateError, intervene
+    from incline_fast.maps import AffineMap
+    from incline_fast.models.architectures import UnsupportedModelError
+    from incline_fast.nn import AffineLayerNorm, AffineRMSNorm
+    from incline_fast.solver.ridge import Ridge, RidgeAccumulator
 
 __all__ = [
     "AffineLayerNorm",
@@ -35,3 +42,26 @@ __all__ = [
     "ops",
     "set_batch_invariant",
 ]
+
+_LAZY = {
+    "alignment.alignment": ("Alignment", "AlignmentError", "AlignmentMetadata"),
+    "fitting.fit": ("fit", "fit_states"),
+    "intervention.intervene": ("Intervention", "InterventionError", "NonFiniteStateError", "intervene"),
+    "maps": ("AffineMap",),
+    "models.architectures": ("UnsupportedModelError",),
+    "nn": ("AffineLayerNorm", "AffineRMSNorm"),
+    "solver.ridge": ("Ridge", "RidgeAccumulator"),
+}
+"""Public names by the module that defines them, which is imported when one of them is first used (PEP 562)."""
+
+if not TYPE_CHECKING:  # a type checker would take it for the definition of any name whatever
+
+    def __getattr__(name):
+        for module, names in _LAZY.items():
+            if name in names:
+                globals()[name] = value = getattr(import_module(f"{__name__}.{module}"), name)
+                return value
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+    def __dir__():
+        return sorted({*globals(), *__all__})
