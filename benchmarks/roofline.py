@@ -1,4 +1,4 @@
-"""How long each GPU kernel should take, before any of them has run on a GPU: python benchmarks/roofline.py.
+"""How long each GPU kernel should take, before any of them has run on a GPU: python -m benchmarks.roofline.
 
 Every number that this prints, writes or draws is a PREDICTION of the model below, none is a measurement. The model is
 meant to be wrong in the open: when the kernels run on a GPU, ``make gpu`` puts its times beside these.
@@ -16,10 +16,9 @@ it is granted the same bandwidth, so that what is compared is the design and not
 from __future__ import annotations
 
 import argparse
-import csv
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
 
@@ -27,7 +26,9 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.report.plots import PLOTS
 from incline_fast.bench.problems import Problem
+from incline_fast.bench.rows import write_csv
 from incline_fast.files import replacing
 
 __all__ = ["EXPECTATIONS", "GPUS", "Gpu", "Prediction", "find_gpu", "predict", "predict_cholesky_block"]
@@ -228,14 +229,6 @@ def _problems() -> list[Problem]:
     return bf16 + [Problem("rms", m, 4096, r) for r, m in product((None, 500), (1, 16))]
 
 
-def _write_csv(rows: Sequence[Prediction], path: Path) -> None:
-    with replacing(path) as temporary, temporary.open("w", newline="") as file:
-        writer = csv.DictWriter(file, [field.name for field in fields(Prediction)])
-        writer.writeheader()
-        for row in rows:
-            writer.writerow({k: f"{v:.4g}" if isinstance(v, float) else v for k, v in asdict(row).items()})
-
-
 def _draw(rows: Sequence[Prediction], path: Path) -> None:
     import matplotlib.pyplot as plt
 
@@ -270,8 +263,8 @@ def _table(rows: Sequence[Prediction]) -> Table:
     return table
 
 
-def main(output: Path) -> None:
-    """Print the table and write roofline.csv and roofline.png."""
+def main(output: Path, plots: Path = PLOTS) -> None:
+    """Print the table, write roofline-predicted.csv into ``output`` and the picture of that name into ``plots``."""
     rows = [predict(gpu, problem) for gpu, problem in product(GPUS.values(), _problems())]
     rows += [predict_cholesky_block(gpu) for gpu in GPUS.values()]
     console = Console(width=120)
@@ -283,11 +276,11 @@ def main(output: Path) -> None:
         verdict = "meets it" if value <= limit else "MISSES it"
         console.print(f"  {what}: at most {limit}, the model says {value:.2f} and {verdict}", highlight=False)
     output.mkdir(parents=True, exist_ok=True)
-    _write_csv(rows, output / "roofline-predicted.csv")
-    _draw(rows, output / "roofline-predicted.png")
+    write_csv(rows, output / "roofline-predicted.csv", Prediction)
+    _draw(rows, plots / "roofline-predicted.png")
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--output", type=Path, default=Path(__file__).parent / "results", help="folder of CSV and PNG")
+    parser.add_argument("--output", type=Path, default=Path(__file__).parent / "results", help="folder of the CSV")
     main(parser.parse_args().output)

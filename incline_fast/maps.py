@@ -154,7 +154,7 @@ class AffineMap:
         With normal weights and states, d from 640 to 4096, the image M h is off by 0.75% to 0.87% of its root mean
         square (two factors: 1% to 1.1%), where bf16 weights cost 0.17% (0.24%). **Measure it on your model's states**:
         maps of SmolLM2 135M lose 1% to 5%, those of Gemma 3 270M 7% to 44%, because a few dimensions of its residual
-        stream are so large that the small weights which meet them decide the image (benchmarks/README.md).
+        stream are so large that the small weights which meet them decide the image (docs/notes/int8_maps.md).
 
         Raises:
             ValueError: a weight is not finite.

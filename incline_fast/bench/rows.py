@@ -60,10 +60,10 @@ def merged(old: Sequence[Row], new: Sequence[Row]) -> list[Row]:
     return list(({row.key: row for row in old} | {row.key: row for row in new}).values())
 
 
-def write_csv(rows: Sequence[Row], path: Path) -> None:
-    """Write the rows; numbers keep four digits, absent ones are empty."""
+def write_csv(rows: Sequence[Any], path: Path, kind: type = Row) -> None:
+    """Write rows that are instances of the dataclass ``kind``; numbers keep four digits, absent ones are empty."""
     lines = [{k: f"{v:.4g}" if isinstance(v, float) else v for k, v in asdict(row).items()} for row in rows]
-    write_table(lines, [field.name for field in fields(Row)], path)
+    write_table(lines, [field.name for field in fields(kind)], path)
 
 
 def write_table(rows: Sequence[Mapping[str, Any]], columns: Sequence[str], path: Path) -> None:

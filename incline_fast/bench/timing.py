@@ -4,7 +4,6 @@ call, so that a ratio compares neighbours in time on a machine whose speed drift
 
 from __future__ import annotations
 
-import random
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -13,6 +12,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from incline_fast.bench.loops import Prepare, interleaved
 from incline_fast.bench.machine import commit, cpu_name
 from incline_fast.bench.problems import Data, Problem, dtype_name
 from incline_fast.bench.providers import PROVIDERS, Run
@@ -109,23 +109,16 @@ def _check(name: str, run: Run, data: Data) -> float:
 
 
 def _interleave(runs: dict[str, Run], data: Data, seconds: float) -> dict[str, list[float]]:
-    """Microseconds of every call. Neighbouring calls read different copies, and every round has an order of its own:
-    who always came after a relative would find its code in the cache.
-    """
-    names, copies, order = list(runs), data.problem.copies, random.Random(0)
-    times: dict[str, list[float]] = {name: [] for name in names}
-    call, warm, end = 0, False, 0.0
-    while not warm or time.perf_counter() < end or len(times[names[0]]) < 7:
-        for name in order.sample(names, len(names)):
-            run, x = runs[name], data.x.clone()
-            begin = time.perf_counter_ns()
-            run(x, call % copies)
-            times[name].append((time.perf_counter_ns() - begin) / 1e3)
-            call += 1
-        if not warm and len(times[names[0]]) == 5:
-            times = {name: [] for name in names}
-            warm, end = True, time.perf_counter() + seconds
-    return times
+    """Microseconds of every call; neighbouring calls read different copies of the map."""
+
+    def prepare(run: Run) -> Prepare:
+        def ready(made: int) -> Callable[[], object]:
+            x = data.x.clone()
+            return lambda: run(x, made % data.problem.copies)
+
+        return ready
+
+    return interleaved({name: prepare(run) for name, run in runs.items()}, rounds=7, seconds=seconds, warm_up=5)
 
 
 def _repeat(function: Callable[[], object], seconds: float) -> list[float]:

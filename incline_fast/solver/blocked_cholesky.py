@@ -21,8 +21,8 @@ from incline_fast.ops.cholesky_block import cholesky_block, cholesky_block_, tri
 __all__ = ["WHOLE", "factor", "factor_into", "inverse_diagonal", "solve"]
 
 _BLOCK = 128
-# Up to this n the CPU's kernel takes a whole matrix faster than products of blocks do; benchmarks/README.md has the
-# numbers. The CUDA kernel takes one block.
+# Up to this n the CPU's kernel takes a whole matrix faster than products of blocks do; docs/benchmarks/cholesky.md has
+# the numbers. The CUDA kernel takes one block.
 WHOLE = {torch.float32: 1024, torch.float64: 860}
 
 

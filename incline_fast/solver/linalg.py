@@ -7,8 +7,8 @@ for each matrix which pivot broke down first; nothing waits for the device until
 
 Two implementations serve every function: ``"blocked"``, our blocked algorithm on CPU and CUDA around compiled kernels
 for blocks of up to 128 rows, and ``"torch"``, the vendor library behind :mod:`torch.linalg`. ``"auto"`` takes the one
-that was measured to be faster (benchmarks/README.md), and the vendor's on CUDA, where nothing has been measured yet;
-:func:`explain` says which and why.
+that was measured to be faster (docs/benchmarks/cholesky.md), and the vendor's on CUDA, where nothing has been measured
+yet; :func:`explain` says which and why.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ BACKENDS = ("auto", "blocked", "torch")
 _DTYPES = (torch.float32, torch.float64)
 
 # Sizes at which torch.linalg was measured to be faster on the CPU, by function and dtype: where one thread works on a
-# matrix, and where several share it (measured with two); benchmarks/README.md has the numbers.
+# matrix, and where several share it (measured with two); docs/benchmarks/cholesky.md has the numbers.
 _TORCH_FASTER: dict[bool, dict[str, dict[torch.dtype, range]]] = {
     False: {
         "cholesky_ex": {torch.float32: range(0), torch.float64: range(861, 1100)},

@@ -75,7 +75,7 @@ def test_devices_are_found_by_the_drivers_names() -> None:
 
 
 def test_every_output_says_that_it_is_a_prediction(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    roofline.main(tmp_path)
+    roofline.main(tmp_path, tmp_path)
     shown = capsys.readouterr().out
     assert "Predictions of a model, not measurements" in shown
     assert "predicted, not measured" in shown
@@ -97,5 +97,5 @@ def test_expectations_are_judged_by_the_model(
     assert ideal[0] <= limits[0] < dense
     assert ideal[2] <= limits[2] < low
     assert ratio < 1
-    roofline.main(tmp_path)
+    roofline.main(tmp_path, tmp_path)
     assert "the model says" in capsys.readouterr().out

@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import bench_affine_norm, bench_call, bench_intervene, build_readme, instructions, plot_affine_norm
-from benchmarks.build_readme import Results, blocks, rewritten
+from benchmarks import affine_norm, call, every_token, instructions
+from benchmarks.report import pages, plots
+from benchmarks.report.pages import Results, blocks, rewritten
 from incline_fast.bench import TABLES, Row, write_csv
 from incline_fast.ops._backend import EXTENSION
 from incline_fast.ops.affine_rms_norm import RMS_NORM
@@ -49,7 +50,7 @@ def row(tokens: int = 1, width: int = 2048, **changes: object) -> Row:
 
 def test_tables_hold_the_numbers_of_the_rows() -> None:
     made = blocks(Results([row(), row(4, ratio_vs_eager=0.5), row(1, mode="cache", ratio_vs_eager=3.0)]))
-    assert "| 1, one thread | 1.25x (91%) |\n" in made["performance"]
+    assert "| 1 | 1.25x |\n" in made["performance"]
     assert "| tokens | d = 2048 | hook, 2048 | simd-ml-kernels, 2048 | cache, 2048 |" in made["kernels"]
     assert "| 1 | 1.25x (91%) | 2.50x | 1.10x | 3.00x (91%) |" in made["kernels"]
     assert "**Dense, fp32, 1 thread" in made["kernels"]  # then a link, where there is a plot
@@ -70,33 +71,33 @@ def test_every_loss_is_named() -> None:
 
 @pytest.mark.skipif(EXTENSION is None, reason="needs the compiled extension")
 def test_every_way_to_call_the_op_normalises_a_row() -> None:
-    for name, call in bench_call.ways().items():
+    for name, way in call.ways().items():
         if "cpu_isa" in name:
             continue
-        result = call()
+        result = way()
         y = result[0] if isinstance(result, tuple) else result
         if y is None:  # the compiled op writes into a given y
             continue
-        assert y.shape == (1, bench_call.HIDDEN)
+        assert y.shape == (1, call.HIDDEN)
         assert float(y.square().mean()) == pytest.approx(1.0, rel=1e-4), name
 
 
 @pytest.mark.skipif(EXTENSION is None, reason="needs the compiled extension")
 def test_costs_of_a_call_are_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sys.argv", ["bench_call", "--turns", "1", "-o", str(tmp_path / "call.csv")])
-    bench_call.main()
+    monkeypatch.setattr("sys.argv", ["call", "--turns", "1", "-o", str(tmp_path / "call.csv")])
+    call.main()
     with (tmp_path / "call.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
-    assert [row["call"] for row in rows] == [*bench_call.ways(), bench_call.FORK_JOIN]
+    assert [row["call"] for row in rows] == [*call.ways(), call.FORK_JOIN]
     assert all(float(row["us_p50"]) > 0 for row in rows[:-1])  # the last is a difference
 
 
 @pytest.mark.skipif(EXTENSION is None, reason="needs the compiled extension")
 def test_clocks_around_the_parts_of_a_site_are_taken_out_again(monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in {"LAYERS": 2, "HIDDEN": 64, "NEW_TOKENS": 3}.items():
-        monkeypatch.setattr(bench_intervene, name, value)
-    model, op = bench_intervene.random_llama(), RMS_NORM.compiled_in_place
-    parts = bench_intervene.site_parts(model, bench_intervene.alignment_of(2), rounds=1)
+        monkeypatch.setattr(every_token, name, value)
+    model, op = every_token.random_llama(), RMS_NORM.compiled_in_place
+    parts = every_token.site_parts(model, every_token.alignment_of(2), rounds=1)
     assert parts.keys() == {"op_us", "python_us", "norm_us"}
     assert all(us > 0 for us in parts.values())
     assert RMS_NORM.compiled_in_place is op
@@ -118,7 +119,7 @@ def test_only_what_lies_between_markers_is_written() -> None:
 
 
 def test_the_documents_say_what_the_csv_says(capsys: pytest.CaptureFixture[str]) -> None:
-    assert build_readme.main(["--check"]) == 0, capsys.readouterr().err
+    assert pages.main(["--check"]) == 0, capsys.readouterr().err
 
 
 def test_check_reports_a_stale_document(
@@ -127,26 +128,26 @@ def test_check_reports_a_stale_document(
     document, rows = tmp_path / "README.md", tmp_path / "rows.csv"
     document.write_text("<!-- begin performance: how -->\n<!-- end performance -->\n")
     write_csv([row()], rows)
-    monkeypatch.setattr(build_readme, "CSV", rows)
-    monkeypatch.setattr(build_readme, "DOCUMENTS", (document,))
-    assert build_readme.main(["--check"]) == 1
+    monkeypatch.setattr(pages, "CSV", rows)
+    monkeypatch.setattr(pages, "DOCUMENTS", (document,))
+    assert pages.main(["--check"]) == 1
     assert "README.md is out of date" in capsys.readouterr().err
-    assert build_readme.main([]) == 0
-    assert "1.25x (91%)" in document.read_text()
-    assert build_readme.main(["--check"]) == 0
+    assert pages.main([]) == 0
+    assert "1.25x" in document.read_text()
+    assert pages.main(["--check"]) == 0
 
 
 def test_a_table_with_several_widths_becomes_a_picture(tmp_path: Path) -> None:
     rows = [row(tokens, width) for tokens in (1, 8) for width in (1024, 2048, 4096)]
     two = [row(1, width, table="two-widths") for width in (1024, 2048)]
     write_csv([*rows, *two, row(2, rank=500)], tmp_path / "cpu-x.csv")
-    (picture,) = plot_affine_norm.plot(tmp_path / "cpu-x.csv")
+    (picture,) = plots.plot(tmp_path / "cpu-x.csv", tmp_path)
     assert picture.name == "cpu-x-dense-fp32-1t.png"
     assert picture.read_bytes().startswith(b"\x89PNG")
 
 
 def test_the_commands_measure_every_table_and_the_lesser_instruction_sets() -> None:
-    made = bench_affine_norm.commands(Path("rows.csv"), ["avx512", "avx2", "scalar"])
+    made = affine_norm.commands(Path("rows.csv"), ["avx512", "avx2", "scalar"])
     lines = [" ".join([*isa.values(), *command[-7:]]) for isa, command in made]
     assert [line.split()[-1] for line in lines[: len(TABLES) - 1]] == [name for name in TABLES if name != "quick"]
     assert "bench -o rows.csv --threads 2 --table dense-bf16" in lines
@@ -157,8 +158,8 @@ def test_the_commands_measure_every_table_and_the_lesser_instruction_sets() -> N
 
 @pytest.mark.skipif(EXTENSION is None, reason="pure-Python installation")
 def test_the_instruction_sets_are_those_of_the_op() -> None:
-    assert bench_affine_norm.instruction_sets()[-1] == "scalar"
-    assert torch.ops.incline_fast.cpu_isa() in bench_affine_norm.instruction_sets()
+    assert affine_norm.instruction_sets()[-1] == "scalar"
+    assert torch.ops.incline_fast.cpu_isa() in affine_norm.instruction_sets()
 
 
 def test_counts_are_compared_with_a_margin() -> None:

@@ -1,24 +1,22 @@
 """Time incline_fast.linalg.cholesky_ex against torch.linalg.cholesky_ex.
 
-python benchmarks/bench_cholesky.py --threads 1 --output benchmarks/results
+python -m benchmarks.cholesky --threads 1 --output benchmarks/results
 
-writes cholesky-<cpu>-<threads>t.csv and .png there.
+writes cholesky-<cpu>-<threads>t.csv there, and its plot to docs/benchmarks/plots.
 
-Providers alternate call by call, so that a ratio compares neighbours in time; every provider's factor is checked
+Providers take turns call by call, so that a ratio compares neighbours in time; every provider's factor is checked
 before it is timed. "auto" is what a call without arguments runs, "blocked" our algorithm whether it is faster or not.
 """
 
 from __future__ import annotations
 
 import argparse
-import csv
 import os
-import random
 import re
 import statistics
-import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -27,8 +25,10 @@ from rich.table import Table
 from torch import Tensor
 from tqdm import tqdm
 
+from benchmarks.report.plots import PLOTS
+from incline_fast.bench.loops import interleaved
 from incline_fast.bench.machine import commit, cpu_name, threads
-from incline_fast.files import replacing
+from incline_fast.bench.rows import write_csv
 from incline_fast.solver.linalg import cholesky_ex, explain
 
 Factor = Callable[[Tensor], tuple[Tensor, Tensor]]
@@ -85,7 +85,8 @@ def measure(n: int, batch: int, dtype: torch.dtype, seconds: float) -> Row:
     names = [name for name in PROVIDERS if name != auto_is]  # no need to time the same thing twice
     names = ["torch", *names] if "torch" not in names else names
     error = max(check(name, PROVIDERS[name], A) for name in names)
-    times = interleave(A, names, seconds)
+    calls = {name: lambda _, factor=PROVIDERS[name]: partial(factor, A) for name in names}
+    times = interleaved(calls, rounds=3, seconds=seconds, longest=_LONG)
     times.setdefault("blocked", times["auto"])
     ratio = {name: statistics.median(t / o for t, o in zip(times["torch"], times[name], strict=True)) for name in times}
     p50 = {name: statistics.median(times[name]) for name in times}
@@ -133,22 +134,6 @@ def _times(matrix: Tensor, v: Tensor) -> Tensor:
     return torch.cat([rows.double() @ v for rows in matrix.split(1024)])
 
 
-def interleave(A: Tensor, names: list[str], seconds: float) -> dict[str, list[float]]:
-    """Microseconds of every call, three rounds at least, one where a round is long.
-
-    The order is random: in a fixed one each would find the caches as the same other has left them.
-    """
-    times: dict[str, list[float]] = {name: [] for name in names}
-    order = random.Random(0)
-    begin = time.perf_counter()
-    while (spent := time.perf_counter() - begin) < seconds or (spent < _LONG and len(times["torch"]) < 3):
-        for name in order.sample(names, len(names)):
-            start = time.perf_counter_ns()
-            PROVIDERS[name](A)
-            times[name].append((time.perf_counter_ns() - start) / 1e3)
-    return times
-
-
 def shapes(largest: int) -> Iterator[tuple[int, int, torch.dtype]]:
     """Every shape of the table up to a largest n."""
     for dtype in (torch.float32, torch.float64):
@@ -161,13 +146,10 @@ def shapes(largest: int) -> Iterator[tuple[int, int, torch.dtype]]:
 def write(rows: list[Row], folder: Path) -> None:
     """CSV and plot, named after the processor and the number of threads."""
     cpu = re.sub(r"[^a-z0-9]+", "-", rows[0].device.lower()).strip("-")
-    path = folder / f"cholesky-{cpu}-{rows[0].threads}t.csv"
-    with replacing(path) as temporary, temporary.open("w", newline="") as file:
-        writer = csv.DictWriter(file, [field.name for field in fields(Row)])
-        writer.writeheader()
-        for row in rows:
-            writer.writerow({k: f"{v:.4g}" if isinstance(v, float) else v for k, v in asdict(row).items()})
-    plot(rows, path.with_suffix(".png"))
+    name = f"cholesky-{cpu}-{rows[0].threads}t"
+    write_csv(rows, folder / f"{name}.csv", Row)
+    PLOTS.mkdir(parents=True, exist_ok=True)
+    plot(rows, PLOTS / f"{name}.png")
 
 
 def plot(rows: list[Row], path: Path) -> None:
@@ -204,7 +186,7 @@ if __name__ == "__main__":
     parser.add_argument("--threads", type=int, default=1, help="threads of torch's pool")
     parser.add_argument("--seconds", type=float, default=1.0, help="time per shape; at least three rounds are made")
     parser.add_argument("--largest", type=int, default=16384, help="no n above this; the largest takes minutes")
-    parser.add_argument("--output", type=Path, help="folder for the CSV and the plot")
+    parser.add_argument("--output", type=Path, help="folder for the CSV; the plot goes to docs/benchmarks/plots")
     arguments = parser.parse_args()
     if arguments.output is not None:
         arguments.output.mkdir(parents=True, exist_ok=True)

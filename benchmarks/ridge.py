@@ -1,19 +1,19 @@
 """Time the fit of one layer's map against the usual solvers.
 
-python benchmarks/bench_ridge.py layer -o benchmarks/results/ridge_layer      writes ridge_layer.csv and .png
+python -m benchmarks.ridge layer -o benchmarks/results/ridge-layer-2t
 
-Providers run in turn (A B C A B C ...), and every ratio is the median over rounds of the ratio within a round, so that
-a machine that slows down slows both. A provider is timed only after its held-out predictions were compared with those
-of a fp64 SVD.
+writes ridge-layer-2t.csv, and its plot to docs/benchmarks/plots.
+
+Providers take turns, in a new order in every round, and every ratio is the median over rounds of the ratio within a
+round, so that a machine that slows down slows both. A provider is timed only after its held-out predictions were
+compared with those of a fp64 SVD.
 """
 
 from __future__ import annotations
 
 import argparse
-import csv
 import os
 import statistics
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +24,10 @@ import scipy.linalg
 import torch
 from sklearn.linear_model import Ridge as SklearnRidge
 
+from benchmarks.report.plots import PLOTS
+from incline_fast.bench.loops import interleaved
 from incline_fast.bench.machine import commit
+from incline_fast.bench.rows import write_table
 from incline_fast.solver.ridge import DEFAULT_LAMS, Ridge, RidgeAccumulator
 
 # Rows that a provider predicts without having seen them, for its check.
@@ -164,13 +167,9 @@ def measure(
             errors[case.name] = float(np.linalg.norm(read(result) - expected) / np.linalg.norm(expected))
             if not errors[case.name] <= case.check:
                 raise SystemExit(f"{case.name}: held-out error {errors[case.name]:.1e}, allowed {case.check:.0e}")
-    times: dict[str, list[float]] = {case.name: [] for case in cases}
-    for _ in range(rounds):
-        for case in cases:
-            time.sleep(_SETTLE)
-            start = time.perf_counter()
-            case.run()
-            times[case.name].append(1e3 * (time.perf_counter() - start))
+    calls = {case.name: lambda _, run=case.run: run for case in cases}
+    taken = interleaved(calls, rounds=rounds, settle=_SETTLE)
+    times = {name: [us / 1e3 for us in own] for name, own in taken.items()}
     first = times[cases[0].name]
     rows = []
     for case in cases:
@@ -216,7 +215,7 @@ def main() -> None:
     """Run everything and print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("work", choices=("layer", "lambda", "streaming"))
-    parser.add_argument("-o", "--output", type=Path, help="write OUTPUT.csv and OUTPUT.png")
+    parser.add_argument("-o", "--output", type=Path, help="write OUTPUT.csv, and its plot to docs/benchmarks/plots")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--quick", action="store_true", help="small sizes, to see that it runs")
@@ -234,11 +233,9 @@ def main() -> None:
         print(f"  {row['provider']:<34}{row['ms_p50']:>10} ms{row['ratio_to_first']:>9}x  {row['held_out_error']}")
     if arguments.output:
         arguments.output.parent.mkdir(parents=True, exist_ok=True)
-        with arguments.output.with_suffix(".csv").open("w", newline="") as file:
-            writer = csv.DictWriter(file, rows[0], lineterminator="\n")
-            writer.writeheader()
-            writer.writerows(rows)
-        plot(rows, arguments.output.with_suffix(".png"))
+        write_table(rows, list(rows[0]), arguments.output.with_suffix(".csv"))
+        PLOTS.mkdir(parents=True, exist_ok=True)
+        plot(rows, PLOTS / f"{arguments.output.stem}.png")
 
 
 if __name__ == "__main__":

@@ -1,13 +1,17 @@
-"""The solver's tables in benchmarks/README.md, from the CSVs that bench_cholesky.py and bench_ridge.py have written."""
+"""The tables of docs/benchmarks/cholesky.md and least_squares.md, from the CSVs of cholesky.py and ridge.py."""
 
 from __future__ import annotations
 
 import csv
 from pathlib import Path
 
+from benchmarks.report.markdown import table
+
 __all__ = ["solver_blocks"]
 
-RESULTS = Path(__file__).parent / "results"
+RESULTS = Path(__file__).parents[1] / "results"
+LINK = "../../benchmarks/results"
+"""The same folder, seen from docs/benchmarks."""
 CPU = "intel-r-xeon-r-processor"
 STACKS = (("1", "one"), ("8", "eight"), ("32", "32"))
 DTYPES = (("float32", "fp32"), ("float64", "fp64"))
@@ -27,11 +31,6 @@ def read(name: str) -> Lines:
         return list(csv.DictReader(file))
 
 
-def table(head: list[str], lines: list[list[str]]) -> str:
-    """In Markdown."""
-    return "\n".join(f"| {' | '.join(line)} |" for line in [head, ["---"] * len(head), *lines])
-
-
 def cholesky() -> str:
     """Torch's time over ours for every shape, and the shapes that miss what is asked of them."""
     return "\n\n".join(_cholesky(suffix, words) for suffix, words in THREADS)
@@ -49,10 +48,10 @@ def _cholesky(suffix: str, words: str) -> str:
     name = f"cholesky-{CPU}-{suffix}"
     loads = sorted(float(row["load_average"]) for row in rows)
     title = (
-        f"**{words[0].upper()}{words[1:]}** ([CSV](results/{name}.csv), [plot](results/{name}.png)), load average "
-        f"{loads[0]:.1f} to {loads[-1]:.1f}"
+        f"**{words[0].upper()}{words[1:]}** ([CSV]({LINK}/{name}.csv)), load average {loads[0]:.1f} to {loads[-1]:.1f}"
     )
-    return f"{title}\n\n{table(head, lines)}\n\n{_missed(rows)}"
+    picture = f"![Cholesky, {words}](plots/{name}.png)\n\n" if suffix == "1t" else ""
+    return f"{title}\n\n{table(head, lines)}\n{picture}{_missed(rows)}"
 
 
 def _ratio(row: dict[str, str]) -> str:
@@ -78,10 +77,11 @@ def least_squares() -> str:
         [provider, *(cell for suffix, _ in THREADS for cell in _time(runs[suffix].get(provider)))]
         for provider in runs["2t"]
     ]
-    links = [f"[{name}](results/ridge-{name}.csv) ([plot](results/ridge-{name}.png))" for name in _FILES]
+    links = [f"[{name}]({LINK}/ridge-{name}.csv)" for name in _FILES]
     rest = [[row["work"], row["provider"], *_time(row)] for name in _FILES[2:] for row in read(f"ridge-{name}")]
-    return "\n\n".join(
-        [table(head, lines), table(["two threads", "", "time", "ratio"], rest), f"Files: {', '.join(links)}."]
+    picture = "![One layer, two threads](plots/ridge-layer-2t.png)\n"
+    return "\n".join(
+        [table(head, lines), picture, table(["two threads", "", "time", "ratio"], rest), f"Files: {', '.join(links)}."]
     )
 
 

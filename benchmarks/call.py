@@ -1,6 +1,6 @@
 """What a call costs where there is nothing to compute: the fused op at d = 64, one token, split into its layers.
 
-python -m benchmarks.bench_call -o benchmarks/results/call.csv
+python -m benchmarks.call -o benchmarks/results/call.csv
 
 Each way is called 300 times in a row, so that its code and data are in the caches; the ways take turns, and the table
 has the median over the turns. Between the blocks of a model caches are cold, and a call takes several times as long.
@@ -13,15 +13,14 @@ from __future__ import annotations
 
 import argparse
 import statistics
-import time
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from tqdm import trange
 
 from incline_fast import AffineMap, AffineRMSNorm, ops
+from incline_fast.bench.loops import interleaved
 from incline_fast.bench.machine import commit, cpu_name, threads
 from incline_fast.bench.rows import write_table
 from incline_fast.ops._arguments import op_tail
@@ -59,35 +58,39 @@ def ways() -> dict[str, Callable[[], object]]:
 
 def measure(turns: int) -> dict[str, float]:
     """Name -> microseconds of a call, the median over the turns."""
-    calls = ways()
-    times: dict[str, list[float]] = {name: [] for name in calls}
+    calls = {name: lambda _, call=call: ready(call) for name, call in ways().items()}
     with torch.no_grad(), threads(1):
-        for _ in trange(turns, desc="calls", unit="turn"):
-            for name, call in calls.items():
-                times[name].append(microseconds(call))
-    return {name: statistics.median(values) for name, values in times.items()}
+        times = interleaved(calls, rounds=turns)
+    return {name: statistics.median(values) / CALLS for name, values in times.items()}
+
+
+def ready(call: Callable[[], object]) -> Callable[[], None]:
+    """``CALLS`` calls in a row, after a few that are not counted."""
+
+    def repeated() -> None:
+        for _ in range(CALLS):
+            call()
+
+    for _ in range(CALLS // 10):
+        call()
+    return repeated
 
 
 def fork_join(turns: int) -> float:
     """Microseconds that a second thread costs before and after its work: the median over the turns."""
     numbers = torch.zeros(2 * GRAIN)
-    costs = []
-    for _ in trange(turns, desc="fork and join", unit="turn"):
-        with threads(1):
-            alone = microseconds(numbers[:GRAIN].neg_)
-        with threads(2):
-            costs.append(microseconds(numbers.neg_) - alone)
-    return statistics.median(costs)
 
+    def prepare(count: int, call: Callable[[], object]) -> Callable[[], None]:
+        torch.set_num_threads(count)
+        return ready(call)
 
-def microseconds(call: Callable[[], object]) -> float:
-    """Of one of ``CALLS`` calls in a row, after a few that are not counted."""
-    for _ in range(CALLS // 10):
-        call()
-    begin = time.perf_counter_ns()
-    for _ in range(CALLS):
-        call()
-    return (time.perf_counter_ns() - begin) / CALLS / 1e3
+    calls = {
+        "alone": lambda _: prepare(1, numbers[:GRAIN].neg_),
+        "together": lambda _: prepare(2, numbers.neg_),
+    }
+    with threads(2):
+        times = interleaved(calls, rounds=turns)
+    return statistics.median(b - a for a, b in zip(times["alone"], times["together"], strict=True)) / CALLS
 
 
 def main() -> None:

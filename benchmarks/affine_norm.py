@@ -1,8 +1,8 @@
 """Every table of the fused op on this machine: CSV, plots, and the tables of the READMEs.
 
-python -m benchmarks.bench_affine_norm            # some 25 minutes of an idle machine
-python -m benchmarks.bench_affine_norm --list     # the commands that it runs, each at most two minutes, to run by hand
-python -m benchmarks.bench_affine_norm --plot     # what comes after them: plots and README tables out of the CSV
+python -m benchmarks.affine_norm            # some 25 minutes of an idle machine
+python -m benchmarks.affine_norm --list     # the commands that it runs, each at most two minutes, to run by hand
+python -m benchmarks.affine_norm --plot     # what comes after them: plots and README tables out of the CSV
 
 Rows go to benchmarks/results/cpu-<processor>.csv; a table that is measured again replaces its old rows, so that an
 interrupted run goes on with the commands that are left.
@@ -17,7 +17,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from benchmarks import build_readme, plot_affine_norm
+from benchmarks.report import pages, plots
 from incline_fast.bench import TABLES
 from incline_fast.bench.machine import cpu_name, cpu_slug
 
@@ -59,8 +59,8 @@ def main() -> None:
         if not arguments.list:
             subprocess.run(command, env={**os.environ, **isa}, check=True)
     if not arguments.list:
-        plot_affine_norm.plot(output)
-        build_readme.main([])
+        plots.plot(output)
+        pages.main([])
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
-"""Write the tables of README.md and benchmarks/README.md from the CSVs.
+"""Write the tables of README.md and docs/benchmarks/ from the CSVs.
 
-python -m benchmarks.build_readme            # rewrite what lies between the markers
-python -m benchmarks.build_readme --check    # exit 1 if that would change a file
+python -m benchmarks.report.pages            # rewrite what lies between the markers
+python -m benchmarks.report.pages --check    # exit 1 if that would change a file
 
 A block begins with the line ``<!-- begin NAME: ... -->`` and ends with ``<!-- end NAME -->``; what lies between is
 generated. Numbers are never typed: a cell without a row in the CSV stays empty.
@@ -12,19 +12,23 @@ from __future__ import annotations
 import argparse
 import re
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from benchmarks.plot_affine_norm import picture_of
-from benchmarks.solver_tables import solver_blocks
+from benchmarks.report.markdown import table as markdown
+from benchmarks.report.plots import picture_of
+from benchmarks.report.solver_tables import solver_blocks
 from incline_fast.bench import Row, read_csv
 from incline_fast.files import replacing
 
 __all__ = ["Results", "blocks", "main", "rewritten"]
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 CSV = ROOT / "benchmarks" / "results" / "cpu-intel-xeon.csv"
-DOCUMENTS = (ROOT / "README.md", ROOT / "benchmarks" / "README.md")
+PAGES = ROOT / "docs" / "benchmarks"
+DOCUMENTS = (ROOT / "README.md", *(PAGES / f"{name}.md" for name in ("fused_op", "cholesky", "least_squares")))
+SHOWN = (("dense-bf16", 1), ("dense-fp32", 1))
+"""Tables whose picture the page shows; the others can be drawn by ``python -m benchmarks.report.plots``."""
 OURS = "fused_in_place"
 WIDTHS = (1024, 2048, 4096)
 FORMS = (("dense", "dense", "Dense"), ("low-rank", "64", "Rank 64"), ("low-rank", "500", "Rank 500"))
@@ -55,14 +59,6 @@ def provider(row: Row) -> str:
     return re.split(r"[\[ ]", row.backend)[0]
 
 
-def markdown(head: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
-    """A table; lines without any value are left out."""
-    kept = [line for line in lines if any(line[1:])]
-    if not kept:
-        return ""
-    return "\n".join(f"| {' | '.join(line)} |" for line in [head, ["---"] * len(head), *kept]) + "\n"
-
-
 def times(ratio: float | None) -> str:
     """1.234 as "1.23x"."""
     return "" if ratio is None else f"{ratio:.2f}x"
@@ -76,29 +72,19 @@ def with_roofline(row: Row | None) -> str:
 
 
 def performance(results: Results) -> str:
-    """README.md: d = 2048 at a glance, what a call costs, and where eager wins."""
+    """README.md: one thread at d = 2048, and where eager wins at that width."""
     columns = [("dense", "fp32"), ("dense", "bf16"), ("low-rank", "fp32"), ("low-rank", "bf16")]
     dtypes = {"fp32": "float32", "bf16": "bfloat16"}
 
-    def cell(form: str, dtype: str, threads: int, tokens: int) -> str:
+    def cell(form: str, dtype: str, tokens: int) -> str:
         rank = "dense" if form == "dense" else "64"
         shape = f"rms {tokens} 2048 {rank} {dtypes[dtype]} {dtypes[dtype]} dram"
-        return with_roofline(results.ours(f"{form}-{dtype}", threads, shape))
+        row = results.ours(f"{form}-{dtype}", 1, shape)
+        return "" if row is None else times(row.ratio_vs_eager)
 
-    lines = [
-        [f"{m}, {'one thread' if threads == 1 else 'two threads'}", *(cell(*c, threads, m) for c in columns)]
-        for threads in (1, 2)
-        for m in (1, 4, 32, 128)
-    ]
-    table = _without_empty_columns(["tokens", "fp32 dense", "bf16 dense", "fp32 rank 64", "bf16 rank 64"], lines)
-    shape = "rms 1 64 dense float32 float32 cache"
-    costs = {name: results.find("overhead", 1, name, shape) for name in ("eager", "fused", OURS, "layer")}
-    words = {"eager": "eager", "fused": "functional", OURS: "in place", "layer": "`AffineRMSNorm`"}
-    call = ", ".join(f"{words[name]} {row.us_p50:.1f} µs" for name, row in costs.items() if row is not None)
-    cost = (
-        f"At d = 64, one token, where only the call costs (among other calls, not in a loop): {call}.\n" if call else ""
-    )
-    return "\n".join(part for part in (table, cost, losses(results, 2048)) if part)
+    lines = [[str(m), *(cell(*column, m) for column in columns)] for m in (1, 4, 32, 128)]
+    heads = ["tokens", "fp32 dense", "bf16 dense", "fp32 rank 64", "bf16 rank 64"]
+    return "\n".join(part for part in (_without_empty_columns(heads, lines), losses(results, 2048)) if part)
 
 
 def losses(results: Results, width: int | None = None) -> str:
@@ -176,14 +162,14 @@ def by_shape(results: Results, table: str) -> str:
     return markdown(["shape", "vs eager"], [[s, with_roofline(results.ours(table, 1, s))] for s in shapes])
 
 
-def plot_link(table: str, threads: int) -> str:
-    """A link to the picture of a table, where there is one."""
-    picture = picture_of(CSV, table, threads)
-    return f" ([plot](results/{picture.name}))" if picture.exists() else ""
+def picture(table: str, threads: int) -> str:
+    """The picture of a table, where the page shows one."""
+    name = picture_of(CSV, table, threads)
+    return f"\n![{table}, {threads} thread(s)](plots/{name})\n" if (table, threads) in SHOWN else ""
 
 
 def kernels(results: Results) -> str:
-    """benchmarks/README.md: every table of the fused op that has rows."""
+    """docs/benchmarks/fused_op.md: every table of the fused op that has rows."""
     parts: list[tuple[str, str]] = []
     for isa, threads in (("", 1), ("", 2), ("avx512", 1), ("avx2", 1), ("scalar", 1)):
         where = f"{threads} thread{'s' if threads > 1 else ''}" + (f", {isa} forced" if isa else "")
@@ -192,9 +178,9 @@ def kernels(results: Results) -> str:
             for form, rank, title in FORMS:
                 table = f"{form}-{name}{suffix}"
                 text = matrix(results, table, threads, f"{dtype} {dtype}", rank)
-                parts.append((f"{title}, {name}, {where}{plot_link(table, threads)}", text))
+                parts.append((f"{title}, {name}, {where}", text + picture(table, threads) if text else ""))
         table = f"int8{suffix}"
-        title = f"int8 maps, bf16 states, {where}{plot_link(table, threads)}; eager reads the map in bf16"
+        title = f"int8 maps, bf16 states, {where}; eager reads the map in bf16"
         parts.append((title, matrix(results, table, threads, "bfloat16 int8")))
     compiled = {"float32": "compile", "bfloat16": "compile"}
     tuned = {"float32": "max-autotune-fp32", "bfloat16": "max-autotune-bf16"}
@@ -252,7 +238,7 @@ def main(arguments: Sequence[str]) -> int:
             continue
         stale = 1
         if check:
-            print(f"{path} is out of date: run python -m benchmarks.build_readme", file=sys.stderr)
+            print(f"{path} is out of date: run python -m benchmarks.report.pages", file=sys.stderr)
         else:
             with replacing(path) as temporary:
                 temporary.write_text(new)

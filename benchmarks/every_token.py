@@ -1,6 +1,6 @@
 """What editing every token costs a decoder: extra time per decoded token against the bytes of the maps.
 
-python -m benchmarks.bench_intervene --threads 1 -o benchmarks/results/intervene-1t.csv
+python -m benchmarks.every_token --threads 1 -o benchmarks/results/every-token-1t.csv
 
 A random Llama of 12 layers with d = 2048 in bf16 decodes one sequence, plainly and under ``intervene(positions="all")``
 with bf16 maps at all 12 sites. The least time that the maps can add is their bytes over the read bandwidth, which is

@@ -1,8 +1,8 @@
 """Plots of the fused op's CSV, one per table: the ratio over the tokens, the share of the roofline over the width.
 
-python -m benchmarks.plot_affine_norm benchmarks/results/cpu-intel-xeon.csv
+python -m benchmarks.report.plots benchmarks/results/cpu-intel-xeon.csv
 
-writes cpu-intel-xeon-<table>-<threads>t.png beside it, for the tables that have three widths or more.
+writes docs/benchmarks/plots/cpu-intel-xeon-<table>-<threads>t.png, for the tables that have three widths or more.
 """
 
 from __future__ import annotations
@@ -17,13 +17,16 @@ from incline_fast.bench import Row, read_csv
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-__all__ = ["picture_of", "plot"]
+__all__ = ["PLOTS", "picture_of", "plot"]
+
+PLOTS = Path(__file__).parents[2] / "docs" / "benchmarks" / "plots"
 
 OURS = "fused_in_place["
 
 
-def plot(path: Path) -> list[Path]:
-    """One picture per table and number of threads; returns where they are."""
+def plot(path: Path, folder: Path = PLOTS) -> list[Path]:
+    """One picture per table and number of threads, in ``folder``; returns where they are."""
+    folder.mkdir(parents=True, exist_ok=True)
     mine = [row for row in read_csv(path) if row.backend.startswith(OURS) and row.mode == "dram"]
     written = []
     for table, threads in sorted({(row.table, row.threads) for row in mine}):
@@ -33,13 +36,13 @@ def plot(path: Path) -> list[Path]:
         kind = max(kinds, key=kinds.count)
         rows = [row for row, own in zip(rows, kinds, strict=True) if own == kind]
         if len({row.hidden_size for row in rows}) >= 3:
-            written.append(_picture(rows, picture_of(path, table, threads)))
+            written.append(_picture(rows, folder / picture_of(path, table, threads)))
     return written
 
 
-def picture_of(path: Path, table: str, threads: int) -> Path:
-    """Where the picture of a table lies, if it has one."""
-    return path.with_name(f"{path.stem}-{table.replace('@', '-')}-{threads}t.png")
+def picture_of(path: Path, table: str, threads: int) -> str:
+    """The name of a table's picture, if it has one."""
+    return f"{path.stem}-{table.replace('@', '-')}-{threads}t.png"
 
 
 def _picture(rows: Sequence[Row], path: Path) -> Path:

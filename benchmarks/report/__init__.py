@@ -1,0 +1,1 @@
+"""Writes pages and plots from the CSVs in results/."""
