@@ -3,6 +3,8 @@
 #   make demo     set up, then learn maps between languages on a real model, apply them, and write demo/report.html
 #   make test     set up, then run the whole test suite
 #   make test-gpu-emulated    execute the GPU kernels in the emulators of tests/emulation (no GPU needed)
+#   make test-serve           the plugin for vLLM, in an environment of its own with vLLM for CPUs
+#   make demo-serve           a server with three languages: ask it, print what it answers, stop it
 #   make gpu                  build, check and measure on this machine's GPU with the installed torch, within 430 s
 #   make gpu-pack             prepare what travels to a machine with a GPU, and print the command to run there
 #   make lint     formatting, lint and types
@@ -15,12 +17,13 @@ PYTHON ?= python3
 MODEL ?= gemma3
 VENV := .venv
 BIN := $(VENV)/bin
+SERVE := .venv-serve
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 CSRC := $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu')
 CXX_TESTS := $(shell find tests -name '*.cpp' -o -name '*.h' -o -name '*.cu')
 export PYTHONUNBUFFERED := 1
 
-.PHONY: setup demo test test-gpu-emulated gpu gpu-pack lint bench bench-regression clean
+.PHONY: setup demo demo-serve test test-serve test-gpu-emulated gpu gpu-pack lint bench bench-regression clean
 
 setup: $(VENV)/.installed
 	$(BIN)/python -m demo.fetch --model $(MODEL)
@@ -34,6 +37,15 @@ test: $(VENV)/.installed
 
 test-gpu-emulated: $(VENV)/.installed
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto -m gpu_emulated
+
+# vLLM has no wheel for some machines; that is said, and is no failure.
+test-serve: $(VENV)/.installed
+	@if $(MAKE) $(SERVE)/.installed; then \
+	  $(SERVE)/bin/python -m pytest tests/serving; \
+	elif test -e $(SERVE)/.vllm; then exit 1; else echo "SKIPPED: no vLLM on this machine, nothing of it was tested"; fi
+
+demo-serve: $(VENV)/.installed $(SERVE)/.installed
+	$(SERVE)/bin/python -m demo.serve --model $(if $(filter file,$(origin MODEL)),smollm2,$(MODEL))
 
 # No virtual environment and no network: what is measured is the torch and the CUDA that the machine has.
 gpu:
@@ -64,6 +76,18 @@ $(VENV)/.torch: constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(PIP) install -q "setuptools>=77" wheel ninja
 	$(PIP) install $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) -c constraints.txt torch
+	touch $@
+
+$(SERVE)/.vllm: demo/serving_environment.py constraints-serve.txt
+	@echo "== creating $(SERVE) and installing vLLM for CPUs"
+	test -x $(SERVE)/bin/python || $(PYTHON) -m venv $(SERVE)
+	$(SERVE)/bin/python -m demo.serving_environment
+	touch $@
+
+# The libraries that lie in the folder serve every torch from 2.11 on, and every environment that is given the folder.
+$(SERVE)/.installed: $(SERVE)/.vllm $(VENV)/.installed
+	$(SERVE)/bin/python -m pip install -q "setuptools>=77" wheel
+	INCLINE_FAST_BUILD=0 $(SERVE)/bin/python -m pip install -q --no-deps --no-build-isolation -e .
 	touch $@
 
 $(VENV)/.installed: $(VENV)/.torch pyproject.toml setup.py $(CSRC)

@@ -15,7 +15,7 @@ from incline_fast.alignment import storage
 from incline_fast.alignment.metadata import AlignmentMetadata, Form, metadata_from_json, metadata_to_json
 from incline_fast.alignment.storage import AlignmentError
 from incline_fast.maps import AffineMap
-from incline_fast.models.identity import identify
+from incline_fast.models.identity import ModelIdentity, identify
 
 __all__ = ["Alignment", "AlignmentError", "AlignmentMetadata", "Form"]
 
@@ -149,7 +149,14 @@ class Alignment:
             AlignmentError: hidden size, number of layers, name or config differ; the message gives both values.
             UnsupportedModelError: the architecture is not known.
         """
-        actual = identify(model)
+        self.check_identity(identify(model))
+
+    def check_identity(self, actual: ModelIdentity) -> None:
+        """:meth:`check` for a model that is not loaded here.
+
+        Raises:
+            AlignmentError: as there.
+        """
         if self.layers[-1] > actual.num_layers:
             raise AlignmentError(
                 f"the alignment has a map for site {self.layers[-1]}; this model has sites 0..{actual.num_layers}"

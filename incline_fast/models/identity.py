@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from incline_fast.models.architectures import describe, text_config, unwrap
 
-__all__ = ["ModelIdentity", "config_hash", "identify", "weights_hash"]
+__all__ = ["ModelIdentity", "config_hash", "identify", "identify_config", "weights_hash"]
 
 # Fields of a config that cannot change the residual stream of an evaluated model. Everything else enters the hash, so
 # that a field this list does not know makes the check stricter, not laxer. The vocabulary's size is here because
@@ -50,14 +50,18 @@ def identify(model: nn.Module) -> ModelIdentity:
     Raises:
         UnsupportedModelError: the architecture is not known to :mod:`incline_fast.models`.
     """
-    architecture = describe(model)
-    config = text_config(architecture.model)
-    return ModelIdentity(
-        model_id=_model_id(str(getattr(config, "_name_or_path", "") or "")),
-        config_hash=config_hash(config),
-        num_layers=architecture.num_layers,
-        hidden_size=architecture.hidden_size,
-    )
+    config = text_config(describe(model).model)
+    return identify_config(config, str(getattr(config, "_name_or_path", "") or ""))
+
+
+def identify_config(config: Any, name: str) -> ModelIdentity:
+    """The identity of a decoder that is not loaded here.
+
+    Args:
+        config: transformers configuration of its text decoder.
+        name: hub name or folder that it was read from.
+    """
+    return ModelIdentity(_model_id(name), config_hash(config), int(config.num_hidden_layers), int(config.hidden_size))
 
 
 def config_hash(config: Any) -> str:

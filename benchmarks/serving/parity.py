@@ -1,0 +1,144 @@
+"""Are the plugin's tokens those of transformers with ``intervene``? ``python -m benchmarks.serving.parity``.
+
+Every configuration of the engine gets the same requests, edited and plain, in one continuous batch. Edited tokens have
+to equal the reference wherever plain vLLM's equal plain transformers'; where two tokens are so close that rounding
+decides, vLLM's plain tokens leave transformers' as well, and such requests are counted apart.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from benchmarks.serving.workload import Ask, Result, ask_engine, asks, engine, fetched, reference, synthetic_maps
+
+__all__ = ["CONFIGURATIONS", "Parity", "compare", "run"]
+
+CONFIGURATIONS: dict[str, dict[str, Any]] = {
+    "eager": {"enforce_eager": True},
+    "compiled": {},
+    "chunks of 16": {"long_prefill_token_threshold": 16, "enable_prefix_caching": False},
+    "tiny cache": {"num_gpu_blocks_override": 24, "enable_prefix_caching": False},
+    "two ranks": {"tensor_parallel_size": 2, "enforce_eager": True},
+    "speculative": {
+        "speculative_config": {"method": "ngram", "num_speculative_tokens": 3, "prompt_lookup_max": 3},
+        "enforce_eager": True,
+    },
+}
+"""Options of ``vllm.LLM``. "compiled" is asked twice: the second time its prefix cache is warm."""
+
+TOKENS = 24
+SEEN = 0.01
+
+
+@dataclass(frozen=True)
+class Parity:
+    """One configuration against the reference.
+
+    Attributes:
+        requests, edited: how many.
+        comparable: requests whose plain tokens are those of plain transformers.
+        equal: of these, requests whose tokens are the reference's.
+        changed: requests whose tokens, or whose first log-probability by 0.01, differ from plain ones: edits matter.
+        max_dlogp: largest difference of a log-probability before the first unequal token.
+        preemptions: requests that lost their cache and were computed again.
+        cached_tokens: prompt tokens that came from the prefix cache.
+    """
+
+    model: str
+    configuration: str
+    requests: int
+    edited: int
+    comparable: int
+    equal: int
+    changed: int
+    max_dlogp: float
+    preemptions: int
+    cached_tokens: int
+
+
+def compare(
+    got: Sequence[Result], expected: Sequence[Result], plain: Sequence[Result], plain_expected: Sequence[Result]
+) -> tuple[int, int, int, float]:
+    """``(comparable, equal, changed, max_dlogp)`` of :class:`Parity`."""
+    comparable = equal = changed = 0
+    worst = 0.0
+    for ours, theirs, without, without_expected in zip(got, expected, plain, plain_expected, strict=True):
+        changed += ours.tokens != without.tokens or abs(ours.logprobs[0] - without.logprobs[0]) > SEEN
+        if without.tokens != without_expected.tokens:
+            continue
+        comparable += 1
+        equal += ours.tokens == theirs.tokens
+        for a, b, token, other in zip(ours.logprobs, theirs.logprobs, ours.tokens, theirs.tokens, strict=True):
+            if token != other:
+                break
+            worst = max(worst, abs(a - b))
+    return comparable, equal, changed, worst
+
+
+def _counters(llm: Any) -> list[int]:
+    metrics = llm.get_metrics()
+    names = ("vllm:num_preemptions", "vllm:prefix_cache_hits")
+    return [sum(int(metric.value) for metric in metrics if metric.name == name) for name in names]
+
+
+def run(model: str, folder: Path, requests: Sequence[Ask], tokens: int, chosen: Sequence[str]) -> Iterator[Parity]:
+    """One result per configuration, and one more for the warm prefix cache.
+
+    Args:
+        model: its name in the results.
+        folder: the model's.
+        requests: edited ones name maps of :func:`benchmarks.serving.workload.synthetic_maps`.
+        tokens: to generate per request.
+        chosen: names of :data:`CONFIGURATIONS`.
+    """
+    plain = [replace(ask, map=None) for ask in requests]
+    with tempfile.TemporaryDirectory() as temporary:
+        maps = synthetic_maps(folder, Path(temporary))
+        expected = reference(folder, maps, requests, tokens)
+        plain_expected = reference(folder, None, plain, tokens)
+        for name in chosen:
+            with engine(folder, maps, **CONFIGURATIONS[name]) as llm:
+                rounds = [(ask_engine(llm, requests, tokens), _counters(llm))]
+                without, between = ask_engine(llm, plain, tokens), _counters(llm)
+                if name == "compiled":
+                    rounds.append((ask_engine(llm, requests, tokens), _since(between, _counters(llm))))
+            labels = ["prefix cache cold", "prefix cache warm"] if len(rounds) > 1 else [""]
+            for label, (got, counted) in zip(labels, rounds, strict=True):
+                edited = sum(ask.map is not None for ask in requests)
+                found = compare(got, expected, without, plain_expected)
+                yield Parity(model, f"{name}, {label}".strip(", "), len(requests), edited, *found, *counted)
+
+
+def _since(before: Sequence[int], after: Sequence[int]) -> list[int]:
+    return [new - old for old, new in zip(before, after, strict=True)]
+
+
+def main() -> None:
+    """Run as a command."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="smollm2", help="a model of the demo, or a folder")
+    parser.add_argument("--prompts", type=int, default=200)
+    parser.add_argument("--tokens", type=int, default=TOKENS)
+    parser.add_argument("--configurations", nargs="*", default=list(CONFIGURATIONS)[:4], choices=list(CONFIGURATIONS))
+    parser.add_argument("--csv", type=Path, help="rows are appended to this file")
+    given = parser.parse_args()
+    folder, catalogs = fetched(given.model)
+    for row in run(given.model, folder, asks(catalogs, given.prompts), given.tokens, given.configurations):
+        print(row, flush=True)
+        if given.csv is not None:
+            new = not given.csv.exists()
+            with given.csv.open("a", newline="") as file:
+                writer = csv.DictWriter(file, list(asdict(row)), lineterminator="\n")
+                if new:
+                    writer.writeheader()
+                writer.writerow(asdict(row))
+
+
+if __name__ == "__main__":
+    main()

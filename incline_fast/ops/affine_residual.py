@@ -1,0 +1,166 @@
+"""Affine residual intervention on chosen rows, in place and without the norm: what a serving engine needs.
+
+    r   = x (+ residual)
+    r'  = beta_i r_i + alpha_i (M_{g(i)} r_i + b_{g(i)})        rows with g(i) < 0 are not touched, to the bit
+
+Without a residual, x <- r'. With one, residual <- r' and x <- 0 in the edited rows, so that the engine's own fused
+add-and-norm, which comes next, finds r' as x + residual and keeps the bits of all other rows.
+
+The row vectors may be longer than x has rows: an engine keeps them in buffers of its largest batch, at fixed addresses,
+so that a compiled or captured graph reads what was written for the present step.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from incline_fast.maps import AffineMap, is_packed, rank_of, unpack
+from incline_fast.ops import reference
+from incline_fast.ops._arguments import check, check_row_map, num_rows
+from incline_fast.ops._backend import CUDA_EXTENSION, EXTENSION, choose
+
+__all__ = ["affine_residual_"]
+
+Weights = tuple[Tensor | None, Tensor, Tensor | None, Tensor | None]
+
+
+def affine_residual_(
+    x: Tensor,
+    map: AffineMap,
+    *,
+    row_alpha: Tensor,
+    row_beta: Tensor,
+    row_map: Tensor,
+    residual: Tensor | None = None,
+    bias: Tensor | None = None,
+    backend: str = "auto",
+) -> None:
+    """Edit the rows of a residual stream that ``row_map`` names, in place.
+
+    Args:
+        x: ``[..., d]``, rows contiguous; the stream itself, or with ``residual`` what is about to be added to it.
+        map: the stack of maps.
+        row_alpha, row_beta: floats ``[n]`` with n at least the number of rows of x.
+        row_map: int32 ``[n]``, each row's map in the stack; negative: the row is not touched.
+        residual: ``[..., d]`` or None.
+        bias: ``[d]`` or ``[G, d]`` added to the map's output, any float dtype.
+        backend: "auto", "cpu", "cuda" or "reference".
+
+    Raises:
+        ValueError: an argument's dtype, shape, device or value is not allowed; the message names it.
+    """
+    route = choose(x.device, backend)
+    if route == "reference":
+        weights = (map.down, map.up, map.down_scale, map.up_scale)
+        _in_plain_torch(x, residual, *weights, bias, row_alpha, row_beta, row_map)
+        return
+    if route == "cpu":
+        down, up = map.packed()
+        weights = (down, up, map.down_scale, map.up_scale)
+    else:
+        weights = map.aligned()
+    torch.ops.incline_fast.affine_residual_(x, residual, *weights, bias, row_alpha, row_beta, row_map)
+
+
+def _cut(x: Tensor, residual: Tensor | None, weights: Weights, bias: Tensor | None, *vectors: Tensor) -> list[Tensor]:
+    """The row vectors as long as x has rows, after a look at all arguments."""
+    rows = num_rows(x)
+    names = ("row_alpha", "row_beta", "row_map")
+    for name, vector in zip(names, vectors, strict=True):
+        if vector.dim() != 1 or vector.shape[0] < rows:
+            raise ValueError(
+                f"{name} has shape {tuple(vector.shape)}; expected ({rows},), the number of rows of x, or more"
+            )
+    cut = [vector[:rows] for vector in vectors]
+    down, up, down_scale, up_scale = weights
+    check(x, residual, x.new_empty(x.shape[-1:]), None, down, up, down_scale, up_scale, bias, *cut)
+    return cut
+
+
+def _unpacked(weights: Weights, hidden_size: int) -> Weights:
+    down, up, down_scale, up_scale = weights
+    depth = hidden_size if down is None else rank_of(down, up)
+    up = unpack(up, hidden_size, depth) if is_packed(up) else up
+    if down is not None and is_packed(down):
+        down = unpack(down, depth, hidden_size)
+    return down, up, down_scale, up_scale
+
+
+def _in_plain_torch(
+    x: Tensor,
+    residual: Tensor | None,
+    down: Tensor | None,
+    up: Tensor,
+    down_scale: Tensor | None,
+    up_scale: Tensor | None,
+    bias: Tensor | None,
+    row_alpha: Tensor,
+    row_beta: Tensor,
+    row_map: Tensor,
+) -> None:
+    """The definition of the op; a pure-Python installation runs it."""
+    given = (down, up, down_scale, up_scale)
+    alpha, beta, index = _cut(x, residual, given, bias, row_alpha, row_beta, row_map)
+    check_row_map(index, up.shape[0])
+    weights = _unpacked(given, x.shape[-1])
+    edited, _ = reference.affine_residual(x, *weights, residual, bias, alpha, beta, index)
+    _write(x, residual, edited, index)
+
+
+def _on_gpu(
+    x: Tensor,
+    residual: Tensor | None,
+    down: Tensor | None,
+    up: Tensor,
+    down_scale: Tensor | None,
+    up_scale: Tensor | None,
+    bias: Tensor | None,
+    row_alpha: Tensor,
+    row_beta: Tensor,
+    row_map: Tensor,
+) -> None:
+    """The same on a GPU, from its fused op: no size depends on values, so a CUDA graph can be captured."""
+    given = (down, up, down_scale, up_scale)
+    alpha, beta, index = _cut(x, residual, given, bias, row_alpha, row_beta, row_map)
+    weight = x.new_ones(x.shape[-1])
+    tail = (down, up, down_scale, up_scale, bias, alpha, beta, index, 1.0, 1.0, 1.0, 0.0)
+    _, edited = torch.ops.incline_fast.affine_rms_norm(x, residual, weight, *tail)
+    _write(x, residual, edited, index)
+
+
+def _write(x: Tensor, residual: Tensor | None, edited: Tensor, row_map: Tensor) -> None:
+    chosen = (row_map >= 0).reshape(*x.shape[:-1], 1)
+    stream = x if residual is None else residual
+    stream.copy_(torch.where(chosen, edited, stream))
+    if residual is not None:
+        x.masked_fill_(chosen, 0)
+
+
+def _fake(
+    x: Tensor,
+    residual: Tensor | None,
+    down: Tensor | None,
+    up: Tensor,
+    down_scale: Tensor | None,
+    up_scale: Tensor | None,
+    bias: Tensor | None,
+    row_alpha: Tensor,
+    row_beta: Tensor,
+    row_map: Tensor,
+) -> None:
+    """Nothing is looked at while tracing: comparing a symbolic number of rows with a buffer would become a guard."""
+
+
+_NAME = "incline_fast::affine_residual_"
+_SCHEMA = (
+    "(Tensor(a!) x, Tensor(b!)? residual, Tensor? down, Tensor up, Tensor? down_scale, Tensor? up_scale, Tensor? bias, "
+    "Tensor row_alpha, Tensor row_beta, Tensor row_map) -> ()"
+)
+
+if EXTENSION is None:  # graphs name the op, so that it has to exist without the compiled library too
+    torch.library.define(_NAME, _SCHEMA)
+    torch.library.impl(_NAME, "default", _in_plain_torch)
+elif CUDA_EXTENSION is not None:
+    torch.library.impl(_NAME, "cuda", _on_gpu)
+torch.library.register_fake(_NAME, _fake)
