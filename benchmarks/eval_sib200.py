@@ -21,7 +21,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from demo.fetch import CACHE, prepare
 from incline_fast import Alignment, intervene
-from incline_fast.fitting.fit import DEFAULT_TEMPLATE
+from incline_fast.text.prompts import DEFAULT_TEMPLATE, fill
 
 FOLDERS = {"fr": "fra_Latn", "de": "deu_Latn", "tr": "tur_Latn"}
 ENGLISH = "eng_Latn"
@@ -44,7 +44,7 @@ def scores(
 
     The prompt's pass is edited, the tokens of the names are not: they are no prompt.
     """
-    prompts = [DEFAULT_TEMPLATE.replace("{sentence}", text) for text in texts]
+    prompts = [fill(DEFAULT_TEMPLATE, text) for text in texts]
     names = [tokenizer(" " + topic, add_special_tokens=False).input_ids for topic in topics]
     found = torch.empty(len(texts), len(topics))
     order = sorted(range(len(texts)), key=lambda i: len(prompts[i]))

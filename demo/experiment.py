@@ -11,11 +11,11 @@ from typing import Any
 
 from incline_fast import Alignment, fit, fit_states
 from incline_fast.fitting.estimators import shuffled
-from incline_fast.fitting.fit import DEFAULT_TEMPLATE
 from incline_fast.intervention.sweep import SweepResult, compare
 from incline_fast.models.architectures import describe
 from incline_fast.states.hidden_states import HiddenStates, collect
 from incline_fast.text.parallel_text import ParallelText, Split
+from incline_fast.text.prompts import DEFAULT_TEMPLATE
 
 __all__ = ["CONTROLS", "LANGUAGES", "LAST_LAYER", "OURS", "PAPER", "Learned", "Task", "learn", "measure", "split_text"]
 

@@ -28,7 +28,7 @@ from demo.latency import measure_latency
 from demo.report import write_report
 from demo.samples import generate_samples
 from incline_fast import AlignmentMetadata, explain
-from incline_fast.fitting.fit import DEFAULT_TEMPLATE
+from incline_fast.text.prompts import DEFAULT_TEMPLATE, fill
 
 __all__ = ["run"]
 
@@ -72,7 +72,7 @@ def run(prepared: Prepared, name: str) -> dict[str, Any]:
             "artifact": path.name,
         }
     with clock("latency"):
-        prompt = DEFAULT_TEMPLATE.replace("{sentence}", learned.split.test.source[0])
+        prompt = fill(DEFAULT_TEMPLATE, learned.split.test.source[0])
         latency = measure_latency(task.model, task.tokenizer, learned.compared[OURS], learned.alpha, prompt)
     return {
         "model": prepared.title,

@@ -6,7 +6,7 @@ import torch
 
 from demo.experiment import OURS, Learned, Task
 from incline_fast import intervene
-from incline_fast.fitting.fit import DEFAULT_TEMPLATE
+from incline_fast.text.prompts import DEFAULT_TEMPLATE, fill
 
 __all__ = ["generate_samples"]
 
@@ -18,7 +18,7 @@ _WORDS = range(5, 13)
 def generate_samples(task: Task, learned: Learned) -> list[dict[str, str]]:
     """Greedy continuations of the first held-out pairs whose English side has 5 to 12 words; nothing is picked."""
     pairs = [(source, english) for source, english in learned.split.test if len(english.split()) in _WORDS][:SENTENCES]
-    sources, englishes = ([DEFAULT_TEMPLATE.replace("{sentence}", pair[side]) for pair in pairs] for side in (0, 1))
+    sources, englishes = ([fill(DEFAULT_TEMPLATE, pair[side]) for pair in pairs] for side in (0, 1))
     plain = _continue(task, sources)
     with intervene(task.model, learned.compared[OURS], alpha=learned.alpha):
         edited = _continue(task, sources)

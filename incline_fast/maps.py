@@ -11,8 +11,10 @@ from typing import overload
 
 import torch
 import torch.nn.functional as F
+from numpy.typing import ArrayLike
 from torch import Tensor
 
+from incline_fast.arguments import matrix
 from incline_fast.huge_pages import on_huge_pages
 
 __all__ = ["PANEL", "AffineMap", "dequantized", "is_packed", "pack", "packed_shape", "rank_of", "unpack"]
@@ -58,12 +60,15 @@ class AffineMap:
         self._aligned: Aligned | None = None
 
     @classmethod
-    def dense(cls, W: Tensor) -> AffineMap:
-        """A dense map that acts as ``W @ h``; ``W`` is ``[d_out, d_in]`` or a stack ``[G, d_out, d_in]``."""
+    def dense(cls, W: ArrayLike) -> AffineMap:
+        """A dense map that acts as ``W @ h``; ``W`` is ``[d_out, d_in]`` or a stack ``[G, d_out, d_in]``.
+
+        Like the factors of :meth:`low_rank`, it may be a tensor or a NumPy array, which is copied.
+        """
         return cls(None, _as_stack("W", W))
 
     @classmethod
-    def low_rank(cls, down: Tensor, up: Tensor) -> AffineMap:
+    def low_rank(cls, down: ArrayLike, up: ArrayLike) -> AffineMap:
         """A map of rank r that acts as ``up @ (down @ h)``; ``down`` is ``[r, d]``, ``up`` is ``[d, r]``, or stacks."""
         return cls(_as_stack("down", down), _as_stack("up", up))
 
@@ -289,11 +294,11 @@ def _quantized(name: str, weight: Tensor) -> tuple[Tensor, Tensor]:
     return rounded.clamp_(-INT8_MAX, INT8_MAX).to(torch.int8), scale.squeeze(-1)
 
 
-def _as_stack(name: str, value: Tensor) -> Tensor:
-    if not isinstance(value, Tensor) or value.dim() not in (2, 3):
-        shape = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
-        raise ValueError(f"{name} is {shape}; expected a matrix or a stack [G, rows, columns]")
-    return value.unsqueeze(0) if value.dim() == 2 else value
+def _as_stack(name: str, value: ArrayLike) -> Tensor:
+    tensor = matrix(name, value)
+    if tensor.dim() not in (2, 3):
+        raise ValueError(f"{name} has shape {tuple(tensor.shape)}; expected a matrix or a stack [G, rows, columns]")
+    return tensor.unsqueeze(0) if tensor.dim() == 2 else tensor
 
 
 def _check(down: Tensor | None, up: Tensor) -> None:

@@ -117,7 +117,7 @@ def test_int8_maps_stack_and_keep_their_scales_when_a_module_is_converted(rank: 
     ("build", "error", "message"),
     [
         (lambda: AffineMap.dense(torch.zeros(3, 4)), ValueError, r"\(3, 4\).*square"),
-        (lambda: AffineMap.dense(torch.zeros(3)), ValueError, r"W is \(3,\)"),
+        (lambda: AffineMap.dense(torch.zeros(3)), ValueError, r"W has shape \(3,\)"),
         (lambda: AffineMap.dense(torch.zeros(3, 3, dtype=torch.int16)), TypeError, "int16.*allowed"),
         (lambda: AffineMap.dense(torch.zeros(3, 3, dtype=torch.int8)), TypeError, "no up_scale; quantize"),
         (lambda: AffineMap(None, torch.zeros(1, 3, 3), up_scale=torch.ones(1, 3)), ValueError, "only int8 weights"),

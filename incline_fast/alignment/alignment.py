@@ -6,15 +6,23 @@ from collections.abc import Mapping
 from dataclasses import replace
 from os import PathLike
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, TypeVar, get_args
 
 import torch
+from numpy.typing import ArrayLike
 from torch import Tensor, nn
 
 from incline_fast.alignment import storage
-from incline_fast.alignment.metadata import AlignmentMetadata, Form, metadata_from_json, metadata_to_json
+from incline_fast.alignment.metadata import (
+    MAX_SITE,
+    AlignmentMetadata,
+    Form,
+    metadata_from_json,
+    metadata_to_json,
+)
 from incline_fast.alignment.storage import AlignmentError
-from incline_fast.maps import AffineMap
+from incline_fast.arguments import matrix, plain
+from incline_fast.maps import MAP_DTYPES, AffineMap
 from incline_fast.models.identity import ModelIdentity, identify
 
 __all__ = ["Alignment", "AlignmentError", "AlignmentMetadata", "Form"]
@@ -36,6 +44,7 @@ class Alignment:
     def __init__(
         self, maps: Mapping[int, AffineMap], bias: Mapping[int, Tensor], form: Form, metadata: AlignmentMetadata
     ) -> None:
+        maps, bias = _by_site("maps", maps), _by_site("bias", bias)
         _check_parts(maps, bias, form, metadata)
         self.maps = {layer: maps[layer] for layer in sorted(maps)}
         self.bias = {layer: bias[layer] for layer in sorted(bias)}
@@ -45,17 +54,17 @@ class Alignment:
     @classmethod
     def from_maps(
         cls,
-        maps: Mapping[int, AffineMap | Tensor],
+        maps: Mapping[int, AffineMap | ArrayLike],
         *,
-        bias: Mapping[int, Tensor] | None = None,
+        bias: Mapping[int, ArrayLike] | None = None,
         form: Form = "add",
         metadata: AlignmentMetadata | None = None,
     ) -> Alignment:
         """Build an alignment from maps learned elsewhere.
 
         Args:
-            maps: site -> AffineMap, or a matrix W ``[d, d]`` that acts as ``W @ h``.
-            bias: site -> ``[d]``, added to the map's output.
+            maps: site -> AffineMap, or a matrix W ``[d, d]`` that acts as ``W @ h``: a tensor or a NumPy array.
+            bias: site -> ``[d]``, added to the map's output; a tensor or a NumPy array.
             form: ``"add"`` or ``"interpolate"``.
             metadata: what is known of their origin.
 
@@ -63,8 +72,15 @@ class Alignment:
             AlignmentError: no maps, a site that is not a whole number >= 0, unequal sizes, non-finite values, a bias
                 without a map, an unknown form.
         """
-        made = {layer: AffineMap.dense(m) if isinstance(m, Tensor) else m for layer, m in maps.items()}
-        return cls(made, bias or {}, form, metadata or AlignmentMetadata())
+        try:
+            made = {
+                layer: m if isinstance(m, AffineMap) else AffineMap.dense(matrix(f"maps[{layer!r}]", m))
+                for layer, m in maps.items()
+            }
+            added = {layer: matrix(f"bias[{layer!r}]", b) for layer, b in (bias or {}).items()}
+        except (TypeError, ValueError) as error:
+            raise AlignmentError(str(error)) from error
+        return cls(made, added, form, metadata or AlignmentMetadata())
 
     @property
     def layers(self) -> list[int]:
@@ -85,9 +101,15 @@ class Alignment:
         of a standard deviation in the early layers of Gemma 3 270M with bfloat16.
 
         Raises:
-            AlignmentError: a weight is too large for ``dtype`` (float16 overflows above 65504).
+            AlignmentError: a weight is too large for ``dtype`` (float16 overflows above 65504), or all weights of a
+                site are too small for it and would become zero.
         """
         maps = {layer: m.to(dtype, device) for layer, m in self.maps.items()}
+        for layer, m in maps.items():
+            if m is not self.maps[layer] and not bool(m.up.any()) and bool(self.maps[layer].up.any()):
+                raise AlignmentError(
+                    f"the map of site {layer} is too small for {dtype}: all of its weights become zero"
+                )
         bias = {layer: b.to(device=device) for layer, b in self.bias.items()}
         return Alignment(maps, bias, self.form, self.metadata)
 
@@ -213,7 +235,8 @@ def _parts(path: Path, tensors: Mapping[str, Tensor], document: Mapping[str, Any
     parts: dict[int, list[str]] = {}
     for key, kinds in listed.items():
         known = isinstance(kinds, list) and "up" in kinds and all(kind in _PARTS for kind in kinds)
-        if not (known and key.isascii() and key.isdecimal() and len(key) < 8):
+        # In its one spelling, so that no two keys are the same site.
+        if not (known and key.isascii() and key.isdecimal() and len(key) < 8 and str(int(key)) == key):
             raise AlignmentError(f"{path}: the header lists layer {key!r} with {kinds!r}; expected parts of {_PARTS}")
         parts[int(key)] = kinds
     expected = {f"layer.{layer}.{kind}" for layer, kinds in parts.items() for kind in kinds}
@@ -242,6 +265,22 @@ def _base_name(model_id: str) -> str:
     return model_id.rstrip("/").rsplit("/", 1)[-1]
 
 
+V = TypeVar("V")
+
+
+def _by_site(name: str, values: Mapping[int, V]) -> dict[int, V]:
+    """The values by site, a site being a whole number of Python, NumPy or torch."""
+    named: dict[int, V] = {}
+    for key, value in values.items():
+        site = plain(key)
+        if isinstance(site, bool) or not isinstance(site, int) or not 0 <= site <= MAX_SITE or site in named:
+            raise AlignmentError(
+                f"{name} has the site {key!r}; sites are whole numbers from 0 (embedding) to L, each there once"
+            )
+        named[site] = value
+    return named
+
+
 def _check_parts(
     maps: Mapping[int, AffineMap], bias: Mapping[int, Tensor], form: str, metadata: AlignmentMetadata
 ) -> None:
@@ -250,8 +289,10 @@ def _check_parts(
     if not maps:
         raise AlignmentError("maps is empty; an alignment needs a map for at least one site")
     for layer, m in maps.items():
-        if isinstance(layer, bool) or not isinstance(layer, int) or layer < 0:
-            raise AlignmentError(f"maps has the site {layer!r}; sites are whole numbers from 0 (embedding) to L")
+        if not isinstance(m, AffineMap):
+            raise AlignmentError(
+                f"maps[{layer}] is a {type(m).__name__}; expected an AffineMap, see Alignment.from_maps"
+            )
         if m.num_maps != 1:
             raise AlignmentError(f"maps[{layer}] is a stack of {m.num_maps} maps; an alignment holds one per site")
     sizes = {layer: m.hidden_size for layer, m in maps.items()}
@@ -263,9 +304,11 @@ def _check_parts(
     for layer, b in bias.items():
         if layer not in maps:
             raise AlignmentError(f"bias is given for site {layer}, which has no map")
-        if tuple(b.shape) != (size,) or not b.is_floating_point():
+        if tuple(b.shape) != (size,) or not b.is_floating_point() or b.dtype not in MAP_DTYPES:
             raise AlignmentError(f"bias[{layer}] is {b.dtype} {tuple(b.shape)}; expected floats [{size}]")
     for layer, m in maps.items():
         values = (m.up, m.down, m.up_scale, m.down_scale, bias.get(layer))
+        if any(v.is_meta for v in values if v is not None):
+            raise AlignmentError(f"the map or bias of site {layer} is on the meta device: it has no values")
         if not all(bool(v.isfinite().all()) for v in values if v is not None):
             raise AlignmentError(f"the map or bias of site {layer} holds NaN or infinite values")

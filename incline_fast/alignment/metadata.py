@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import asdict, dataclass, field, fields
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field, fields, replace
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any, Literal
+
+from incline_fast.arguments import number, whole
 
 __all__ = ["AlignmentMetadata", "Form", "metadata_from_json", "metadata_to_json"]
 
 Form = Literal["add", "interpolate"]
 """``h + alpha (W h + b)``, or ``(1 - alpha) h + alpha (W h + b)``."""
+
+MAX_SITE = 10**7 - 1
+"""The last site that a file may name; no model has as many layers."""
 
 
 def library_version() -> str:
@@ -24,6 +29,8 @@ def library_version() -> str:
 @dataclass(frozen=True)
 class AlignmentMetadata:
     """Where the maps of an alignment come from and how they are meant to be used. Every field is optional.
+
+    What a file could not hold is refused here, with the field's name; numbers of NumPy and torch become Python's.
 
     Attributes:
         model_id: hub name or folder name of the model whose states were fitted, empty if unknown.
@@ -46,6 +53,9 @@ class AlignmentMetadata:
         notes: per site, what the solver had to report (a breakdown, constant features).
         fit_error: per site, the held-out error defined by ``incline_fast.fit``; empty without a hold-out.
         metrics: what ``tune`` measured and on what: name -> number or text; empty where nothing was tuned.
+
+    Raises:
+        ValueError: a field holds a value of another type, a number that is not finite, or text that is not Unicode.
     """
 
     model_id: str = ""
@@ -69,15 +79,20 @@ class AlignmentMetadata:
     fit_error: dict[int, float] = field(default_factory=dict)
     metrics: dict[str, str | float] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        for described in fields(self):
+            object.__setattr__(self, described.name, _checked(described.name, getattr(self, described.name)))
+
 
 def metadata_to_json(metadata: AlignmentMetadata) -> dict[str, Any]:
     """Plain values; the keys of per-site fields become strings, as JSON wants them.
 
     Without metrics the field is left out, so that versions that do not know it read the file.
     """
+    # Checked once more: the dictionaries of a frozen object can still be changed.
     return {
         name: {str(layer): item for layer, item in value.items()} if isinstance(value, dict) else value
-        for name, value in asdict(metadata).items()
+        for name, value in asdict(replace(metadata)).items()
         if name != "metrics" or value
     }
 
@@ -93,51 +108,77 @@ def metadata_from_json(value: object) -> AlignmentMetadata:
     unknown = sorted(set(value) - {f.name for f in fields(AlignmentMetadata)})
     if unknown:
         raise ValueError(f"metadata has unknown fields {unknown}")
-    return AlignmentMetadata(**{name: _parse(name, item) for name, item in value.items()})
+    return AlignmentMetadata(**{name: _with_sites(name, item) for name, item in value.items()})
 
 
-def _is_int(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
+def _with_sites(name: str, value: object) -> Any:
+    """JSON's keys as sites; each in its one spelling, so that no two keys are the same site."""
+    if name not in _PER_SITE or not isinstance(value, dict):
+        return value
+    odd = [key for key in value if not (key.isascii() and key.isdecimal() and len(key) < 8 and str(int(key)) == key)]
+    if odd:
+        raise ValueError(f"metadata.{name} has the site {odd[0]!r}; expected whole numbers from 0")
+    return {int(key): item for key, item in value.items()}
 
 
-def _is_number(value: object) -> bool:
-    # NaN fails the comparison; json reads it although JSON does not know it.
-    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < float("inf")
+def _text(name: str, value: object) -> str:
+    if not isinstance(value, str):
+        raise TypeError(f"{name} is {value!r}, a {type(value).__name__}; expected text")
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(f"{name} is {value!r}, which is not valid Unicode: {error.reason}") from error
+    return str.__str__(value)  # of NumPy's text or an enumeration, the text itself
 
 
-def _is_str(value: object) -> bool:
-    return isinstance(value, str)
+def _texts(name: str, value: object) -> list[str]:
+    if not isinstance(value, list | tuple):
+        raise TypeError(f"{name} is {value!r}; expected a list of texts")
+    return [_text(name, item) for item in value]
 
 
-def _is_str_list(value: object) -> bool:
-    return isinstance(value, list) and all(map(_is_str, value))
-
-
-_PER_SITE: dict[str, Callable[[object], bool]] = {
-    "lam": _is_number,
-    "lam_selection": _is_str,
-    "solver": _is_str,
-    "notes": _is_str_list,
-    "fit_error": _is_number,
+Check = Callable[[str, Any], Any]
+_PER_SITE: dict[str, Check] = {
+    "lam": number,
+    "lam_selection": _text,
+    "solver": _text,
+    "notes": _texts,
+    "fit_error": number,
 }
-_SCALAR: dict[str, Callable[[object], bool]] = {"num_layers": _is_int, "hidden_size": _is_int, "n": _is_int}
-_SCALAR["recommended_alpha"] = _is_number
+_SCALAR: dict[str, Check] = {"num_layers": whole, "hidden_size": whole, "n": whole, "recommended_alpha": number}
 _REQUIRED = ("model_id", "config_hash", "site", "library_version")
 
 
-def _parse(name: str, value: object) -> Any:
-    if name == "metrics":
-        if not isinstance(value, dict) or not all(
-            _is_str(k) and (_is_str(v) or _is_number(v)) for k, v in value.items()
-        ):
-            raise ValueError(f"metadata.metrics is {value!r}; expected numbers and texts by name")
-        return dict(value)
-    if name in _PER_SITE:
-        allowed = _PER_SITE[name]
-        if not isinstance(value, dict) or not all(k.isdecimal() and allowed(v) for k, v in value.items()):
-            raise ValueError(f"metadata.{name} is {value!r}; expected one value per site")
-        return {int(k): v for k, v in value.items()}
-    allowed = _SCALAR.get(name, _is_str)
-    if not (allowed(value) or (value is None and name not in _REQUIRED)):
-        raise ValueError(f"metadata.{name} is {value!r}, a {type(value).__name__}, which is not allowed")
-    return value
+def _metrics(name: str, value: Any) -> dict[str, str | float]:
+    if not isinstance(value, Mapping):
+        raise TypeError(f"{name} is {value!r}; expected numbers and texts by name")
+    return {
+        _text(f"a name in {name}", key): _text(f"{name}[{key!r}]", item)
+        if isinstance(item, str)
+        else number(f"{name}[{key!r}]", item, "a number or text")
+        for key, item in value.items()
+    }
+
+
+def _checked(name: str, value: Any) -> Any:
+    """The value of a field, as JSON can hold it.
+
+    Raises:
+        ValueError: it cannot; the message names the field.
+    """
+    full = f"metadata.{name}"
+    try:
+        if name == "metrics":
+            return _metrics(full, value)
+        if name not in _PER_SITE:
+            return None if value is None and name not in _REQUIRED else _SCALAR.get(name, _text)(full, value)
+        if not isinstance(value, Mapping):
+            raise TypeError(f"{full} is {value!r}; expected one value per site")
+        sites = [whole(f"a site of {full}", site) for site in value]
+        odd = [site for site in sites if not 0 <= site <= MAX_SITE]
+        if odd or len(set(sites)) < len(sites):
+            raise ValueError(f"{full} has the sites {sites}; expected whole numbers from 0, each once")
+        items = zip(sites, value.values(), strict=True)
+        return {site: _PER_SITE[name](f"{full}[{site}]", item) for site, item in items}
+    except TypeError as error:
+        raise ValueError(str(error)) from error

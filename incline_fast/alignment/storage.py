@@ -23,6 +23,8 @@ FORMAT = "incline_fast.alignment"
 FORMAT_VERSION = 1
 MAX_HEADER_BYTES = 16 * 2**20
 """A header holds names, shapes and the metadata of some hundred layers at most; a larger one is no alignment's."""
+_FRAMING = 8
+"""A safetensors file begins with the length of its header in 8 bytes, little-endian; the header is a JSON object."""
 
 _FOREIGN = {
     b"PK": "a zip archive, as torch.save writes",
@@ -40,6 +42,7 @@ def write(path: Path, tensors: Mapping[str, Tensor], document: Mapping[str, Any]
     """Write atomically: the file under ``path`` is the old one until the new one is whole and on the disk.
 
     Raises:
+        AlignmentError: the metadata is larger than :func:`read` takes.
         OSError: the folder is missing or the disk refuses; the old file is intact.
     """
     header = {
@@ -47,8 +50,35 @@ def write(path: Path, tensors: Mapping[str, Tensor], document: Mapping[str, Any]
         "format_version": str(FORMAT_VERSION),
         "alignment": json.dumps(document, ensure_ascii=False, allow_nan=False),
     }
+    # The container writes the document as a JSON string inside its own JSON, which escapes it once more.
+    size = len(json.dumps(header, ensure_ascii=False).encode()) + sum(len(name) + 128 for name in tensors)
+    if size > MAX_HEADER_BYTES:
+        sizes = {name: len(json.dumps(value)) for name, value in document.get("metadata", {}).items()}
+        largest = max(sizes, key=sizes.__getitem__, default="")
+        raise AlignmentError(
+            f"the metadata takes {size} bytes, of which metadata.{largest} takes {sizes.get(largest)}; allowed are "
+            f"{MAX_HEADER_BYTES}"
+        )
     with replacing(path) as temporary:
-        save_file({name: t.detach().cpu().contiguous() for name, t in tensors.items()}, temporary, metadata=header)
+        save_file(_separate(tensors), temporary, metadata=header)
+
+
+def _separate(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors on the CPU, each with memory of its own: one vector may serve several sites, or be part of a stack.
+
+    The container refuses tensors that share memory, because after loading they would no longer share it. Maps are
+    never written to, so that makes no difference here.
+    """
+    separate: dict[str, Tensor] = {}
+    taken: set[int] = set()
+    for name, tensor in tensors.items():
+        tensor = tensor.detach().cpu().contiguous().resolve_neg()
+        memory = tensor.untyped_storage()
+        if memory.data_ptr() in taken or memory.nbytes() != tensor.numel() * tensor.element_size():
+            tensor = tensor.clone()
+        taken.add(tensor.untyped_storage().data_ptr())
+        separate[name] = tensor
+    return separate
 
 
 def read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -79,19 +109,21 @@ def _check_container(path: Path) -> None:
         raise AlignmentError(f"{path} is a folder or a device, not a file; an alignment is one .safetensors file")
     size = path.stat().st_size
     with path.open("rb") as file:
-        start, opening = file.read(8), file.read(1)
-    length = int.from_bytes(start, "little")
-    # The length of a header may begin with the bytes that mark another kind of file: 128 with those of a pickle.
-    whole = opening == b"{" and length <= min(size - 8, MAX_HEADER_BYTES)
+        start = file.read(_FRAMING + 1)
+    length = int.from_bytes(start[:_FRAMING], "little")
+    # The length of a header may begin with any byte: what frames a header is one, whatever its first bytes look like.
+    if len(start) > _FRAMING and start[_FRAMING:] == b"{" and length <= min(size - _FRAMING, MAX_HEADER_BYTES):
+        return
     for magic, kind in _FOREIGN.items():
-        if start.startswith(magic) and not whole:
+        if start.startswith(magic):
             raise AlignmentError(f"{path} is {kind}; alignments are safetensors files, and nothing else is ever loaded")
-    if len(start) < 8:
+    if len(start) < _FRAMING:
         raise AlignmentError(f"{path} has {size} bytes; it is empty or truncated")
     if length > MAX_HEADER_BYTES:
         raise AlignmentError(f"{path} announces a header of {length} bytes; allowed are {MAX_HEADER_BYTES}")
-    if length > size - 8:
+    if length > size - _FRAMING:
         raise AlignmentError(f"{path} is truncated: a header of {length} bytes does not fit a file of {size} bytes")
+    raise AlignmentError(f"{path} is not a safetensors file: its header is not a JSON object")
 
 
 def _document(path: Path, header: Mapping[str, str]) -> dict[str, Any]:

@@ -11,19 +11,17 @@ import typer
 
 from incline_fast.cli.evaluation import evaluate, tune
 from incline_fast.cli.inputs import (
-    continue_prompts,
     load_model,
     parallel_text,
     parse_alphas,
     parse_lam,
     parse_layers,
     plan_of,
-    print_alignment,
-    print_generation,
-    read_lines,
+    read_prompts,
     unescape,
 )
 from incline_fast.cli.options import Artifact, Device, Dtype, Languages, Layers, Model, Pairs, Skip, Source, Target
+from incline_fast.cli.output import check_outputs, continue_prompts, print_alignment, print_generation, shown
 
 __all__ = ["app", "main"]
 
@@ -124,12 +122,18 @@ def fit(
         torchrun --nproc-per-node 2 -m incline_fast fit MODEL --pairs fr-en.tsv \\
             --resume states -o fr-en.safetensors
     """
+    from incline_fast.arguments import usable_device
     from incline_fast.distributed import own_device, rank_and_size, started_by_torchrun, together
     from incline_fast.fitting.fit import fit as fit_alignment
 
+    # All options are read before the first slow step.
+    sites, ridge_parameter = parse_layers(layers), parse_lam(lam)
+    if not dry_run:
+        check_outputs({"--output": output}, [pairs, source, target])
+        usable_device("solve_device", own_device(solve_device))
     text = parallel_text(pairs, source, target, languages, skip_bad_lines)
     if dry_run:
-        typer.echo(str(plan_of(model, len(text.source), parse_layers(layers), memory_budget)))
+        typer.echo(str(plan_of(model, len(text.source), sites, memory_budget)))
         return
     loaded, tokenizer = load_model(model, dtype, own_device(device))
     distributed = started_by_torchrun()
@@ -144,9 +148,9 @@ def fit(
             template=unescape(template),
             pooling=pooling,
             estimator=estimator,
-            lam=parse_lam(lam),
+            lam=ridge_parameter,
             form=form,
-            layers=parse_layers(layers),
+            layers=sites,
             holdout=holdout,
             resume=resume,
             memory_budget=memory_budget,
@@ -195,20 +199,21 @@ def generate(
     """
     from incline_fast.alignment.alignment import Alignment
     from incline_fast.intervention.intervene import intervene
+    from incline_fast.text.prompts import render
 
-    texts = list(prompt or []) + (read_lines(prompts) if prompts else [])
+    texts = list(prompt or []) + (read_prompts(prompts) if prompts else [])
     if not texts:
         raise typer.BadParameter("no prompt; give --prompt TEXT or --prompts FILE")
-    loaded, tokenizer = load_model(model, dtype, device)
-    maps = Alignment.load(alignment, loaded)
+    sites = parse_layers(layers)
+    maps = Alignment.load(alignment)
     strength = maps.metadata.recommended_alpha if alpha is None else alpha
     if strength is None:
         raise typer.BadParameter(
             "the file recommends no alpha; give --alpha, or choose one with incline-fast sweep --write"
         )
-    template = (maps.metadata.template if apply_template else None) or "{sentence}"
-    inputs = [template.replace("{sentence}", text) for text in texts]
-    with intervene(loaded, maps, alpha=strength, positions=positions, mode=mode, layers=parse_layers(layers)):
+    inputs = render(texts, maps.metadata.template if apply_template else None)
+    loaded, tokenizer = load_model(model, dtype, device)
+    with intervene(loaded, maps, alpha=strength, positions=positions, mode=mode, layers=sites):
         edited = continue_prompts(loaded, tokenizer, inputs, max_new_tokens)
     plain = continue_prompts(loaded, tokenizer, inputs, max_new_tokens) if compare else [None] * len(texts)
     for text, with_maps, without in zip(texts, edited, plain, strict=True):
@@ -241,20 +246,27 @@ def sweep(
     """
     from incline_fast.alignment.alignment import Alignment
     from incline_fast.intervention.sweep import sweep as run_sweep
+    from incline_fast.intervention.sweep_result import check_plot
 
+    # All options are read, and all outputs tried, before the first slow step.
+    grid, sites = parse_alphas(alphas), parse_layers(layers)
+    check_outputs({"--output": output, "--plot": plot}, [pairs, source, target, alignment])
+    if plot:
+        check_plot(plot)
+    if write:
+        check_outputs({"--write": alignment})
     text = parallel_text(pairs, source, target, None, skip_bad_lines)
-    grid = parse_alphas(alphas)
+    maps = Alignment.load(alignment)
     loaded, tokenizer = load_model(model, dtype, device)
-    maps = Alignment.load(alignment, loaded)
-    result = run_sweep(loaded, tokenizer, maps, text.source, text.target, alphas=grid, layers=parse_layers(layers))
+    result = run_sweep(loaded, tokenizer, maps, text.source, text.target, alphas=grid, layers=sites)
     typer.echo(result.table())
+    if write:
+        maps.with_metadata(recommended_alpha=result.best_alpha).save(alignment)
+        typer.echo(f"stored alpha = {result.best_alpha:g} in {alignment}")
     if output:
         result.to_csv(output)
     if plot:
         result.plot(plot)
-    if write:
-        maps.with_metadata(recommended_alpha=result.best_alpha).save(alignment)
-        typer.echo(f"stored alpha = {result.best_alpha:g} in {alignment}")
 
 
 @app.command()
@@ -313,6 +325,7 @@ def bench(
     """
     from incline_fast.bench import main as run_bench
 
+    check_outputs({"--output": output})
     run_bench(
         tables=[*(["quick"] if quick else []), *(table or [])],
         shapes=shape or [],
@@ -327,6 +340,6 @@ def main() -> None:
     # The errors that a user can cause derive from these; anything else is a bug and keeps its traceback.
     try:
         app(standalone_mode=True)
-    except (ValueError, TypeError, OSError, ArithmeticError) as error:
-        typer.secho(f"incline-fast: {error}", fg=typer.colors.RED, err=True)
+    except (ValueError, TypeError, OSError, ArithmeticError, ImportError) as error:
+        typer.secho(shown(f"incline-fast: {error}"), fg=typer.colors.RED, err=True)
         sys.exit(1)

@@ -9,6 +9,7 @@ import typer
 
 from incline_fast.cli.inputs import load_model, parallel_text, parse_alphas, parse_layers, unescape
 from incline_fast.cli.options import Artifact, Device, Dtype, Languages, Layers, Model, Pairs, Skip, Source, Target
+from incline_fast.cli.output import check_outputs
 
 if TYPE_CHECKING:
     from incline_fast.evaluation import LabelTask
@@ -71,6 +72,9 @@ def tune(
     from incline_fast.evaluation import Development, LabelTask, tsv_labels
     from incline_fast.evaluation import tune as run_tune
 
+    # All options are read, and all outputs tried, before the first slow step.
+    check_outputs({"--output": output, "--table": table}, [pairs, source, target, dev])
+    grid, lam_grid, chosen_sites = parse_alphas(alphas), parse_alphas(lams), parse_layers(layers)
     text = parallel_text(pairs, source, target, languages, skip_bad_lines)
     words = _words(labels)
     prompt = unescape(template) or template
@@ -93,21 +97,22 @@ def tune(
         text.target,
         Development(task, translations),
         estimators=estimators.split(","),
-        lams=parse_alphas(lams),
-        alphas=parse_alphas(alphas),
-        sites=parse_layers(layers),
+        lams=lam_grid,
+        alphas=grid,
+        sites=chosen_sites,
         metric=metric,
         source_language=text.source_language,
         target_language=text.target_language,
         resume=resume,
     )
     typer.echo(found.table())
+    if found.alignment is not None:
+        found.alignment.save(output)
+        typer.echo(f"wrote {output}")
     if table:
         found.trials.to_csv(table)
     if found.alignment is None:
         raise ValueError(f"nothing was written to {output}: no setting was better than the plain model")
-    found.alignment.save(output)
-    typer.echo(f"wrote {output}")
 
 
 def evaluate(
@@ -132,8 +137,8 @@ def evaluate(
     from incline_fast.evaluation import tsv_labels
     from incline_fast.evaluation.report import evaluate as run_evaluate
 
-    loaded, tokenizer = load_model(model, dtype, device)
-    maps = Alignment.load(alignment, loaded)
+    check_outputs({"--output": output}, [test, alignment])
+    maps = Alignment.load(alignment)
     prompt = unescape(template) or maps.metadata.template
     if prompt is None:
         raise typer.BadParameter("the file names no prompt; give --template")
@@ -142,6 +147,8 @@ def evaluate(
     other: LabelTask | None = None
     if "target" in _columns(test):
         other = tsv_labels(test, prompt, columns=("target", "label"), labels=task.labels)
+    loaded, tokenizer = load_model(model, dtype, device)
+    maps.check(loaded)
     report = run_evaluate(loaded, tokenizer, maps, task, other, alpha=alpha)
     typer.echo(report.table())
     if output:
@@ -156,5 +163,6 @@ def _words(labels: str | None) -> tuple[str, ...]:
 
 
 def _columns(path: Path) -> list[str]:
-    with path.open(encoding="utf-8") as file:
-        return file.readline().rstrip("\r\n").split("\t")
+    from incline_fast.text.lines import text_lines
+
+    return next(iter(text_lines(path)), "").split("\t")

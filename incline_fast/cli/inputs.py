@@ -1,36 +1,39 @@
-"""What the commands share: loading models and text, reading options, printing results."""
+"""What the commands read: models, text and options."""
 
 from __future__ import annotations
 
-import sys
+from decimal import Decimal, InvalidOperation
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import typer
 
+from incline_fast.arguments import usable_device
+from incline_fast.cli.output import shown
+
 # transformers takes seconds to import: functions import what they need, so that --help answers soon.
 if TYPE_CHECKING:
-    from incline_fast.alignment.alignment import Alignment
     from incline_fast.fitting.memory_plan import FitPlan
     from incline_fast.text.parallel_text import ParallelText
 
+_MOST_ALPHAS = 10_000
+_MOST_LAYERS = 100_000
+
 __all__ = [
-    "continue_prompts",
     "load_model",
     "parallel_text",
     "parse_alphas",
     "parse_lam",
     "parse_layers",
     "plan_of",
-    "print_alignment",
-    "print_generation",
-    "read_lines",
+    "read_prompts",
     "unescape",
 ]
 
 
 def load_model(name: str, dtype: str, device: str) -> tuple[Any, Any]:
     """The model, in evaluation mode, and its tokenizer."""
+    usable_device("device", device)  # before the weights are read
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     model = AutoModelForCausalLM.from_pretrained(name, dtype=dtype).to(device).eval()
@@ -54,7 +57,7 @@ def parallel_text(
     """The pairs that the options name; rows that were skipped are reported on standard error."""
     from incline_fast.text.parallel_text import ParallelText
 
-    codes = (languages or ",").split(",")
+    codes = [code.strip() for code in (languages or ",").split(",")]
     if len(codes) != 2:
         raise typer.BadParameter(f"languages is {languages!r}; expected two, separated by a comma, such as fr,en")
     options: dict[str, Any] = {
@@ -65,12 +68,11 @@ def parallel_text(
     if pairs is None and source is not None and target is not None:
         text = ParallelText.from_files(source, target, **options)
     elif pairs is not None and source is None and target is None:
-        read = ParallelText.from_jsonl if pairs.suffix == ".jsonl" else ParallelText.from_tsv
-        text = read(pairs, **options)
+        text = ParallelText.from_pairs(pairs, **options)
     else:
         raise typer.BadParameter("give either --pairs FILE, or both --source FILE and --target FILE")
     for problem in text.problems:
-        typer.secho(str(problem), fg=typer.colors.YELLOW, err=True)
+        typer.secho(shown(str(problem)), fg=typer.colors.YELLOW, err=True)
     return text
 
 
@@ -80,91 +82,60 @@ def parse_layers(text: str | None) -> list[int] | None:
         return None
     chosen: list[int] = []
     for part in text.split(","):
-        first, _, last = part.strip().partition("-")
-        if not first.isdecimal() or (last and not last.isdecimal()) or (last and int(last) < int(first)):
+        ends = part.strip().split("-")
+        if len(ends) > 2 or not all(end.isdecimal() and len(end) < 8 for end in ends):
             raise typer.BadParameter(f"layers is {text!r}; expected numbers and ranges such as 4-12,18")
-        chosen += range(int(first), int(last or first) + 1)
+        first, last = int(ends[0]), int(ends[-1])
+        if not 0 <= last - first < _MOST_LAYERS:
+            raise typer.BadParameter(f"layers is {text!r}; {part.strip()} is not a range of layers, first to last")
+        chosen += range(first, last + 1)
     return sorted(set(chosen))
 
 
 def parse_lam(text: str | None) -> float | Literal["loo"] | None:
     """A number, ``"loo"``, or None for the preset's own."""
+    if text is None:
+        return None
     if text == "loo":
         return "loo"
     try:
-        return None if text is None else float(text)
+        lam = float(text)
     except ValueError:
-        raise typer.BadParameter(f"lam is {text!r}; expected a number >= 0, or loo") from None
+        lam = -1.0
+    if not 0 <= lam < float("inf"):
+        raise typer.BadParameter(f"lam is {text!r}; expected a number >= 0, or loo")
+    return lam
 
 
 def parse_alphas(text: str) -> list[float]:
-    """``"0:0.3:0.1"`` -> ``[0.0, 0.1, 0.2, 0.3]``; ``"0,0.5"`` -> ``[0.0, 0.5]``."""
+    """``"0:0.3:0.1"`` -> ``[0.0, 0.1, 0.2, 0.3]``, never beyond the second number; ``"0,0.5"`` -> ``[0.0, 0.5]``."""
+    expected = f"alphas is {text!r}; expected first:last:step or a list such as 0,0.1,0.2"
     try:
-        if ":" not in text:
-            return [float(part) for part in text.split(",")]
-        first, last, step = map(float, text.split(":"))
-        count = round((last - first) / step) + 1
-        if step <= 0 or count < 1:
-            raise ValueError
-    except (ValueError, ZeroDivisionError):
-        raise typer.BadParameter(f"alphas is {text!r}; expected first:last:step or a list such as 0,0.1,0.2") from None
-    # Rounded so that 0:1:0.05 lists 0.15 and not 0.15000000000000002.
-    return [round(first + i * step, 10) for i in range(count)]
+        # Decimal, so that 0:1:0.05 lists 0.15 and not 0.15000000000000002, and its last step is not lost.
+        values = [Decimal(part.strip()) for part in text.split(":" if ":" in text else ",")]
+    except InvalidOperation:
+        raise typer.BadParameter(expected) from None
+    if not all(abs(float(value)) < float("inf") for value in values):
+        raise typer.BadParameter(f"{expected}, all of them finite")
+    if ":" not in text:
+        return [float(value) for value in values]
+    if len(values) != 3 or values[2] <= 0 or values[1] < values[0]:
+        raise typer.BadParameter(expected)
+    first, last, step = values
+    count = (last - first) / step + 1
+    if count > _MOST_ALPHAS:
+        raise typer.BadParameter(f"alphas is {text!r}, which are {count:.3g} strengths; allowed are {_MOST_ALPHAS}")
+    return [float(first + index * step) for index in range(int(count))]
 
 
-def read_lines(path: Path) -> list[str]:
+def read_prompts(path: Path) -> list[str]:
     """The lines of a file, or of standard input for ``-``, without empty ones."""
-    content = sys.stdin.read() if str(path) == "-" else path.read_text(encoding="utf-8")
-    return [line for line in content.splitlines() if line.strip()]
+    from incline_fast.text.lines import text_lines
+
+    return [line for line in text_lines(path) if line.strip()]
 
 
 def unescape(template: str | None) -> str | None:
     """A template with its ``\\n`` turned into line breaks."""
     # Shells do not turn \n into a line break, and a template needs one more often than it needs a backslash.
     return None if template is None else template.replace("\\n", "\n")
-
-
-def continue_prompts(model: Any, tokenizer: Any, prompts: list[str], max_new_tokens: int) -> list[str]:
-    """Greedy continuations of all prompts as one left-padded batch."""
-    import torch
-
-    tokenizer.padding_side = "left"
-    if tokenizer.pad_token is None:
-        tokenizer.pad_token = tokenizer.eos_token
-    batch = tokenizer(prompts, return_tensors="pt", padding=True).to(model.device)
-    with torch.inference_mode():
-        tokens = model.generate(**batch, max_new_tokens=max_new_tokens, do_sample=False)
-    continued: list[str] = tokenizer.batch_decode(tokens[:, batch["input_ids"].shape[1] :], skip_special_tokens=True)
-    return continued
-
-
-def print_generation(prompt: str, edited: str, plain: str | None, alpha: float) -> None:
-    """A prompt with its continuations, one below the other."""
-    typer.secho(prompt, bold=True)
-    if plain is not None:
-        typer.echo(f"  plain        {plain.strip()!r}")
-    typer.echo(f"  alpha {alpha:<6g} {edited.strip()!r}")
-
-
-def print_alignment(alignment: Alignment) -> None:
-    """What an alignment is, and a row per site."""
-    from rich.console import Console
-    from rich.table import Table
-
-    about = alignment.metadata
-    console = Console()
-    console.print(repr(alignment), highlight=False, markup=False)
-    for name in ("preset", "template", "pooling", "recommended_alpha", "library_version"):
-        console.print(f"{name:<18}{getattr(about, name)!r}", highlight=False, markup=False)
-    table = Table("site", "map", "lam", "solved by", "held-out error", "notes")
-    for layer, map in alignment.maps.items():
-        error = about.fit_error.get(layer)
-        table.add_row(
-            str(layer),
-            "dense" if map.rank is None else f"rank {map.rank}",
-            f"{about.lam[layer]:g}" if layer in about.lam else "",
-            about.solver.get(layer, ""),
-            "" if error is None else f"{error:.3f}",
-            "; ".join(about.notes.get(layer, [])),
-        )
-    console.print(table)

@@ -14,7 +14,11 @@ Artifact = Annotated[
     Path, typer.Argument(metavar="ALIGNMENT", help="File written by `fit` or `tune`.", exists=True, dir_okay=False)
 ]
 Pairs = Annotated[
-    Path | None, typer.Option(help="Parallel text in one file: .tsv (source, tab, target) or .jsonl.", exists=True)
+    Path | None,
+    typer.Option(
+        help="Parallel text in one file: .tsv (source, tab, target), .jsonl or .ndjson; also .gz, .bz2, .xz.",
+        exists=True,
+    ),
 ]
 Source = Annotated[Path | None, typer.Option(help="Sentences of the source language, one a line.", exists=True)]
 Target = Annotated[Path | None, typer.Option(help="The same sentences in the target language.", exists=True)]

@@ -15,6 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from incline_fast.states.shards import text_hash
+from incline_fast.text.lines import text_lines
+from incline_fast.text.prompts import DEFAULT_TEMPLATE, fill
 
 __all__ = [
     "ContinuationTask",
@@ -32,7 +34,7 @@ SIB200_WORDS = {"science/technology": "science"}
 
 Every word is one token. A sum over the three tokens of "science/technology" would handicap that class."""
 
-SIB200_TEMPLATE = "{sentence}\nThe topic of this text is"
+SIB200_TEMPLATE = DEFAULT_TEMPLATE
 
 
 class TaskError(ValueError):
@@ -131,7 +133,7 @@ def few_shot_template(examples: LabelTask, separator: str = "\n\n") -> str:
     if examples.answers is None:
         raise TaskError(f"{examples.name}: examples need answers")
     shown = [
-        examples.template.replace("{sentence}", sentence) + " " + examples.labels[answer]
+        fill(examples.template, sentence) + " " + examples.labels[answer]
         for sentence, answer in zip(examples.sentences, examples.answers, strict=True)
     ]
     if any("{sentence}" in example for example in shown):
@@ -258,8 +260,7 @@ def xwinograd(path: str | PathLike[str], language: str) -> ContinuationTask:
         TaskError: there is no row of this language.
     """
     prompts, ends, answers = [], [], []
-    with Path(path).open(encoding="utf-8") as file:
-        rows = [line.rstrip("\n").split("\t") for line in file]
+    rows = [line.split("\t") for line in text_lines(Path(path))]
     for row in rows:
         if row[0] != language:
             continue
@@ -293,10 +294,8 @@ def _place(sentence: str, tokens: Sequence[str], pronoun: Any) -> tuple[str, str
 
 
 def _table(path: Path) -> list[dict[str, str]]:
-    with path.open(newline="", encoding="utf-8") as file:
-        return list(csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE))
+    return list(csv.DictReader(text_lines(path), delimiter="\t", quoting=csv.QUOTE_NONE))
 
 
 def _objects(path: Path) -> list[dict[str, Any]]:
-    with path.open(encoding="utf-8") as file:
-        return [json.loads(line) for line in file if line.strip()]
+    return [json.loads(line) for line in text_lines(path) if line.strip()]

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from incline_fast.alignment.metadata import Form
+from incline_fast.arguments import matrix
 from incline_fast.maps import AffineMap
 from incline_fast.solver.least_squares import SolvePath
 from incline_fast.solver.preprocess import check_lam, check_matrix, frame_of, prepare
@@ -74,6 +75,7 @@ class Estimator:
         default_lam: relative lam where none is given.
         uses_lam: whether a lam other than 0 means anything.
         own_form: the only form in which the result makes sense, None if both do.
+        min_pairs: number of rows below which there is nothing to fit.
     """
 
     name: str
@@ -81,6 +83,7 @@ class Estimator:
     default_lam: Lam = 0.0
     uses_lam: bool = False
     own_form: Form | None = None
+    min_pairs: int = 1
 
     def __call__(self, X: Tensor, Y: Tensor, lam: Lam | None = None) -> Fitted:
         """Fit.
@@ -95,17 +98,26 @@ class Estimator:
             ValueError: shapes or devices do not agree, there are no rows, a row is not finite, lam is negative, not
                 finite or not used by this estimator, or the result does not fit fp32.
         """
+        lam = self.checked_lam(lam)
+        X, Y = matrix("X", X), matrix("Y", Y)
+        _check_states(X, Y)
+        if len(X) < self.min_pairs:
+            raise ValueError(f"there is {len(X)} pair; {self.name} needs at least {self.min_pairs}")
+        return self.solve(X.double(), Y.double(), lam)
+
+    def checked_lam(self, lam: Lam | None) -> Lam:
+        """The ridge parameter that a call would use.
+
+        Raises:
+            ValueError: it is negative, not finite, neither a number nor ``"loo"``, or not used by this estimator.
+        """
         lam = self.default_lam if lam is None else lam
         if isinstance(lam, str) and lam != "loo":
             raise ValueError(f"lam is {lam!r}; expected a number >= 0 or 'loo'")
-        if lam == "loo" or check_lam(lam) > 0:
-            self._check_uses_lam(lam)
-        _check_states(X, Y)
-        return self.solve(X.double(), Y.double(), lam)
-
-    def _check_uses_lam(self, lam: Lam) -> None:
-        if not self.uses_lam:
+        checked: Lam = "loo" if isinstance(lam, str) else check_lam(lam)
+        if checked != 0 and not self.uses_lam:
             raise ValueError(f"lam is {lam}, but {self.name} has no ridge parameter; leave it out or give 0")
+        return checked
 
 
 def min_norm(X: Tensor, Y: Tensor, lam: Lam = 0.0) -> Fitted:
@@ -207,12 +219,10 @@ def shuffled(estimator: str | Estimator, seed: int = 0) -> Estimator:
     inner = get_estimator(estimator)
 
     def solve_shuffled(X: Tensor, Y: Tensor, lam: Lam) -> Fitted:
-        if len(Y) < 2:
-            raise ValueError("there is one pair; shuffled pairs need at least two")
         order = torch.randperm(len(Y), generator=torch.Generator().manual_seed(seed))
         return inner.solve(X, Y[order.to(Y.device)], lam)
 
-    return replace(inner, name=f"shuffled({inner.name}, seed={seed})", solve=solve_shuffled)
+    return replace(inner, name=f"shuffled({inner.name}, seed={seed})", solve=solve_shuffled, min_pairs=2)
 
 
 def _check_states(X: Tensor, Y: Tensor) -> None:

@@ -15,15 +15,15 @@ from tqdm.auto import tqdm
 
 from incline_fast.alignment.alignment import Alignment
 from incline_fast.alignment.metadata import AlignmentMetadata, Form
+from incline_fast.arguments import matrix, number, plain, usable_device, whole, wholes
 from incline_fast.distributed import gather, rank_and_size
 from incline_fast.fitting.estimators import Estimator, Fitted, Lam, get_estimator
 from incline_fast.fitting.memory_plan import plan_fit
 from incline_fast.models.identity import identify
-from incline_fast.states.hidden_states import BATCH_TOKENS, HiddenStates, Pooling, StatesError, collect, render
+from incline_fast.states.hidden_states import BATCH_TOKENS, Collection, HiddenStates, Pooling, StatesError, prepare
+from incline_fast.text.prompts import DEFAULT_TEMPLATE, PromptError
 
-__all__ = ["DEFAULT_TEMPLATE", "PRESETS", "Preset", "fit", "fit_states"]
-
-DEFAULT_TEMPLATE = "{sentence}\nThe topic of this text is"
+__all__ = ["PRESETS", "Preset", "fit", "fit_states"]
 
 
 @dataclass(frozen=True)
@@ -115,7 +115,8 @@ def fit(
     Raises:
         ValueError: an unknown preset, estimator or form, unequal numbers of sentences, a memory budget that is too
             small, another bad argument.
-        StatesError: a sentence or the folder ``resume`` cannot be used.
+        PromptError: a sentence cannot be used.
+        StatesError: a state is not finite, or the folder ``resume`` cannot be used.
         UnsupportedModelError: the architecture is not known.
     """
     if preset not in PRESETS:
@@ -128,6 +129,8 @@ def fit(
         source_language = source_language or getattr(source, "source_language", None)
         target_language = target_language or getattr(source, "target_language", None)
         source, target = _both_sides(source)
+    sides = {"source": _listed("source", source), "target": _listed("target", target)}
+    source, target = sides.values()
     if len(source) != len(target):
         raise ValueError(
             f"source has {len(source)} sentences, target {len(target)}; sentence i must belong to sentence i"
@@ -145,23 +148,21 @@ def fit(
         pooling=chosen.pooling if pooling is None else pooling,
         preset=preset,
     )
-    # What is wrong with the second side must not come out after the long run over the first.
+    # Whatever can be refused is refused here, before the long runs over both sides.
     _check_form(solver, form)
-    _split(len(source), holdout, seed)
-    sides = {"source": source, "target": target}
-    for side, texts in sides.items():
-        with _naming(side):
-            render(texts, metadata.template)
-    sites = range(1, identity.num_layers + 1) if layers is None else layers
+    fitted_rows, _ = _split(len(source), holdout, seed)
+    sites = list(range(1, identity.num_layers + 1)) if layers is None else wholes("layers", layers)
     lams = _lam_by_site(lam, sites)
+    _check_lams(solver, lams.values(), len(fitted_rows))
+    usable_device("solve_device", solve_device)
     plan = plan_fit(len(source), identity.hidden_size, sites, memory_budget=memory_budget)
 
-    def states(side: str, group: Sequence[int]) -> HiddenStates:
+    def prepared(side: str, group: Sequence[int]) -> Collection:
         folder = None if resume is None else Path(resume) / side
         if folder is not None and len(plan.groups) > 1:
             folder = folder / f"sites-{group[0]}-{group[-1]}"
         with _naming(side):
-            return collect(
+            return prepare(
                 model,
                 tokenizer,
                 sides[side],
@@ -169,15 +170,18 @@ def fit(
                 pooling=chosen.pooling if pooling is None else pooling,
                 layers=group,
                 batch_tokens=batch_tokens,
-                progress=progress,
                 resume=folder,
-                distributed=distributed,
             )
 
+    def states(collection: Collection, side: str) -> HiddenStates:
+        with _naming(side):
+            return collection.run(progress=progress, distributed=distributed)
+
+    runs = [(group, prepared("source", group), prepared("target", group)) for group in plan.groups]
     parts = [
         fit_states(
-            states("source", group),
-            states("target", group),
+            states(of_source, "source"),
+            states(of_target, "target"),
             estimator=solver,
             lam={site: lams[site] for site in group},
             form=form or solver.own_form or chosen.form,
@@ -188,7 +192,7 @@ def fit(
             device=solve_device,
             distributed=distributed,
         )
-        for group in plan.groups
+        for group, of_source, of_target in runs
     ]
     return _joined(parts)
 
@@ -231,6 +235,8 @@ def fit_states(
     """
     solver = get_estimator(estimator)
     _check_form(solver, form)
+    X, Y = _states_by_site("X", X), _states_by_site("Y", Y)
+    device = usable_device("device", device)
     if not X or sorted(X) != sorted(Y):
         raise ValueError(f"X has the sites {sorted(X)}, Y {sorted(Y)}; expected the same, at least one")
     lams = {site: solver.default_lam if one is None else one for site, one in _lam_by_site(lam, X).items()}
@@ -238,6 +244,7 @@ def fit_states(
     if len(counts) != 1:
         raise ValueError(f"the states have {sorted(counts)} rows; every site of X and Y must have as many")
     fitted_rows, held_out = _split(counts.pop(), holdout, seed)
+    _check_lams(solver, lams.values(), len(fitted_rows))
 
     rank, size = rank_and_size(distributed)
     own = sorted(X)[rank::size]
@@ -311,7 +318,7 @@ def _naming(what: str) -> Iterator[None]:
     try:
         yield
     except (TypeError, ValueError) as error:
-        if type(error) not in (TypeError, ValueError, StatesError):
+        if type(error) not in (TypeError, ValueError, StatesError, PromptError):
             raise
         raise type(error)(f"{what}: {error}") from error
 
@@ -325,11 +332,33 @@ def _both_sides(text: Any) -> tuple[Sequence[str], Sequence[str]]:
     return text.source, text.target
 
 
+def _listed(name: str, sentences: Any) -> list[str]:
+    """The sentences of a list, a tuple, an array, a column of a table or a generator."""
+    if isinstance(sentences, str | bytes | Mapping) or not isinstance(sentences, Iterable):
+        raise TypeError(f"{name}: sentences is a {type(sentences).__name__}; expected a list of them")
+    return list(sentences)
+
+
+def _states_by_site(name: str, states: Mapping[int, Any]) -> dict[int, Tensor]:
+    return {whole(f"a site of {name}", site): matrix(f"{name}[{site!r}]", rows) for site, rows in states.items()}
+
+
 def _lam_by_site(lam: Lam | Mapping[int, Lam | None] | None, sites: Iterable[int]) -> dict[int, Lam | None]:
-    lams: dict[int, Lam | None] = dict(lam) if isinstance(lam, Mapping) else dict.fromkeys(sites, lam)
+    if isinstance(lam, Mapping):
+        lams: dict[int, Lam | None] = {whole("a site of lam", site): plain(one) for site, one in lam.items()}
+    else:
+        lams = dict.fromkeys(sites, plain(lam))
     if sorted(lams) != sorted(set(sites)):
         raise ValueError(f"lam has the sites {sorted(lams)}, the fit {sorted(set(sites))}; expected the same")
     return lams
+
+
+def _check_lams(estimator: Estimator, lams: Iterable[Lam | None], n: int) -> None:
+    chosen = {str(lam): estimator.checked_lam(lam) for lam in lams}
+    if n < estimator.min_pairs:
+        raise ValueError(f"{n} pairs are fitted; {estimator.name} needs at least {estimator.min_pairs}")
+    if "loo" in chosen.values() and n < 2:
+        raise ValueError(f"lam is 'loo' and {n} pair is fitted; choosing lam needs at least 2")
 
 
 def _check_form(estimator: Estimator, form: str | None) -> None:
@@ -341,8 +370,9 @@ def _check_form(estimator: Estimator, form: str | None) -> None:
 
 def _split(n: int, holdout: float, seed: int) -> tuple[Tensor, Tensor]:
     """Indices of fitted and of held-out rows, both ascending."""
-    count = round(n * holdout) if 0 < holdout < 1 else int(holdout)
-    if holdout < 0 or (holdout >= 1 and count != holdout) or count >= n or (holdout > 0 and count == 0):
+    share, seed = number("holdout", holdout), whole("seed", seed)
+    count = round(n * share) if 0 < share < 1 else int(share)
+    if share < 0 or (share >= 1 and count != share) or count >= n or (share > 0 and count == 0):
         raise ValueError(
             f"holdout is {holdout} of {n} pairs; expected 0, a share below 1 or a whole number of pairs, "
             "which leaves at least one pair on each side"

@@ -9,6 +9,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from incline_fast.text.prompts import leading_bos
+
 __all__ = ["Call", "Positions", "Rows", "read_call", "select"]
 
 Positions = Literal["last", "generated", "all"]
@@ -131,7 +133,7 @@ def select(
             prompt; ``"all"`` - every real token.
         prompt_length: how many leading columns of this pass belong to the prompt: T for a prompt, 0 for a decode step,
             in between for passes without a cache, which repeat the prompt before what was generated.
-        bos_token_ids: a row's first real token is not edited if it is one of these.
+        bos_token_ids: tokens that are not edited at the beginning of a row.
         active: ``[B]``, False for rows with alpha = 0, which keep their bits.
     """
     if positions == "last" and prompt_length == 0:
@@ -168,10 +170,6 @@ def _asked_for(positions: Positions, real: Tensor, prompt_length: int) -> Tensor
 
 
 def _bos(input_ids: Tensor, real: Tensor, bos_token_ids: tuple[int, ...]) -> Tensor:
-    """``[B, T]`` bool: each row's first real token, where it is BOS."""
-    chosen = torch.zeros_like(real)
-    rows = torch.arange(real.shape[0], device=real.device)
-    first = real.long().argmax(dim=1)
-    bos = torch.tensor(bos_token_ids, device=real.device)
-    chosen[rows, first] = torch.isin(input_ids[rows, first].to(real.device), bos)
-    return chosen
+    """``[B, T]`` bool: the BOS at the beginning of each row, one or several."""
+    is_bos = torch.isin(input_ids, torch.tensor(bos_token_ids, device=input_ids.device))
+    return leading_bos(is_bos.to(real.device), real)

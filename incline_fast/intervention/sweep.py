@@ -11,7 +11,7 @@ step over the last token, with one alpha per row, gives all strengths. Several a
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from incline_fast.alignment.alignment import Alignment
+from incline_fast.arguments import numbers, whole, wholes
 from incline_fast.intervention.intervene import intervene
 from incline_fast.intervention.sweep_result import SweepResult
 from incline_fast.states.hidden_states import evaluated
@@ -36,12 +37,12 @@ def sweep(
     model: nn.Module,
     tokenizer: Any,
     alignment: Alignment,
-    source: Sequence[str],
-    target: Sequence[str],
+    source: Iterable[str],
+    target: Iterable[str],
     *,
-    alphas: Sequence[float] = DEFAULT_ALPHAS,
+    alphas: Iterable[float] = DEFAULT_ALPHAS,
     template: str | None = None,
-    layers: Sequence[int] | None = None,
+    layers: Iterable[int] | None = None,
     batch_rows: int = 128,
     progress: bool = True,
 ) -> SweepResult:
@@ -64,7 +65,9 @@ def sweep(
         Every prompt's divergence at every alpha; ``best_alpha``, intervals, and which alphas blew up.
 
     Raises:
-        ValueError: unequal numbers of sentences, no sentence, a bad grid, a model without an LM head.
+        TypeError, ValueError: unequal numbers of sentences, no sentence, a bad grid, layers without a map, a model
+            without an LM head.
+        PromptError: a sentence cannot be used.
         AlignmentError: the alignment was made for another model.
     """
     results = compare(
@@ -86,12 +89,12 @@ def compare(
     model: nn.Module,
     tokenizer: Any,
     alignments: Mapping[str, Alignment],
-    source: Sequence[str],
-    target: Sequence[str],
+    source: Iterable[str],
+    target: Iterable[str],
     *,
-    alphas: Sequence[float] | Mapping[str, Sequence[float]] = DEFAULT_ALPHAS,
+    alphas: Iterable[float] | Mapping[str, Iterable[float]] = DEFAULT_ALPHAS,
     template: str | None = None,
-    layers: Sequence[int] | None = None,
+    layers: Iterable[int] | None = None,
     batch_rows: int = 128,
     progress: bool = True,
 ) -> dict[str, SweepResult]:
@@ -112,17 +115,20 @@ def compare(
     Returns:
         name -> result.
     """
-    if len(source) != len(target):
-        raise ValueError(f"source has {len(source)} sentences, target {len(target)}; sentence i must match sentence i")
     if not alignments:
         raise ValueError("alignments is empty; expected at least one")
-    if batch_rows < 1:
+    if whole("batch_rows", batch_rows) < 1:
         raise ValueError(f"batch_rows is {batch_rows}; expected at least 1")
     grids = {name: _grid(alphas[name] if isinstance(alphas, Mapping) else alphas) for name in alignments}
+    layers = None if layers is None else wholes("layers", layers)
     for alignment in alignments.values():
-        alignment.check(model)
+        intervene(model, alignment, alpha=1.0, layers=layers)  # refuses what cannot be applied, and edits nothing
     prompts = PromptRunner(model, tokenizer)
     source_ids, target_ids = (prompts.ids(texts, template) for texts in (source, target))
+    if len(source_ids) != len(target_ids):
+        raise ValueError(
+            f"source has {len(source_ids)} sentences, target {len(target_ids)}; sentence i must match sentence i"
+        )
 
     base = _Measures(1, len(source_ids))
     edited = {name: _Measures(len(grid), len(source_ids)) for name, grid in grids.items()}
@@ -168,11 +174,11 @@ def divergence(target: Tensor, logits: Tensor) -> Tensor:
     return torch.where(kl.isfinite(), kl, torch.inf)
 
 
-def _grid(alphas: Sequence[float]) -> list[float]:
+def _grid(alphas: Iterable[float]) -> list[float]:
     """The strengths other than 0, ascending; 0 is measured apart, once for all alignments."""
-    grid = sorted({float(alpha) for alpha in alphas} - {0.0})
-    if not grid or not all(abs(alpha) < float("inf") for alpha in grid):
-        raise ValueError(f"alphas is {list(alphas)}; expected finite numbers, one of them not 0")
+    grid = sorted(set(numbers("alphas", alphas)) - {0.0})
+    if not grid:
+        raise ValueError("alphas has no strength other than 0; expected at least one")
     return grid
 
 

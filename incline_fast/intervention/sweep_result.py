@@ -12,9 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from incline_fast.files import replacing
+from incline_fast.files import check_writable, replacing
 
-__all__ = ["GROWTH_LIMIT", "Interval", "SweepResult"]
+__all__ = ["GROWTH_LIMIT", "Interval", "SweepResult", "check_plot"]
 
 GROWTH_LIMIT = 10.0
 """A last state whose norm grows by more than this factor has blown up: edits at many sites fed each other."""
@@ -131,7 +131,10 @@ class SweepResult:
 
         Raises:
             ImportError: matplotlib is not installed (``pip install incline-fast[plot]``).
+            ValueError: the suffix names no kind of picture.
         """
+        path = Path(path)
+        check_plot(path)
         figure, axes = _figure()
         shown = [row for row in self.rows() if not row["blown_up"]]
         x = [row["alpha"] for row in shown]
@@ -140,10 +143,26 @@ class SweepResult:
         axes.plot(x, middle, marker="o", markersize=3)
         axes.axhline(0, color="gray", linewidth=0.8)
         axes.axvline(self.best_alpha, color="gray", linewidth=0.8, linestyle=":")
-        axes.set(xlabel="alpha", ylabel="change of KL, %", title=title)
-        suffix = Path(path).suffix.lstrip(".")
-        with replacing(Path(path)) as temporary:
-            figure.savefig(temporary, format=suffix, dpi=150, bbox_inches="tight")
+        axes.set(xlabel="alpha", ylabel="change of KL, %")
+        # A title is text: dollar signs in it are no formula.
+        axes.set_title(title, parse_math=False)
+        with replacing(path) as temporary:
+            figure.savefig(temporary, format=path.suffix.lstrip(".").lower(), dpi=150, bbox_inches="tight")
+
+
+def check_plot(path: Path) -> None:
+    """Refuse before hours of work what :meth:`SweepResult.plot` could not draw to ``path``.
+
+    Raises:
+        ImportError: matplotlib is not installed.
+        ValueError: the suffix names no kind of picture.
+        OSError: the file cannot be written.
+    """
+    figure, _ = _figure()
+    known = sorted(figure.canvas.get_supported_filetypes())
+    if path.suffix.lstrip(".").lower() not in known:
+        raise ValueError(f"the plot {path} ends in {path.suffix!r}; allowed: {', '.join('.' + kind for kind in known)}")
+    check_writable(path)
 
 
 def _figure() -> tuple[Any, Any]:

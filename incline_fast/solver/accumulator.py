@@ -9,6 +9,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from incline_fast.arguments import matrix
 from incline_fast.solver.moments import Moments
 from incline_fast.solver.preprocess import check_pair
 
@@ -51,6 +52,7 @@ class RidgeAccumulator:
             TypeError: an argument is not a floating-point tensor.
             ValueError: shapes or devices do not agree, or a value is not finite.
         """
+        X, Y = matrix("X", X), matrix("Y", Y)
         check_pair(X, Y)
         if (X.shape[1], Y.shape[1], X.device) != (self.d, self.t, self._moments.mean_x.device):
             raise ValueError(

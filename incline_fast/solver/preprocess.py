@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from numbers import Real
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from incline_fast.arguments import plain
 from incline_fast.solver.lam_selection import Rows
 
 __all__ = ["Frame", "check_lam", "check_matrix", "check_pair", "check_weight", "frame_of", "from_spread", "prepare"]
@@ -38,16 +41,17 @@ class Frame:
     notes: tuple[str, ...]
 
 
-def check_lam(lam: float) -> float:
+def check_lam(lam: Any) -> float:
     """A ridge parameter as a float.
 
     Raises:
         ValueError: it is negative, NaN or infinite.
     """
+    found = plain(lam)
     # Written so that NaN is refused as well.
-    if not 0 <= lam < float("inf"):
-        raise ValueError(f"lam is {lam}; expected a finite number >= 0")
-    return float(lam)
+    if isinstance(found, bool) or not isinstance(found, Real) or not 0 <= float(found) < float("inf"):
+        raise ValueError(f"lam is {lam!r}; expected a finite number >= 0")
+    return float(found)
 
 
 def check_matrix(name: str, value: Tensor, shape: str = "[n, d]") -> None:

@@ -10,7 +10,7 @@ their product, which ``coef_`` forms on demand, takes the dtype of the data.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import replace
 from functools import cached_property
 from typing import Literal, get_args
@@ -18,6 +18,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
+from incline_fast.arguments import is_listing, matrix
 from incline_fast.solver.accumulator import RidgeAccumulator
 from incline_fast.solver.lam_selection import Rows, gcv_from_moments, gcv_scores, kfold_scores, loo_scores
 from incline_fast.solver.least_squares import (
@@ -90,7 +91,7 @@ class Ridge:
 
     def __init__(
         self,
-        lam: float | Sequence[float] = DEFAULT_LAMS,
+        lam: float | Iterable[float] = DEFAULT_LAMS,
         *,
         fit_intercept: bool = True,
         standardize: bool = False,
@@ -108,7 +109,7 @@ class Ridge:
                 raise ValueError(f"{name} is {value!r}; allowed: {', '.join(map(repr, allowed))}")
         if standardize and not fit_intercept:
             raise ValueError("standardize is True without fit_intercept; a standard deviation is about the mean")
-        self.lams = tuple(check_lam(value) for value in (lam if isinstance(lam, Sequence) else (lam,)))
+        self.lams = tuple(check_lam(value) for value in (lam if is_listing(lam) else (lam,)))
         if not self.lams or (select is None and len(self.lams) > 1):
             raise ValueError(f"lam has {len(self.lams)} values and select is {select!r}; one value needs no select")
         self.fit_intercept = fit_intercept
@@ -135,7 +136,9 @@ class Ridge:
                 rows to choose lam, or no lam of the grid has a finite score.
             RidgeBreakdownError: Cholesky broke down and ``on_breakdown`` is ``"raise"``.
         """
+        X, Y = matrix("X", X), matrix("Y", Y)
         check_pair(X, Y)
+        sample_weight = None if sample_weight is None else matrix("sample_weight", sample_weight)
         check_weight(sample_weight, len(X))
         x, y = X.double(), Y.double()
         weight = None if sample_weight is None else sample_weight.double()
@@ -158,6 +161,7 @@ class Ridge:
 
     def predict(self, X: Tensor) -> Tensor:
         """Predicted targets ``[m, t]`` for ``X [m, d]``, computed in fp64 and returned in the dtype of X."""
+        X = matrix("X", X)
         check_matrix("X", X)
         up, down = self.factors_
         features = up.shape[1] if down is None else down.shape[1]

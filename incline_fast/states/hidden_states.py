@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -14,23 +14,24 @@ import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
+from incline_fast.arguments import whole, wholes
 from incline_fast.distributed import rank_and_size, synchronize, total
 from incline_fast.intervention.site_edits import ACTIVE
-from incline_fast.models.architectures import Architecture, describe, text_config
+from incline_fast.models.architectures import Architecture, describe
 from incline_fast.models.identity import identify, weights_hash
+from incline_fast.models.inputs import input_device, token_limits
 from incline_fast.states.shards import Shards, StatesError, text_hash
 from incline_fast.states.shared_prefix import SharedPrefix, common_prefix, key_value_cache, run_shared_prefix
+from incline_fast.text.prompts import Prompt, render, tokenize
 
 __all__ = [
+    "Collection",
     "HiddenStates",
     "Pooling",
     "StatesError",
-    "Text",
-    "check_template",
     "collect",
     "evaluated",
-    "render",
-    "tokenize",
+    "prepare",
 ]
 
 HiddenStates = dict[int, Tensor]
@@ -38,29 +39,18 @@ HiddenStates = dict[int, Tensor]
 
 Pooling = Literal["last", "mean"]
 
-PLACEHOLDER = "{sentence}"
-
 BATCH_TOKENS = 1024
 """Default bound on the tokens of a batch. On a CPU larger batches are no faster; on a GPU they are."""
-
-
-@dataclass(frozen=True)
-class Text:
-    """One tokenised sentence: its place in the input, its ids, and which of them are real (neither BOS nor EOS)."""
-
-    index: int
-    ids: list[int]
-    real: list[bool]
 
 
 def collect(
     model: nn.Module,
     tokenizer: Any,
-    sentences: Sequence[str],
+    sentences: Iterable[str],
     *,
     template: str | None = None,
     pooling: Pooling = "last",
-    layers: Sequence[int] | None = None,
+    layers: Iterable[int] | None = None,
     batch_tokens: int = BATCH_TOKENS,
     progress: bool = True,
     resume: str | PathLike[str] | None = None,
@@ -72,11 +62,11 @@ def collect(
     reads them, so the last one is the residual stream itself and not, as in ``output_hidden_states``, already
     normalised. Nothing of size ``[batch, tokens, d]`` is kept and the LM head is not computed.
 
-    Sentences are tokenised with the special tokens that the tokenizer adds by default. Real tokens are those that it
-    did not add, less a BOS at the beginning of the text itself: the state of BOS is a constant of huge norm in many
-    models. Batches are padded on the right whatever ``tokenizer.padding_side`` says; a causal model's real states do
-    not depend on the side, and no pad token is needed. Tokens that all prompts begin with (few-shot examples in the
-    template) run once, not for every sentence, where there are at least 16 of them and ``pooling`` is ``"last"``.
+    Sentences are tokenised with the special tokens that the tokenizer adds by default. Which tokens are real, and which
+    is the last of them, is defined in :mod:`incline_fast.text.prompts`. Batches are padded on the right whatever
+    ``tokenizer.padding_side`` says; a causal model's real states do not depend on the side, and no pad token is needed.
+    Tokens that all prompts begin with (few-shot examples in the template) run once, not for every sentence, where there
+    are at least 16 of them and ``pooling`` is ``"last"``.
 
     Args:
         model: a causal LM of transformers, or its backbone. It is evaluated (no dropout) and left as it was.
@@ -99,84 +89,121 @@ def collect(
     Raises:
         TypeError: sentences is a string or holds something that is not one.
         ValueError: an argument is out of range.
-        StatesError: a sentence is empty or has no real token or too many; a state is not finite; the model is being
-            edited; ``resume`` names a folder with states of something else, or a damaged one.
+        PromptError: a sentence is empty or has no real token, too many, or some that the model does not know.
+        StatesError: a state is not finite; the model is being edited; ``resume`` names a folder with states of
+            something else, or a damaged one.
         UnsupportedModelError: the architecture is not known.
         RankError: another process has died.
     """
-    rank, size = rank_and_size(distributed)
+    rank_and_size(distributed)
+    prepared = prepare(
+        model,
+        tokenizer,
+        sentences,
+        template=template,
+        pooling=pooling,
+        layers=layers,
+        batch_tokens=batch_tokens,
+        resume=resume,
+    )
+    return prepared.run(progress=progress, distributed=distributed)
+
+
+def prepare(
+    model: nn.Module,
+    tokenizer: Any,
+    sentences: Iterable[str],
+    *,
+    template: str | None,
+    pooling: Pooling,
+    layers: Iterable[int] | None,
+    batch_tokens: int,
+    resume: str | PathLike[str] | None,
+) -> Collection:
+    """What :func:`collect` can refuse is refused here, before a forward pass; arguments and errors are those of it."""
     if pooling not in get_args(Pooling):
         raise ValueError(f"pooling is {pooling!r}; allowed: {', '.join(get_args(Pooling))}")
-    if batch_tokens < 1:
+    if whole("batch_tokens", batch_tokens) < 1:
         raise ValueError(f"batch_tokens is {batch_tokens}; expected at least 1")
     architecture = describe(model)
     if architecture.backbone in ACTIVE:
         raise StatesError("the model is being edited by an intervention; leave it to collect the states of the model")
     sites = _check_layers(layers, architecture.num_layers)
-    texts = tokenize(tokenizer, render(sentences, template), architecture)
-    _check_ids(texts, model, architecture)
-
-    states = {site: torch.zeros(len(texts), architecture.hidden_size) for site in sites}
+    sentences = sentences if isinstance(sentences, str) else list(sentences)
+    device = input_device(architecture)
+    prompts = tokenize(tokenizer, render(sentences, template), token_limits(architecture))
     shards = None
-    done: set[int] = set()
     if resume is not None:
-        manifest = _manifest(model, sentences, texts, template, pooling, sites)
-        shards = Shards(Path(resume), manifest)
-        done = shards.restore(states)
-
-    waiting = [text for text in texts if text.index not in done]
-    if size > 1:
-        # Nobody writes before all have read, so that all divide the same rest.
-        synchronize()
-        if rank > 0:
-            for site in sites:
-                states[site].zero_()
-    quiet = not progress or rank > 0
-    with (
-        tqdm(total=len(texts), initial=len(done), desc="hidden states", unit="sentence", disable=quiet) as bar,
-        _Recorder(architecture, sites, pooling, _shared_tokens(texts, pooling)) as recorder,
-    ):
-        for number, batch in enumerate(_batches(waiting, batch_tokens)):
-            if number % size != rank:
-                bar.update(len(batch))
-                continue
-            indices = torch.tensor([text.index for text in batch])
-            pooled = recorder.run(batch)
-            _check_finite(pooled, batch, model)
-            for site in sites:
-                states[site][indices] = pooled[site]
-            if shards is not None:
-                shards.write(indices, pooled)
-            bar.update(len(batch))
-    if size > 1:
-        # Every row is one process's and zero elsewhere: the sum is exact.
-        for site in sites:
-            total(states[site])
-    return states
+        shards = Shards(Path(resume), _manifest(model, sentences, prompts, template, pooling, sites))
+        shards.check(sites, len(prompts), architecture.hidden_size)
+    return Collection(architecture, prompts, pooling, sites, int(batch_tokens), shards, device)
 
 
-def check_template(template: str | None) -> None:
-    """Refuse a template that does not have exactly one ``{sentence}``.
+@dataclass(frozen=True)
+class Collection:
+    """A run over sentences that has passed all checks and waits to begin.
 
-    Raises:
-        ValueError: it has none or several.
+    Attributes:
+        architecture: of the model.
+        prompts: the tokenised sentences.
+        pooling, sites, batch_tokens: see :func:`collect`.
+        shards: where finished batches are kept, None to keep none.
+        device: where the token ids belong.
     """
-    if template is not None and template.count(PLACEHOLDER) != 1:
-        raise ValueError(
-            f"template {template!r} has {template.count(PLACEHOLDER)} times {PLACEHOLDER}; expected exactly one"
-        )
+
+    architecture: Architecture
+    prompts: list[Prompt]
+    pooling: Pooling
+    sites: list[int]
+    batch_tokens: int
+    shards: Shards | None
+    device: torch.device
+
+    def run(self, *, progress: bool, distributed: bool) -> HiddenStates:
+        """The states; see :func:`collect`."""
+        rank, size = rank_and_size(distributed)
+        sites = self.sites
+        states = {site: torch.zeros(len(self.prompts), self.architecture.hidden_size) for site in sites}
+        done = set() if self.shards is None else self.shards.restore(states)
+        waiting = [prompt for prompt in self.prompts if prompt.index not in done]
+        if size > 1:
+            # Nobody writes before all have read, so that all divide the same rest.
+            synchronize()
+            if rank > 0:
+                for site in sites:
+                    states[site].zero_()
+        quiet = not progress or rank > 0
+        total_length = len(self.prompts)
+        with (
+            tqdm(total=total_length, initial=len(done), desc="hidden states", unit="sentence", disable=quiet) as bar,
+            _Recorder(self) as recorder,
+        ):
+            for number, batch in enumerate(_batches(waiting, self.batch_tokens)):
+                if number % size == rank:
+                    indices = torch.tensor([prompt.index for prompt in batch])
+                    pooled = recorder.run(batch)
+                    _check_finite(pooled, batch, self.architecture.model)
+                    for site in sites:
+                        states[site][indices] = pooled[site]
+                    if self.shards is not None:
+                        self.shards.write(indices, pooled)
+                bar.update(len(batch))
+        if size > 1:
+            # Every row is one process's and zero elsewhere: the sum is exact.
+            for site in sites:
+                total(states[site])
+        return states
 
 
 class _Recorder:
     """Runs batches through the backbone and pools each site's state the moment it is there."""
 
-    def __init__(
-        self, architecture: Architecture, sites: Sequence[int], pooling: Pooling, shared_tokens: Sequence[int]
-    ) -> None:
-        self._architecture = architecture
-        self._sites = sites
-        self._pooling = pooling
-        self._shared_tokens = shared_tokens
+    def __init__(self, collection: Collection) -> None:
+        self._architecture = collection.architecture
+        self._sites = collection.sites
+        self._pooling = collection.pooling
+        self._device = collection.device
+        self._shared_tokens = _shared_tokens(collection.prompts, collection.pooling)
         self._shared = SharedPrefix((), {})
         self._stack = ExitStack()
         self._real = torch.empty(0)
@@ -195,7 +222,7 @@ class _Recorder:
     def __exit__(self, *exception: object) -> None:
         self._stack.close()
 
-    def run(self, batch: Sequence[Text]) -> HiddenStates:
+    def run(self, batch: Sequence[Prompt]) -> HiddenStates:
         """Pooled states ``{site: fp32 [len(batch), d]}`` on the CPU."""
         skip = len(self._shared)
         width = max(len(text.ids) for text in batch) - skip
@@ -208,14 +235,13 @@ class _Recorder:
             real[row, : len(text.ids) - skip] = torch.tensor(text.real[skip:])
         self._real = real
         self._pooled = {}
-        device = _input_embedding(self._architecture.model).device
         cache = None
         if skip:
             cache = key_value_cache(self._architecture, self._shared, {}, own_tokens=0, rows=len(batch))
         with torch.no_grad():
             self._architecture.backbone(
-                input_ids=ids.to(device),
-                attention_mask=mask.to(device),
+                input_ids=ids.to(self._device),
+                attention_mask=mask.to(self._device),
                 past_key_values=cache,
                 use_cache=cache is not None,
             )
@@ -225,12 +251,11 @@ class _Recorder:
         self._pooled[site] = pool(h, self._real.to(h.device), self._pooling).cpu()
 
 
-def _shared_tokens(texts: Sequence[Text], pooling: Pooling) -> list[int]:
+def _shared_tokens(texts: Sequence[Prompt], pooling: Pooling) -> list[int]:
     """What all texts begin with, where it can run once: a mean needs the states of all tokens."""
     if pooling == "mean":
         return []
-    ends = [text.ids[: max(i for i, real in enumerate(text.real) if real) + 1] for text in texts]
-    return texts[0].ids[: common_prefix(ends)]
+    return texts[0].ids[: common_prefix([text.up_to_last for text in texts])]
 
 
 def pool(h: Tensor, real: Tensor, pooling: Pooling) -> Tensor:
@@ -258,79 +283,18 @@ def evaluated(model: nn.Module) -> Iterator[None]:
             module.training = mode
 
 
-def _input_embedding(model: nn.Module) -> Tensor:
-    weight: Tensor = model.get_input_embeddings().weight  # type: ignore[operator]
-    return weight
-
-
-def _check_layers(layers: Sequence[int] | None, num_layers: int) -> list[int]:
+def _check_layers(layers: Iterable[int] | None, num_layers: int) -> list[int]:
     if layers is None:
         return list(range(num_layers + 1))
-    sites = sorted(set(layers))
+    sites = sorted(set(wholes("layers", layers)))
     if not sites or sites[0] < 0 or sites[-1] > num_layers:
-        raise ValueError(f"layers is {list(layers)}; allowed: sites 0 (embedding) to {num_layers}, at least one")
+        raise ValueError(f"layers is {sites}; allowed: sites 0 (embedding) to {num_layers}, at least one")
     return sites
 
 
-def render(sentences: Sequence[str], template: str | None) -> list[str]:
-    """The prompts: every sentence in the template; see :func:`collect` for what is refused."""
-    check_template(template)
-    if isinstance(sentences, str):
-        raise TypeError("sentences is a str; expected a sequence of them, such as [sentence]")
-    if len(sentences) == 0:
-        raise ValueError("sentences is empty; expected at least one")
-    for index, sentence in enumerate(sentences):
-        if not isinstance(sentence, str):
-            raise TypeError(f"sentence {index} is {sentence!r}, a {type(sentence).__name__}; expected a str")
-        if not sentence.strip():
-            raise StatesError(f"sentence {index} is empty")
-        try:
-            sentence.encode()
-        except UnicodeEncodeError as error:
-            raise StatesError(f"sentence {index} is not valid Unicode: {error}") from error
-    if template is None:
-        return list(sentences)
-    # Not str.format: other braces of a template, such as those of JSON, are text.
-    return [template.replace(PLACEHOLDER, sentence) for sentence in sentences]
-
-
-def tokenize(tokenizer: Any, texts: list[str], architecture: Architecture) -> list[Text]:
-    """Ids of every text with the special tokens that the tokenizer adds, and which of them are real."""
-    encoded = tokenizer(
-        texts, padding=False, truncation=False, return_attention_mask=False, return_special_tokens_mask=True
-    )
-    bos = {*architecture.bos_token_ids, tokenizer.bos_token_id}
-    tokenized = []
-    for index, (ids, added) in enumerate(zip(encoded["input_ids"], encoded["special_tokens_mask"], strict=True)):
-        real = [not flag for flag in added]
-        # A BOS that the text itself begins with was not added by the tokenizer, but is one.
-        for position, token in enumerate(ids):
-            if token not in bos:
-                break
-            real[position] = False
-        if not any(real):
-            raise StatesError(f"sentence {index} has no real token: {texts[index]!r} becomes the ids {ids}")
-        tokenized.append(Text(index, ids, real))
-    return tokenized
-
-
-def _check_ids(texts: list[Text], model: nn.Module, architecture: Architecture) -> None:
-    """Refuse here what would be an index error deep inside the model."""
-    rows = len(_input_embedding(architecture.model))
-    limit = getattr(text_config(architecture.model), "max_position_embeddings", None)
-    for text in texts:
-        if max(text.ids) >= rows:
-            raise StatesError(
-                f"sentence {text.index} has the token id {max(text.ids)}, the model has {rows} embeddings; "
-                "the tokenizer is not this model's"
-            )
-        if limit is not None and len(text.ids) > limit:
-            raise StatesError(f"sentence {text.index} has {len(text.ids)} tokens; {type(model).__name__} takes {limit}")
-
-
-def _batches(texts: list[Text], batch_tokens: int) -> Iterator[list[Text]]:
+def _batches(texts: list[Prompt], batch_tokens: int) -> Iterator[list[Prompt]]:
     """Sentences of like length together, the longest first, so that too large a batch fails at once."""
-    batch: list[Text] = []
+    batch: list[Prompt] = []
     for text in sorted(texts, key=lambda text: (-len(text.ids), text.index)):
         if batch and (len(batch) + 1) * len(batch[0].ids) > batch_tokens:
             yield batch
@@ -340,12 +304,12 @@ def _batches(texts: list[Text], batch_tokens: int) -> Iterator[list[Text]]:
         yield batch
 
 
-def _check_finite(pooled: HiddenStates, batch: Sequence[Text], model: nn.Module) -> None:
+def _check_finite(pooled: HiddenStates, batch: Sequence[Prompt], model: nn.Module) -> None:
     for site, rows in pooled.items():
         bad = (~rows.isfinite().all(1)).nonzero()
         if len(bad):
             hint = ""
-            if next(model.parameters()).dtype == torch.float16:
+            if any(parameter.dtype == torch.float16 for parameter in model.parameters()):
                 hint = "; the model runs in float16, which ends at 65504: load it in bfloat16 or float32"
             raise StatesError(f"the state of sentence {batch[int(bad[0])].index} at site {site} is not finite{hint}")
 
@@ -353,7 +317,7 @@ def _check_finite(pooled: HiddenStates, batch: Sequence[Text], model: nn.Module)
 def _manifest(
     model: nn.Module,
     sentences: Sequence[str],
-    texts: Sequence[Text],
+    prompts: Sequence[Prompt],
     template: str | None,
     pooling: Pooling,
     sites: list[int],
@@ -366,7 +330,7 @@ def _manifest(
         "weights_hash": weights_hash(model),
         "sentences": len(sentences),
         "sentences_hash": text_hash(sentences),
-        "tokens_hash": text_hash(str(text.ids) for text in texts),
+        "tokens_hash": text_hash(str(prompt.ids) for prompt in prompts),
         "template": template,
         "pooling": pooling,
         "layers": sites,

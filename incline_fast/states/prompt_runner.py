@@ -7,7 +7,7 @@ decode-shaped steps over them: one step serves every strength, and a step that e
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
@@ -17,8 +17,8 @@ import torch
 from torch import Tensor, nn
 
 from incline_fast.models.architectures import describe
+from incline_fast.models.inputs import input_device, token_limits
 from incline_fast.models.late_entry import blocks_return_tuples, entered_at
-from incline_fast.states.hidden_states import render, tokenize
 from incline_fast.states.shared_prefix import (
     KeysValues,
     SharedPrefix,
@@ -27,6 +27,7 @@ from incline_fast.states.shared_prefix import (
     own_part,
     run_shared_prefix,
 )
+from incline_fast.text.prompts import left_padded, render, tokenize
 
 __all__ = ["NOTHING_SHARED", "PromptBatch", "PromptRunner", "Step", "like_batches"]
 
@@ -101,16 +102,16 @@ class PromptRunner:
         self.architecture = describe(model)
         if self.architecture.model.get_output_embeddings() is None:  # type: ignore[operator]
             raise ValueError(f"{type(model).__name__} has no LM head; next-token distributions cannot be compared")
-        self.device = self.architecture.sites[0].device
+        self._limits = token_limits(self.architecture)
+        self.device = input_device(self.architecture)
         # Architectures without this argument take the positions from the mask.
         self._takes_positions = "position_ids" in inspect.signature(self.architecture.backbone.forward).parameters
         self._tuples = blocks_return_tuples(self.architecture)
         self._norms = torch.empty(0)
 
-    def ids(self, sentences: Sequence[str], template: str | None) -> list[list[int]]:
+    def ids(self, sentences: Iterable[str], template: str | None) -> list[list[int]]:
         """Token ids of every prompt up to its last real token."""
-        texts = tokenize(self._tokenizer, render(sentences, template), self.architecture)
-        return [text.ids[: max(i for i, real in enumerate(text.real) if real) + 1] for text in texts]
+        return [p.up_to_last for p in tokenize(self._tokenizer, render(sentences, template), self._limits)]
 
     def share(self, ids: Sequence[Sequence[int]]) -> SharedPrefix:
         """Run what all these prompts begin with; nothing where that is too short to be worth it."""
@@ -133,12 +134,8 @@ class PromptRunner:
             first_block: keys and values of earlier blocks are not kept.
         """
         skip = len(shared)
-        width = max(map(len, ids)) - skip
-        tokens, mask = torch.zeros(2, len(ids), width, dtype=torch.long)
-        for row, prompt in enumerate(ids):
-            own = prompt[skip:]
-            tokens[row, width - len(own) :] = torch.tensor(own)
-            mask[row, width - len(own) :] = 1
+        tokens, mask = left_padded([prompt[skip:] for prompt in ids])
+        width = tokens.shape[1]
         mask = torch.cat([torch.ones(len(ids), skip, dtype=torch.long), mask], 1)
         tokens, mask = tokens.to(self.device), mask.to(self.device)
         batch = PromptBatch(tokens[:, -1:], mask, shared, {})

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from incline_fast.files import replacing
+from incline_fast.files import is_temporary, replacing
 
 __all__ = ["Shards", "StatesError", "text_hash"]
 
@@ -53,11 +53,20 @@ class Shards:
         if path.exists():
             self._compare(path, manifest)
             return
-        if folder.exists() and not (folder.is_dir() and all(_is_temporary(item) for item in folder.iterdir())):
+        if folder.exists() and not (folder.is_dir() and all(is_temporary(item) for item in folder.iterdir())):
             raise StatesError(f"resume is {folder}, which is not a folder of states: it has no manifest.json")
         folder.mkdir(parents=True, exist_ok=True)
         with replacing(path) as temporary:
             temporary.write_text(json.dumps(manifest, indent=1, ensure_ascii=False), encoding="utf-8")
+
+    def check(self, sites: Sequence[int], n: int, hidden_size: int) -> None:
+        """Read every shard of ``n`` rows and keep nothing, so that a damaged one is known before work begins.
+
+        Raises:
+            StatesError: a shard is damaged or does not belong to these states.
+        """
+        for path in self._paths():
+            _read(path, sites, n, hidden_size)
 
     def restore(self, states: Mapping[int, Tensor]) -> set[int]:
         """Fill ``states`` (site -> ``[n, d]``) from the shards and return the indices of the rows that were filled.
@@ -66,8 +75,9 @@ class Shards:
             StatesError: a shard is damaged or does not belong to these states.
         """
         done: set[int] = set()
-        for path in sorted(self._folder.glob("shard-*.safetensors")):
-            indices, rows = _read(path, states)
+        n, hidden_size = next(iter(states.values())).shape
+        for path in self._paths():
+            indices, rows = _read(path, list(states), n, hidden_size)
             for site, kept in rows.items():
                 states[site][indices] = kept
             done.update(indices.tolist())
@@ -99,6 +109,9 @@ class Shards:
             raise StatesError(f"{path} is damaged ({error}); remove it, and it is computed again") from error
         return found
 
+    def _paths(self) -> list[Path]:
+        return sorted(self._folder.glob("shard-*.safetensors"))
+
     def _compare(self, path: Path, manifest: Mapping[str, Any]) -> None:
         try:
             kept = json.loads(path.read_text(encoding="utf-8"))
@@ -118,20 +131,14 @@ class Shards:
             )
 
 
-def _is_temporary(path: Path) -> bool:
-    """What :func:`replacing` leaves where a process is killed between opening a file and naming it."""
-    return path.name.startswith(".") and path.suffix == ".tmp"
-
-
-def _read(path: Path, states: Mapping[int, Tensor]) -> tuple[Tensor, dict[int, Tensor]]:
-    expected = {"indices", *(f"layer.{site}" for site in states)}
+def _read(path: Path, sites: Sequence[int], n: int, hidden_size: int) -> tuple[Tensor, dict[int, Tensor]]:
+    expected = {"indices", *(f"layer.{site}" for site in sites)}
     try:
         tensors = load_file(path)
     except (OSError, SafetensorError) as error:
         raise StatesError(f"{path} is damaged ({error}); remove it, and its sentences are computed again") from error
-    n, d = next(iter(states.values())).shape
     indices = tensors.get("indices", torch.empty(0))
-    shape = (len(indices), d)
+    shape = (len(indices), hidden_size)
     whole = (
         set(tensors) == expected
         and indices.dtype == torch.int64
@@ -141,4 +148,4 @@ def _read(path: Path, states: Mapping[int, Tensor]) -> tuple[Tensor, dict[int, T
     )
     if not whole:
         raise StatesError(f"{path} is not a shard of these states; remove it, and its sentences are computed again")
-    return indices, {site: tensors[f"layer.{site}"] for site in states}
+    return indices, {site: tensors[f"layer.{site}"] for site in sites}

@@ -15,6 +15,7 @@ from torch import Tensor
 from transformers.cache_utils import DynamicCache
 
 from incline_fast.models.architectures import Architecture, text_config
+from incline_fast.models.inputs import input_device
 
 __all__ = [
     "SHORTEST",
@@ -61,7 +62,7 @@ def run_shared_prefix(architecture: Architecture, ids: Sequence[int]) -> SharedP
     """Run the tokens once. Where a sliding window is shorter than they are, nothing is shared."""
     if not ids:
         return SharedPrefix((), {})
-    tokens = torch.tensor([list(ids)], device=architecture.sites[0].device)
+    tokens = torch.tensor([list(ids)], device=input_device(architecture))
     with torch.inference_mode():
         cache = architecture.backbone(input_ids=tokens, use_cache=True).past_key_values
     layers = {block: (layer.keys, layer.values) for block, layer in enumerate(cache.layers)}

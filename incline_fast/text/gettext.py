@@ -16,7 +16,9 @@ from __future__ import annotations
 
 import html
 import re
+import struct
 import zipfile
+import zlib
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -78,36 +80,42 @@ def _catalogs(path: Path, language: str) -> Iterator[tuple[str, bytes]]:
         files = {file.relative_to(path).as_posix(): file for file in path.rglob("*") if file.is_file()}
         for name in _chosen(list(files), language):
             yield str(files[name]), files[name].read_bytes()
-    elif path.suffix in (".po", ".mo"):
+    elif path.suffix.lower() in (".po", ".mo"):
         yield str(path), path.read_bytes()
     else:
         try:
             with zipfile.ZipFile(path) as archive:
                 for name in _chosen(archive.namelist(), language):
                     yield f"{path}/{name}", archive.read(name)
-        except zipfile.BadZipFile as error:
+        # RuntimeError: a password; NotImplementedError: a compression that Python does not have.
+        except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, NotImplementedError) as error:
             message = f"neither a .po or .mo catalog nor a readable zip file: {error}"
             raise TextError([Problem(str(path), None, message)]) from error
 
 
 def _chosen(names: list[str], language: str) -> list[str]:
     wanted = [PurePosixPath(name) for name in names if PurePosixPath(name).parts[-3:-1] == (language, "LC_MESSAGES")]
-    sources = {path for path in wanted if path.suffix == ".po"}
-    compiled = {path for path in wanted if path.suffix == ".mo" and path.with_suffix(".po") not in sources}
+    sources = {path for path in wanted if path.suffix.lower() == ".po"}
+    translated = {path.with_suffix("") for path in sources}
+    compiled = {path for path in wanted if path.suffix.lower() == ".mo" and path.with_suffix("") not in translated}
     return sorted(map(str, sources | compiled))
 
 
 def _parse(name: str, data: bytes) -> list[Entry]:
     encoding = polib.detect_encoding(data)
     try:
-        if name.endswith(".mo"):
+        if name.lower().endswith(".mo"):
             return list(polib.mofile(data, encoding=encoding))
         return list(polib.pofile(data.decode(encoding), encoding=encoding))
     except UnicodeDecodeError as error:
         line = data.count(b"\n", 0, error.start) + 1
         raise TextError([Problem(name, line, f"not {encoding}, which the catalog declares: {error.reason}")]) from error
-    except (OSError, ValueError, IndexError) as error:
+    except (OSError, ValueError, IndexError, struct.error) as error:
         raise TextError([Problem(name, None, f"the catalog is damaged: {error}")]) from error
+    except LookupError as error:
+        raise TextError(
+            [Problem(name, None, f"the catalog declares an encoding that is not known: {error}")]
+        ) from error
 
 
 def _add(found: Messages, entry: Entry, min_words: int, seen: set[str]) -> None:

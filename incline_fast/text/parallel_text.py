@@ -16,12 +16,25 @@ from os import PathLike
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Self, get_args
 
+from incline_fast.arguments import whole
 from incline_fast.text.gettext import messages
-from incline_fast.text.lines import Problem, Row, TextError, aligned, json_object, mapping, read_lines, tab_separated
+from incline_fast.text.lines import (
+    Problem,
+    Row,
+    TextError,
+    aligned,
+    bare_suffix,
+    json_object,
+    mapping,
+    read_lines,
+    tab_separated,
+)
 
 __all__ = ["OnProblem", "ParallelText", "Problem", "Split", "TextError"]
 
 OnProblem = Literal["error", "skip"]
+
+_OTHER_KINDS = (".csv", ".json", ".parquet", ".arrow", ".xlsx", ".xml", ".tmx", ".html", ".po", ".mo", ".safetensors")
 
 
 class Split(NamedTuple):
@@ -129,17 +142,18 @@ class ParallelText:
             target_language: recorded.
 
         Raises:
+            TypeError, ValueError: columns is not two numbers >= 0 or names.
             TextError: a column is not in the header, or unusable lines (see the module).
         """
+        wanted = _columns(columns)
         lines = read_lines(Path(path), encoding)
-        numbers = [column for column in columns if isinstance(column, int)]
-        if len(numbers) < len(columns):
-            header = lines[0].sides[0].split("\t") if lines and lines[0].sides else []
-            missing = [column for column in columns if column not in header]
-            if missing:
-                raise TextError([Problem(str(path), 1, f"no column named {missing[0]!r}; the header has {header}")])
-            numbers, lines = [header.index(str(column)) for column in columns], lines[1:]
-        rows = (tab_separated(line, numbers[0], numbers[1]) for line in lines)
+        if any(isinstance(column, str) for column in wanted):
+            header, lines = lines[:1], lines[1:]
+            if header and header[0].sides is None:
+                raise TextError([Problem(str(path), 1, header[0].wrong)])
+            names = header[0].sides[0].split("\t") if header and header[0].sides else []
+            wanted = [_column(str(path), names, column) for column in wanted]
+        rows = (tab_separated(line, int(wanted[0]), int(wanted[1])) for line in lines)
         return cls._gather(rows, on_problem, str(path), source_language, target_language)
 
     @classmethod
@@ -166,8 +180,30 @@ class ParallelText:
         Raises:
             TextError: unusable lines (see the module).
         """
-        rows = (json_object(line, fields) for line in read_lines(Path(path), encoding))
+        names = _field_names(fields)
+        rows = (json_object(line, names) for line in read_lines(Path(path), encoding))
         return cls._gather(rows, on_problem, str(path), source_language, target_language)
+
+    @classmethod
+    def from_pairs(cls, path: str | PathLike[str], **options: Any) -> Self:
+        """Read one file of pairs by its suffix: ``.jsonl`` and ``.ndjson`` as JSON lines, any other as TSV.
+
+        Suffixes count in any case, and before ``.gz``, ``.bz2`` or ``.xz``, which are unpacked.
+
+        Args:
+            path: the file.
+            **options: those of :meth:`from_jsonl` or :meth:`from_tsv`.
+
+        Raises:
+            ValueError: a suffix of a kind that is neither (``.csv``, ``.json``, ``.parquet``, ...).
+            TextError: unusable lines (see the module).
+        """
+        suffix = bare_suffix(Path(path))
+        if suffix in _OTHER_KINDS:
+            raise ValueError(
+                f"{path} ends in {suffix}; expected lines of source, tab, target (.tsv) or of JSON (.jsonl, .ndjson)"
+            )
+        return (cls.from_jsonl if suffix in (".jsonl", ".ndjson") else cls.from_tsv)(path, **options)
 
     @classmethod
     def from_dataset(
@@ -193,7 +229,8 @@ class ParallelText:
         Raises:
             TextError: unusable rows (see the module), counted from 1.
         """
-        rows = (mapping(name, number, row, fields) for number, row in enumerate(dataset, 1))
+        names = _field_names(fields)
+        rows = (mapping(name, number, row, names) for number, row in enumerate(dataset, 1))
         return cls._gather(rows, on_problem, name, source_language, target_language)
 
     @classmethod
@@ -207,7 +244,7 @@ class ParallelText:
     ) -> Self:
         """Take translated messages out of gettext catalogs: source = translations, target = originals.
 
-        See :mod:`incline_fast.catalogs` for where catalogs are looked for and for the cleaning rules.
+        See :mod:`incline_fast.text.gettext` for where catalogs are looked for and for the cleaning rules.
 
         Args:
             paths: ``.po`` or ``.mo`` files, folders, or wheels and other zip files, read as data and never imported.
@@ -327,12 +364,42 @@ class ParallelText:
         return cls(sources, targets, source_language, target_language, provenance, tuple(problems))
 
 
+def _columns(columns: Sequence[Any]) -> list[int | str]:
+    if isinstance(columns, str) or len(columns) != 2:
+        raise ValueError(f"columns is {columns!r}; expected two numbers from 0 or two names")
+    wanted = [column if isinstance(column, str) else whole("a column", column) for column in columns]
+    if any(not isinstance(column, str) and column < 0 for column in wanted):
+        raise ValueError(f"columns is {columns!r}; columns are counted from 0, from the left")
+    return wanted
+
+
+def _column(file: str, names: list[str], column: int | str) -> int:
+    """The number of a column that is named in the header."""
+    if not isinstance(column, str):
+        return column
+    if names.count(column) != 1:
+        wrong = f"no column named {column!r}" if column not in names else f"several columns named {column!r}"
+        raise TextError([Problem(file, 1, f"{wrong}; the header has {names}")])
+    return names.index(column)
+
+
+def _field_names(fields: Sequence[str]) -> tuple[str, str]:
+    if isinstance(fields, str) or len(fields) != 2 or not all(isinstance(name, str) for name in fields):
+        raise ValueError(f"fields is {fields!r}; expected the names of two fields")
+    return fields[0], fields[1]
+
+
 def _unusable(pair: tuple[str, str]) -> str:
     for side, text in zip(("source", "target"), pair, strict=True):
         if not text:
             return f"the {side} sentence is empty"
         if "\0" in text:
             return f"the {side} sentence has a NUL character; is this file text?"
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            # JSON can write halves of a surrogate pair, which no tokenizer takes.
+            return f"the {side} sentence is not valid Unicode: {error.reason} at position {error.start}"
     return ""
 
 

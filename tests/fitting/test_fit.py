@@ -12,9 +12,10 @@ from tiny_tokenizer import sentences, tiny_tokenizer
 
 from incline_fast.alignment.alignment import Alignment
 from incline_fast.fitting.estimators import ESTIMATORS, shuffled
-from incline_fast.fitting.fit import DEFAULT_TEMPLATE, PRESETS, fit, fit_states
+from incline_fast.fitting.fit import PRESETS, fit, fit_states
 from incline_fast.solver.ridge import DEFAULT_LAMS, Ridge
 from incline_fast.states.hidden_states import StatesError, collect
+from incline_fast.text.prompts import DEFAULT_TEMPLATE, PromptError
 
 N = 20
 SOURCE, TARGET = sentences(N, seed=1), sentences(N, seed=2)
@@ -281,13 +282,48 @@ def test_bad_arguments_are_refused_before_the_model_runs(model, tokenizer):
         ({"pooling": "max"}, ValueError, "pooling is 'max'"),
         ({"target": TARGET[:-1]}, ValueError, "source has 20 sentences, target 19"),
         ({"target": None}, TypeError, "target is missing and source is a list"),
-        ({"source": ["", *SOURCE[1:]]}, StatesError, "source: sentence 0 is empty"),
-        ({"target": [*TARGET[1:], " "]}, StatesError, "target: sentence 19 is empty"),
+        ({"source": ["", *SOURCE[1:]]}, PromptError, "source: sentence 0 is empty"),
+        ({"target": [*TARGET[1:], " "]}, PromptError, "target: sentence 19 is empty"),
         ({"target": "x" * N}, TypeError, "target: sentences is a str"),
+        ({"target": [*TARGET[1:], " ".join(["w5"] * 70)]}, PromptError, "target: sentence 19 has 7. tokens"),
+        (
+            {"target": [*TARGET[1:], "<s>"], "template": "{sentence}"},
+            PromptError,
+            "target: sentence 19 has no real token",
+        ),
+        ({"target": [*TARGET[1:], 5]}, TypeError, "target: sentence 19 is 5"),
+        ({"lam": float("nan")}, ValueError, "lam is nan"),
+        ({"lam": "LOO"}, ValueError, "lam is 'LOO'"),
+        ({"lam": {1: 0.5, 2: -1.0, 3: 0.5}}, ValueError, "lam is -1"),
+        ({"lam": {1: 0.5}}, ValueError, r"lam has the sites \[1\]"),
+        ({"estimator": "procrustes", "lam": 0.5}, ValueError, "procrustes has no ridge parameter"),
+        ({"source": SOURCE[:1], "target": TARGET[:1]}, ValueError, "choosing lam needs at least 2"),
+        ({"source": SOURCE[:1], "target": TARGET[:1], "estimator": shuffled("min_norm")}, ValueError, "at least 2"),
+        ({"holdout": float("nan")}, ValueError, "holdout is nan"),
+        ({"seed": 1.5}, TypeError, "seed is 1.5"),
+        ({"solve_device": "cuda:77"}, ValueError, "solve_device is 'cuda:77'"),
+        ({"memory_budget": "1 B"}, ValueError, "memory_budget is"),
+        ({"batch_tokens": 0}, ValueError, "batch_tokens is 0"),
+        ({"source_language": 5}, ValueError, r"metadata\.source_language is 5"),
+        ({"source": {"a": "b"}, "target": TARGET[:1]}, TypeError, "source: sentences is a dict"),
     ]
     for options, error, reason in cases:
         with pytest.raises(error, match=reason):
             quiet_fit(model, tokenizer, **options)
+    handle.remove()
+
+
+def test_kept_states_of_both_sides_are_looked_at_before_the_model_runs(model, tokenizer, tmp_path):
+    quiet_fit(model, tokenizer, resume=tmp_path)
+    handle = model.model.register_forward_pre_hook(lambda *_: pytest.fail("the model ran"))
+    for shard in (tmp_path / "source").glob("shard-*"):
+        shard.unlink()  # so that the first side would have to run
+    with pytest.raises(StatesError, match=r"target: resume is .* states of other input"):
+        quiet_fit(model, tokenizer, target=TARGET[::-1], resume=tmp_path)
+    shard = next((tmp_path / "target").glob("shard-*"))
+    shard.write_bytes(shard.read_bytes()[:-1])
+    with pytest.raises(StatesError, match=f"target: .*{shard.name} is damaged"):
+        quiet_fit(model, tokenizer, resume=tmp_path)
     handle.remove()
 
 

@@ -6,9 +6,10 @@ import pytest
 import torch
 
 from incline_fast.fitting.estimators import ESTIMATORS, shuffled
-from incline_fast.fitting.fit import DEFAULT_TEMPLATE, fit_states
+from incline_fast.fitting.fit import fit_states
 from incline_fast.models.architectures import describe
 from incline_fast.states.hidden_states import collect
+from incline_fast.text.prompts import DEFAULT_TEMPLATE, fill
 
 pytestmark = pytest.mark.model
 
@@ -50,7 +51,7 @@ def test_batched_states_are_those_of_hooks_on_single_sentences(real_model, state
 
     for row in (0, 12):
         handles = [block.register_forward_hook(hook(site)) for site, block in enumerate(blocks, 1)]
-        prompt = DEFAULT_TEMPLATE.replace("{sentence}", PAIRS[row][0])
+        prompt = fill(DEFAULT_TEMPLATE, PAIRS[row][0])
         with torch.no_grad():
             model(**tokenizer(prompt, return_tensors="pt"))
         for handle in handles:

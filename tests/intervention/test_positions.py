@@ -36,7 +36,8 @@ def by_loops(mask, ids, past, positions, prompt_length, active):
         if wanted is None:
             prompt = [column for column in columns if column < prompt_length]
             wanted = prompt[-1:] + [c for c in columns if c >= prompt_length and positions == "generated"]
-        bos = columns[:1] if past == 0 and prompt_length and columns and tokens[columns[0]] == BOS else []
+        text = [column for column in columns if tokens[column] != BOS]
+        bos = columns[: columns.index(text[0]) if text else None] if past == 0 and prompt_length else []
         chosen |= {(row, column) for column in wanted if column not in bos and active[row]}
     return chosen
 

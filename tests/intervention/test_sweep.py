@@ -142,7 +142,7 @@ class TestErrors:
         model, tokenizer, maps = tiny("llama"), tiny_tokenizer(), alignment()
         with pytest.raises(ValueError, match="source has 1 sentences, target 2"):
             sweep(model, tokenizer, maps, ["w5"], ["w5", "w6"])
-        with pytest.raises(ValueError, match="expected finite numbers, one of them not 0"):
+        with pytest.raises(ValueError, match="no strength other than 0"):
             sweep(model, tokenizer, maps, ["w5"], ["w6"], alphas=[0.0])
         with pytest.raises(ValueError, match="batch_rows is 0"):
             sweep(model, tokenizer, maps, ["w5"], ["w6"], batch_rows=0)

@@ -13,6 +13,7 @@ from incline_fast.alignment.alignment import Alignment
 from incline_fast.intervention.intervene import intervene
 from incline_fast.states import hidden_states as states_module
 from incline_fast.states.hidden_states import StatesError, collect
+from incline_fast.text.prompts import PromptError
 
 NAMES = ["llama", "gemma3", "gpt2", "opt", "olmo2"]
 TOLERANCE = {"rtol": 1e-4, "atol": 1e-5}
@@ -132,7 +133,7 @@ def test_bos_written_in_the_text_is_bos():
     added = run(model, tiny_tokenizer(), texts, pooling="mean")
     for site in added:
         torch.testing.assert_close(written[site], added[site], **TOLERANCE)
-    with pytest.raises(StatesError, match="sentence 1 has no real token"):
+    with pytest.raises(PromptError, match="sentence 1 has no real token"):
         run(model, tiny_tokenizer(), ["w5", "<s>"])
 
 
@@ -198,7 +199,7 @@ def test_model_is_left_as_it_was():
     assert snapshot(model) == before
     # GPT-2's dropout is 0.1: collecting in training mode would not repeat the states.
     assert all(torch.equal(collected[site], reference[site]) for site in reference)
-    with pytest.raises(StatesError):
+    with pytest.raises(PromptError):
         run(model, tokenizer, ["w5", " "])
     model.get_input_embeddings().weight[7] = float("nan")
     with pytest.raises(StatesError):
@@ -208,7 +209,7 @@ def test_model_is_left_as_it_was():
 
 @pytest.mark.parametrize("empty", ["", "  ", "\n\t"])
 def test_empty_sentence_names_its_index(empty):
-    with pytest.raises(StatesError, match="sentence 2 is empty"):
+    with pytest.raises(PromptError, match="sentence 2 is empty"):
         run(tiny("llama"), tiny_tokenizer(), ["w5", "w6", empty], template="{sentence} w9")
 
 
@@ -220,7 +221,7 @@ def test_bad_arguments_are_named():
         run(model, tokenizer, ["w5", None])
     with pytest.raises(ValueError, match="sentences is empty"):
         run(model, tokenizer, [])
-    with pytest.raises(StatesError, match="sentence 0 is not valid Unicode"):
+    with pytest.raises(PromptError, match="sentence 0 is not valid Unicode"):
         run(model, tokenizer, ["\ud800"])
     with pytest.raises(ValueError, match="pooling is 'max'; allowed: last, mean"):
         run(model, tokenizer, ["w5"], pooling="max")
@@ -229,9 +230,9 @@ def test_bad_arguments_are_named():
     for layers in ([LAYERS + 1], [-1], []):
         with pytest.raises(ValueError, match="allowed: sites 0"):
             run(model, tokenizer, ["w5"], layers=layers)
-    with pytest.raises(StatesError, match="sentence 1 has 71 tokens; LlamaForCausalLM takes 64"):
+    with pytest.raises(PromptError, match="sentence 1 has 71 tokens; the model takes 64"):
         run(model, tokenizer, ["w5", "w5 " * 70])
-    with pytest.raises(StatesError, match="token id 60, the model has 50 embeddings"):
+    with pytest.raises(PromptError, match="token id 60, the model has 50 embeddings"):
         run(tiny("llama", vocab_size=50), tokenizer, ["w60"])
 
 
@@ -360,10 +361,10 @@ def test_damaged_folders_are_refused(tmp_path):
 
 
 def test_a_run_killed_at_its_first_write_can_start_again(tmp_path):
-    (tmp_path / ".manifest.json.k2x.tmp").write_text("{", encoding="utf-8")
+    (tmp_path / ".incline-0123456789abcdef.tmp").write_text("{", encoding="utf-8")
     model, tokenizer = tiny("llama"), tiny_tokenizer()
     run(model, tokenizer, ["w5"], resume=tmp_path)
-    (tmp_path / ".shard-00000000.safetensors.k2x.tmp").write_bytes(b"part")
+    (tmp_path / ".incline-fedcba9876543210.tmp").write_bytes(b"part")
     assert run(model, tokenizer, ["w5"], resume=tmp_path)[0].shape == (1, HIDDEN)
 
 

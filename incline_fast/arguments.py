@@ -1,0 +1,130 @@
+"""Numbers, lists and matrices as callers have them: Python's, NumPy's and torch's kinds become one.
+
+A grid may be a list, a range, ``np.logspace(...)`` or ``torch.linspace(...)``, a layer ``np.int64(3)``, a strength a
+tensor without dimensions. Every function that takes such a value passes it through here first. What is refused is
+named by the argument's name: truth values, text, fractions where a whole number is meant, arrays of another shape.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from numbers import Integral, Real
+from typing import Any, TypeGuard
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike
+from torch import Tensor
+
+__all__ = ["is_listing", "matrix", "number", "numbers", "plain", "usable_device", "whole", "wholes"]
+
+
+def plain(value: Any) -> Any:
+    """A scalar of NumPy or torch, or an array without dimensions, as Python's own; other values as they are."""
+    return value.item() if isinstance(value, np.generic | np.ndarray | Tensor) and value.ndim == 0 else value
+
+
+def number(name: str, value: Any, expected: str = "a number") -> float:
+    """A finite number.
+
+    Raises:
+        TypeError: not a number, or a truth value.
+        ValueError: NaN, infinite, or beyond the range of a float.
+    """
+    found = plain(value)
+    if isinstance(found, bool) or not isinstance(found, Real):
+        raise TypeError(f"{name} is {value!r}; expected {expected}")
+    try:
+        result = float(found)
+    except OverflowError:
+        result = math.inf
+    if not math.isfinite(result):
+        raise ValueError(f"{name} is {result}; it must be finite")
+    return result
+
+
+def whole(name: str, value: Any, expected: str = "a whole number") -> int:
+    """A whole number.
+
+    Raises:
+        TypeError: not one, or a truth value.
+    """
+    found = plain(value)
+    if isinstance(found, bool) or not isinstance(found, Integral):
+        raise TypeError(f"{name} is {value!r}; expected {expected}")
+    return int(found)
+
+
+def is_listing(value: object) -> TypeGuard[Iterable[Any]]:
+    """Whether a value lists others: a sequence, range, generator or array with dimensions; not text or a mapping."""
+    if isinstance(value, np.ndarray | Tensor):
+        return value.ndim > 0
+    return isinstance(value, Iterable) and not isinstance(value, str | bytes | Mapping)
+
+
+def numbers(name: str, values: Any) -> list[float]:
+    """Finite numbers in one dimension.
+
+    Raises:
+        TypeError: not a list, or of something else.
+        ValueError: a number is not finite.
+    """
+    return [number(f"{name}[{index}]", value) for index, value in enumerate(_listed(name, values, "numbers"))]
+
+
+def wholes(name: str, values: Any) -> list[int]:
+    """Whole numbers in one dimension.
+
+    Raises:
+        TypeError: not a list, or of something else.
+    """
+    return [whole(f"{name}[{index}]", value) for index, value in enumerate(_listed(name, values, "whole numbers"))]
+
+
+def matrix(name: str, value: ArrayLike | Tensor) -> Tensor:
+    """A tensor of the values of a tensor or an array; a tensor is returned as it is.
+
+    An array is copied: it may be read-only, or change later.
+
+    Raises:
+        TypeError: not numbers, of a kind that torch does not have, or without values of its own (sparse, meta).
+    """
+    if isinstance(value, Tensor):
+        tensor = value
+    else:
+        if not hasattr(value, "__array__"):
+            raise TypeError(f"{name} is {type(value).__name__}; expected a tensor or an array of numbers")
+        try:
+            array = np.asarray(value)
+            tensor = torch.tensor(array.astype(array.dtype.newbyteorder("=")))  # a copy, in this machine's byte order
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise TypeError(f"{name} is an array of {np.asarray(value).dtype}; expected numbers") from error
+    if tensor.layout is not torch.strided:
+        raise TypeError(f"{name} has the layout {tensor.layout}; expected a dense tensor, see Tensor.to_dense")
+    if tensor.is_meta:
+        raise TypeError(f"{name} is on the meta device; expected a tensor with values")
+    return tensor
+
+
+def _listed(name: str, values: Any, what: str) -> list[Any]:
+    if not is_listing(values):
+        raise TypeError(f"{name} is {values!r}; expected a list of {what}")
+    if isinstance(values, np.ndarray | Tensor) and values.ndim > 1:
+        raise TypeError(f"{name} has shape {tuple(values.shape)}; expected a list of {what}")
+    return list(values)
+
+
+def usable_device(name: str, device: torch.device | str | None) -> torch.device | None:
+    """A device that this machine has; None stays None.
+
+    Raises:
+        ValueError: it has none of that name.
+    """
+    if device is None:
+        return None
+    try:
+        return torch.empty(0, device=device).device
+    except (RuntimeError, AssertionError, NotImplementedError, TypeError, ImportError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"{name} is {str(device)!r}, which cannot be used here: {reason}") from error
