@@ -9,6 +9,7 @@ passed. What the stages are: benchmarks/gpu/README.md.
 from __future__ import annotations
 
 import argparse
+import math
 import os
 import shutil
 import signal
@@ -31,7 +32,7 @@ TABLES = ("stages", "environment", "checks", "measurements", "skipped", "clocks"
 STAGE_COLUMNS = ("stage", "status", "seconds", "limit", "began", "detail")
 
 
-def main(run: Run, seconds: float = TOTAL_SECONDS, only: Collection[str] = ()) -> int:
+def main(run: Run, seconds: float, only: Collection[str] = ()) -> int:
     """Run all stages, or ``only`` those named, and return the exit status."""
     begin = time.monotonic()
     logs = run.work / "logs"
@@ -89,7 +90,7 @@ def _arguments() -> argparse.Namespace:
     )
     parser.add_argument("--work", type=Path, default=ROOT / "build" / "gpu-work", help="needed during the run alone")
     parser.add_argument("--pack", type=Path, help="folder that make gpu-pack has prepared")
-    parser.add_argument("--seconds", type=float, default=TOTAL_SECONDS, help="for all stages together")
+    parser.add_argument("--seconds", type=float, help=f"for all stages together; {TOTAL_SECONDS:g}, no limit if dry")
     parser.add_argument("--dry-run", action="store_true", help="go on without a GPU, as far as each stage comes")
     parser.add_argument("--device", default=CUDA_DEVICE, help="class of the device, as module:name")
     parser.add_argument("--only", action="append", default=[], choices=_names(), help="a stage; may be repeated")
@@ -104,4 +105,5 @@ if __name__ == "__main__":
     given = _arguments()
     pack = None if given.pack is None else given.pack.resolve()
     run = Run(given.output.resolve(), given.work.resolve(), pack, given.dry_run, given.device)
-    sys.exit(main(run, given.seconds, given.only))
+    seconds = given.seconds or (math.inf if given.dry_run else TOTAL_SECONDS)
+    sys.exit(main(run, seconds, given.only))

@@ -103,6 +103,7 @@ def _copy(source: Path, target: Path) -> None:
 
 def main(arguments: argparse.Namespace) -> int:
     """Returns the exit status."""
+    arguments.output.mkdir(parents=True, exist_ok=True)
     found = install(arguments.package, arguments.pack, ROOT, not arguments.no_build)
     if arguments.pack is not None:
         found["wheels"] = " ".join(unpack_wheels(arguments.pack, arguments.work / "site")) or "none"

@@ -14,6 +14,8 @@ __all__ = ["Run", "stages"]
 ROOT = Path(__file__).resolve().parents[2]
 SILENCE = 45.0
 """Seconds without progress after which a stage is taken to hang: more than any single compilation needs."""
+DRY_SECONDS = 240.0
+"""Limit of every stage in a dry run."""
 SPIN_LIMIT = "4000000"
 """Turns of a waiting loop after which kernels of the debug build trap: some seconds."""
 CUDA_DEVICE = "benchmarks.gpu.device:Cuda"
@@ -77,7 +79,7 @@ def stages(run: Run) -> list[Stage]:
 
     debug = {"PYTHONPATH": f"{run.work / 'debug'}{os.pathsep}{environment['PYTHONPATH']}"}
     debug |= {"INCLINE_FAST_SPIN_LIMIT": SPIN_LIMIT, "TRITON_CACHE_DIR": str(run.work / "triton-debug")}
-    return [
+    plan = [
         _libraries(run, module("libraries"), environment),
         Stage("environment", with_device("environment"), 30, 5, environment=environment),
         _with(checks("small-checks", 40, "--small"), debug),
@@ -93,6 +95,8 @@ def stages(run: Run) -> list[Stage]:
         measure("others", 60),
         Stage("report", module("report"), 20, 4, environment=environment),
     ]
+    # A dry run shows that every stage starts, on a machine that may be slow and busy.
+    return [replace(stage, seconds=DRY_SECONDS, silence=None) for stage in plan] if run.dry else plan
 
 
 def _libraries(run: Run, command: list[str], environment: dict[str, str]) -> Stage:
@@ -141,4 +145,5 @@ def _with(stage: Stage, variables: dict[str, str]) -> Stage:
 
 def _environment(run: Run) -> dict[str, str]:
     paths = [str(ROOT), str(run.work / "site"), os.environ.get("PYTHONPATH", "")]
-    return {"PYTHONPATH": os.pathsep.join(path for path in paths if path), "PYTHONUNBUFFERED": "1"}
+    joined = os.pathsep.join(path for path in paths if path)
+    return {"PYTHONPATH": joined, "PYTHONUNBUFFERED": "1", "PYTHONFAULTHANDLER": "1"}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import faulthandler
 import traceback
 from collections.abc import Callable
 from pathlib import Path
@@ -38,7 +37,6 @@ def run_as_stage(
         main: the stage; returns its exit status.
         prepare: all that can be done, and can go wrong, without a device.
     """
-    faulthandler.enable()
     for folder in (arguments.output, arguments.work):
         folder.mkdir(parents=True, exist_ok=True)
     prepare(arguments)

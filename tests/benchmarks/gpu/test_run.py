@@ -109,7 +109,7 @@ def test_what_an_earlier_run_left_does_not_count(tmp_path: Path, monkeypatch: py
     (output / "mine.txt").write_text("not of a run")
     monkeypatch.setattr(script, "stages", lambda run: [])
     monkeypatch.setattr(script.signal, "signal", lambda number, handler: None)
-    assert script.main(Run(output, work, None)) == 0
+    assert script.main(Run(output, work, None), 60) == 0
     assert not (work / "dense.journal").exists()
     assert sorted(path.name for path in output.iterdir()) == ["mine.txt", "results.tar.gz"]
     assert not list((work / "logs").iterdir())
