@@ -86,11 +86,14 @@ def _told(command: list[str]) -> str:
 
 def main(pack: Path, limit: float) -> int:
     """Prepare, print, and return the exit status: 1 if it is too large to travel."""
-    objects = ROOT / "build" / "gpu-pack-objects"
+    objects, sources = ROOT / "build" / "gpu-pack-objects", sources_digest(ROOT)
     build(pack / "lib", objects)
     build(pack / "lib-debug", objects, SPIN_LIMIT)
     download(pack / "wheels")
     manifest = write_manifest(pack)
+    if manifest.sources != sources:
+        print("the sources have changed during the compilation: run it again", file=sys.stderr)
+        return 1
     carried, tree = size_of(pack), size_of_tree()
     command = command_for(manifest, str(pack.relative_to(ROOT)))
     print(f"prepared for commit {manifest.commit}, with torch {manifest.torch}, {manifest.nvcc}")

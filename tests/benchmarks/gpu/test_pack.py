@@ -87,6 +87,14 @@ def test_sources_that_were_not_committed_are_named(checkout: Path) -> None:
     assert Manifest.read(folder) == changed
 
 
+def test_sources_that_change_during_the_compilation_are_refused(
+    checkout: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(pack, "download", lambda folder: (checkout / "csrc" / "a.cu").write_text("edited meanwhile"))
+    assert pack.main(checkout / "build" / "gpu-pack", limit=1) == 1
+    assert "changed during the compilation" in capsys.readouterr().err
+
+
 def test_what_is_too_large_is_refused(checkout: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (checkout / "new.bin").write_bytes(b"0" * (2 << 20))  # not ignored, so it would travel
     assert pack.size_of_tree() > 2 << 20
