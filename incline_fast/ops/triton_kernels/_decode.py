@@ -29,7 +29,7 @@ import os
 import triton
 import triton.language as tl
 
-from incline_fast.ops.triton_kernels._rows import WARPS, finish_row, row_of
+from incline_fast.ops.triton_kernels._rows import WARPS, finish_row
 
 __all__ = ["MAX_TOKENS_DENSE", "MAX_TOKENS_LOW_RANK", "decode", "num_counters", "num_items", "suitable"]
 
@@ -219,9 +219,10 @@ def _up_item(
     if map >= 0:
         matrix = up + map * hidden * rank
         columns = block * BLOCK_N + tl.arange(0, BLOCK_N)
-        scale = row_of(down_scale, map, rank)
+        if down_scale is not None:
+            down_scale += map * rank
         sums = _project_factor(
-            z, scale, matrix, columns, hidden, rows, mine, num_tokens, rank, SPLITS,
+            z, down_scale, matrix, columns, hidden, rows, mine, num_tokens, rank, SPLITS,
             TOKENS, BLOCK_N, BLOCK_K, OPERAND, PARTS
         )  # fmt: skip
         _store_image(image, sums, columns, rows, mine, hidden)
@@ -354,9 +355,9 @@ def decode(
     if item >= first_row:
         row = item - first_row
         _wait(_finished_up(counters, row // TOKENS), up_items)
-        edit = (up_scale, bias, bias_stride, row_alpha, row_beta, row_map, alpha, beta, num_maps)
+        vectors, edit = (up_scale, bias, bias_stride), (row_alpha, row_beta, row_map, alpha, beta, num_maps)
         norm, outputs = (weight, norm_bias, eps, weight_offset), (y, edited, y_stride, edited_stride)
-        finish_row(row, stream, image, edit, norm, outputs, hidden, CENTRE, BLOCK_D, RESIDENT)
+        finish_row(row, stream, image, vectors, edit, norm, outputs, hidden, CENTRE, BLOCK_D, RESIDENT)
         tl.debug_barrier()
         if tl.atomic_add(counters + 1, 1, sem="acq_rel", scope="gpu") == num_tokens - 1:
             for counter in range(2 + 2 * tiles):

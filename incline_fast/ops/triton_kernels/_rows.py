@@ -6,7 +6,8 @@
 same code. Arguments that belong together travel in tuples:
 
     stream   x, residual, their row strides
-    edit     up_scale, bias, its stride from map to map, row_alpha, row_beta, row_map, alpha, beta, num_maps
+    vectors  up_scale, bias, the bias's stride from map to map
+    edit     row_alpha, row_beta, row_map, alpha, beta, num_maps
     norm     weight, norm_bias, eps, weight_offset
     outputs  y, edited, their row strides
 """
@@ -16,7 +17,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-__all__ = ["WARPS", "epilogue", "finish_row", "row_of"]
+__all__ = ["WARPS", "epilogue", "finish_row"]
 
 WARPS = 4
 """Warps of every program. Not tuned: the shape of the reductions, and so their rounding, depends on it."""
@@ -31,17 +32,9 @@ def _strength(factors, row, scale):
 
 
 @triton.jit
-def row_of(base, row, stride):
-    """Pointer to a row; None where the tensor is absent."""
-    if base is not None:
-        base += row * stride
-    return base
-
-
-@triton.jit
-def _row_edit(row, edit, hidden):
-    """(alpha, beta, whether the row is edited, its up_scale, its bias)."""
-    up_scale, bias, bias_stride, row_alpha, row_beta, row_map, alpha, beta, num_maps = edit
+def _row_edit(row, edit):
+    """((alpha, beta, whether the row is edited), its map)."""
+    row_alpha, row_beta, row_map, alpha, beta, num_maps = edit
     map = tl.full([], 0, tl.int32)
     if row_map is not None:
         map = tl.load(row_map + row)
@@ -49,19 +42,13 @@ def _row_edit(row, edit, hidden):
     # The values of row_map are not known on the host. One past the last map reads nothing and makes the row NaN.
     strength = tl.where(map < num_maps, _strength(row_alpha, row, alpha), float("nan"))
     map = tl.minimum(tl.maximum(map, 0), num_maps - 1).to(tl.int64)
-    return (
-        strength,
-        _strength(row_beta, row, beta),
-        edits,
-        row_of(up_scale, map, hidden),
-        row_of(bias, map, bias_stride),
-    )
+    return (strength, _strength(row_beta, row, beta), edits), map
 
 
 @triton.jit
-def _edit_piece(x, residual, image, row_edit, edited, columns, mask):
+def _edit_piece(x, residual, image, up_scale, bias, row_edit, edited, columns, mask):
     """One piece of ``r' = beta r + alpha (scale image + bias)``: stored rounded, returned as the rounded values."""
-    alpha, beta, edits, up_scale, bias = row_edit
+    alpha, beta, edits = row_edit
     value = tl.load(x + columns, mask=mask, other=0.0).to(tl.float32)
     if residual is not None:
         value += tl.load(residual + columns, mask=mask, other=0.0).to(tl.float32)
@@ -100,26 +87,35 @@ def _norm_piece(value, mean, squares, hidden, norm, y, columns, mask):
 
 @triton.jit
 def finish_row(
-    row, stream, image, edit, norm, outputs, hidden, CENTRE: tl.constexpr, BLOCK_D: tl.constexpr, RESIDENT: tl.constexpr
-):
+    row, stream, image, vectors, edit, norm, outputs, hidden,
+    CENTRE: tl.constexpr, BLOCK_D: tl.constexpr, RESIDENT: tl.constexpr
+):  # fmt: skip
     """r' and y of one row from the image of its r. RESIDENT rows stay in registers; longer ones are read again."""
     x, residual, x_stride, residual_stride = stream
     y, edited, y_stride, edited_stride = outputs
-    row_edit = _row_edit(row, edit, hidden)
+    up_scale, bias, bias_stride = vectors
+    row_edit, map = _row_edit(row, edit)
+    # Not in a function that returns the pointer: Triton 3.6 cannot return None, which is what an absent vector is.
+    if up_scale is not None:
+        up_scale += map * hidden
+    if bias is not None:
+        bias += map * bias_stride
     row = row.to(tl.int64)
-    x, residual, image = x + row * x_stride, row_of(residual, row, residual_stride), image + row * hidden
+    x, image = x + row * x_stride, image + row * hidden
+    if residual is not None:
+        residual += row * residual_stride
     y, edited = y + row * y_stride, edited + row * edited_stride
     columns = tl.arange(0, BLOCK_D)
     if RESIDENT:
         mask = columns < hidden
-        value = _edit_piece(x, residual, image, row_edit, edited, columns, mask)
+        value = _edit_piece(x, residual, image, up_scale, bias, row_edit, edited, columns, mask)
         mean, squares = _piece_statistics(value, mask, hidden, CENTRE)
         _norm_piece(value, mean, squares, hidden, norm, y, columns, mask)
     else:
         mean, squares, seen = 0.0, 0.0, 0.0
         for begin in range(0, hidden, BLOCK_D):
             piece = begin + columns
-            value = _edit_piece(x, residual, image, row_edit, edited, piece, piece < hidden)
+            value = _edit_piece(x, residual, image, up_scale, bias, row_edit, edited, piece, piece < hidden)
             size = tl.minimum(hidden - begin, BLOCK_D).to(tl.float32)
             piece_mean, piece_squares = _piece_statistics(value, piece < hidden, size, CENTRE)
             # Chan, Golub and LeVeque, Updating formulae and a pairwise algorithm for computing sample variances (1979)
@@ -165,6 +161,6 @@ def epilogue(
 ):
     """Rows of a finished product, one program each; ``image`` is contiguous fp32 ``[num_tokens, hidden]``."""
     stream = (x, residual, x_stride, residual_stride)
-    edit = (up_scale, bias, bias_stride, row_alpha, row_beta, row_map, alpha, beta, num_maps)
+    vectors, edit = (up_scale, bias, bias_stride), (row_alpha, row_beta, row_map, alpha, beta, num_maps)
     norm, outputs = (weight, norm_bias, eps, weight_offset), (y, edited, y_stride, edited_stride)
-    finish_row(tl.program_id(0), stream, image, edit, norm, outputs, hidden, CENTRE, BLOCK_D, RESIDENT)
+    finish_row(tl.program_id(0), stream, image, vectors, edit, norm, outputs, hidden, CENTRE, BLOCK_D, RESIDENT)
