@@ -2,7 +2,8 @@
 #
 #   make demo     set up, then learn maps between languages on a real model, apply them, and write demo/report.html
 #   make test     set up, then run the whole test suite
-#   make test-gpu-emulated    execute the GPU kernels in the emulators of tests/emulation (no GPU needed)
+#   make test-gpu-emulated    execute the GPU kernels in the emulators of emulator/ (no GPU needed)
+#   make gpu-traffic          count in the emulators what the GPU kernels move; rewrites docs/gpu_traffic.csv
 #   make test-serve           the plugin for vLLM, in an environment of its own with vLLM for CPUs
 #   make demo-serve           a server with three languages: ask it, print what it answers, stop it
 #   make gpu                  build, check and measure on this machine's GPU with the installed torch, within 430 s
@@ -20,10 +21,10 @@ BIN := $(VENV)/bin
 SERVE := .venv-serve
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 CSRC := $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu')
-CXX_TESTS := $(shell find tests -name '*.cpp' -o -name '*.h' -o -name '*.cu')
+CXX_TESTS := $(shell find tests emulator -name '*.cpp' -o -name '*.h' -o -name '*.cu')
 export PYTHONUNBUFFERED := 1
 
-.PHONY: setup demo demo-serve test test-serve test-gpu-emulated gpu gpu-pack lint bench bench-regression clean
+.PHONY: setup demo demo-serve test test-serve test-gpu-emulated gpu-traffic gpu gpu-pack lint bench bench-regression clean
 
 setup: $(VENV)/.installed
 	$(BIN)/python -m demo.fetch --model $(MODEL)
@@ -37,6 +38,9 @@ test: $(VENV)/.installed
 
 test-gpu-emulated: $(VENV)/.installed
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto -m gpu_emulated
+
+gpu-traffic: $(VENV)/.installed
+	PYTHONPATH=.:tests/helpers:tests/csrc $(BIN)/python -m kernel_traffic
 
 # vLLM has no wheel for some machines; that is said, and is no failure.
 test-serve: $(VENV)/.installed

@@ -1,10 +1,10 @@
 """Write docs/gpu.md: what the compilers made of the GPU kernels, what these move, and which check catches which fault.
 
-python docs/build_gpu.py            rewrite docs/gpu.md
-python docs/build_gpu.py --check    exit with 1 if docs/gpu.md is not what the compiler says now
+python -m docs.build_gpu            rewrite docs/gpu.md
+python -m docs.build_gpu --check    exit with 1 if docs/gpu.md is not what the compiler says now
 
-Needs nvcc and Triton. Traffic is read from docs/gpu_traffic.csv, which tests/emulation/kernel_traffic.py writes, and
-faults from docs/gpu_faults.csv, which tests/emulation/mutate.py writes.
+Needs nvcc and Triton. Traffic is read from docs/gpu_traffic.csv, which `make gpu-traffic` writes, and
+faults from docs/gpu_faults.csv, which `python -m emulator.mutate` writes.
 """
 
 from __future__ import annotations
@@ -15,18 +15,18 @@ import shutil
 import sys
 from pathlib import Path
 
-ROOT = Path(__file__).parents[1]
-sys.path.extend(str(ROOT / folder) for folder in ("tests", "tests/helpers", "tests/csrc"))
+import triton
 
-import triton  # noqa: E402
-from emulation import machine_code, triton_code  # noqa: E402
+from emulator import machine_code, triton_code
+
+ROOT = Path(__file__).parents[1]
 
 TARGET = ROOT / "docs" / "gpu.md"
 FAULTS = ROOT / "docs" / "gpu_faults.csv"
 TRAFFIC = ROOT / "docs" / "gpu_traffic.csv"
 HEADER = """# The GPU kernels as compiled
 
-Written by `python docs/build_gpu.py`; do not edit by hand. How the kernels work is in [gpu_design.md](gpu_design.md).
+Written by `python -m docs.build_gpu`; do not edit by hand. How the kernels work is in [gpu_design.md](gpu_design.md).
 Nothing here was measured on a GPU: registers and shared memory are what ptxas and cuobjdump report, instructions are
 counted in nvdisasm's listing, the occupancy is computed from them, and traffic is counted in the emulator.
 
@@ -64,7 +64,7 @@ map loads to 128 bits and conflicts to 2. Triton's products of fp32 maps, withou
 """
 FAULT_TEXT = """## Planted faults
 
-`python tests/emulation/mutate.py` plants one fault at a time into a copy of `csrc/cuda`, builds it and runs small
+`python -m emulator.mutate` plants one fault at a time into a copy of `csrc/cuda`, builds it and runs small
 cases: as fibers under several schedules (wrong numbers, deadlocks, misaligned accesses), as fibers with the race
 detector, and as PTX for sm_80 (wrong numbers, races, accesses out of bounds). A cell says what the check saw; an empty
 one that it saw nothing. The CUDA kernels have no asynchronous copies; in Triton's PTX a missing wait is planted by
@@ -84,7 +84,7 @@ def main() -> None:
     if not check:
         TARGET.write_text(text, encoding="utf-8")
     elif not TARGET.exists() or TARGET.read_text(encoding="utf-8") != text:
-        sys.exit("docs/gpu.md is not what the compiler says; run: python docs/build_gpu.py")
+        sys.exit("docs/gpu.md is not what the compiler says; run: python -m docs.build_gpu")
 
 
 def cuda_part() -> str:

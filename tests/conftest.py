@@ -3,13 +3,28 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Generator
 from pathlib import Path
 
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from emulator.errors import MissingToolError
+
 CACHE = Path(__file__).parents[1] / "demo" / "cache"
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_setup() -> Generator[None, object, object]:
+    """A test, or a fixture of it, for which the emulators lack a tool is skipped with their message."""
+    try:
+        return (yield)
+    except MissingToolError as missing:
+        pytest.skip(str(missing))
+
+
+pytest_runtest_call = pytest_runtest_setup
 
 
 @pytest.fixture(scope="session")

@@ -9,11 +9,12 @@ from functools import cache
 from pathlib import Path
 
 import torch
-from emulation import ptx
-from emulation.build import CSRC, FiberLibrary, Sanitizer, load_fibers
-from emulation.build import ptx as compile_ptx
 from op_cases import Case
 from torch import Tensor
+
+from emulator import ptx
+from emulator.build import CSRC, FiberLibrary, Sanitizer, load_fibers
+from emulator.build import ptx as compile_ptx
 
 CUDA = CSRC / "cuda"
 SOURCES = sorted(set(CUDA.glob("*.cu")) - {CUDA / "ticket_pool.cu"})  # the tests bring their own counters

@@ -1,10 +1,5 @@
 """Every kind of call under AddressSanitizer; run by test_decode.py in a process that has loaded its runtime."""
 
-import sys
-from pathlib import Path
-
-sys.path.extend(str(Path(__file__).parents[2] / folder) for folder in (".", "helpers", "csrc"))
-
 from cuda.decode_cases import KINDS, decode_case
 from cuda.launcher import prepare, run_fibers
 

@@ -7,9 +7,9 @@ import ctypes
 import pytest
 import torch
 from cuda.launcher import DTYPES, Int64, Pointer, library, raise_if
-from emulation.build import Sanitizer
 from torch import Tensor
 
+from emulator.build import Sanitizer
 from incline_fast.ops import reference_linalg
 
 pytestmark = pytest.mark.gpu_emulated

@@ -10,9 +10,10 @@ import pytest
 import torch
 from cuda.decode_cases import BF16, FP32, KINDS, both_equal, decode_case
 from cuda.launcher import SOURCES, launches, prepare, run_fibers, run_ptx, source_of
-from emulation.build import sanitized_environment
 from op_cases import Case, make
 from tolerances import assert_close
+
+from emulator.build import sanitized_environment
 
 pytestmark = pytest.mark.gpu_emulated
 by_kind = pytest.mark.parametrize("kind", KINDS)

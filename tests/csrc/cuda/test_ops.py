@@ -13,12 +13,12 @@ import pytest
 import torch
 from cuda.decode_cases import BF16, FP16, FP32, INT8, KINDS, both_equal, decode_case
 from cuda.launcher import SOURCES, like, prepare, run_fibers
-from emulation.build import load_fibers
 from op_cases import Case, make
 from tolerances import assert_close
 from torch import Tensor
 from torch.utils.cpp_extension import include_paths
 
+from emulator.build import load_fibers
 from incline_fast.maps import AffineMap, pack
 from incline_fast.ops import _arguments
 from incline_fast.ops._arguments import op_tail

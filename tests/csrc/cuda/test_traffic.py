@@ -6,10 +6,11 @@ import pytest
 import torch
 from cuda.decode_cases import BF16, both_equal
 from cuda.launcher import prepare, run_fibers, run_ptx
-from emulation import build
-from emulation.kernel_traffic import HIDDEN, Counted, count, published
+from kernel_traffic import HIDDEN, Counted, count, published
 from op_cases import make
 from tolerances import assert_close
+
+from emulator import build
 
 pytestmark = pytest.mark.gpu_emulated
 
@@ -21,7 +22,7 @@ def counted(name: str) -> Counted:
     assert_close(edited, found.case.expected()[1], HIDDEN)
     assert_close(y, found.case.normed(edited), HIDDEN)
     if "release 13.0" in build.compiler_version("nvcc"):
-        assert found.cells() == published(name), "run: python tests/emulation/kernel_traffic.py"
+        assert found.cells() == published(name), "run: make gpu-traffic"
     assert found.report.worst_bank_conflict <= 2, found.report
     return found
 

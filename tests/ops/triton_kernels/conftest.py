@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
-from emulation.triton_driver import Launch, emulated
 
+from emulator.triton_driver import Launch, emulated
 from incline_fast.ops.triton_kernels._decode import decode
 
 

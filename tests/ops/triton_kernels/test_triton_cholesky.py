@@ -6,9 +6,9 @@ import re
 
 import pytest
 import torch
-from emulation.triton_driver import Launch
 from test_cholesky_block import TOLERANCE, by_dtype, spd
 
+from emulator.triton_driver import Launch
 from incline_fast.ops import reference_linalg
 from incline_fast.ops.triton_kernels.cholesky_block import MAX_SIZE, cholesky_block, cholesky_block_, triangular_inverse
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
-from emulation.triton_driver import Launch
 from op_cases import make
 from test_numerics import check
 
+from emulator.triton_driver import Launch
 from incline_fast.ops import _arguments, _norm_op
 
 pytestmark = pytest.mark.gpu_emulated

@@ -7,10 +7,11 @@ from typing import Any
 
 import pytest
 import torch
-from emulation import triton_driver
-from emulation.ptx import launch
 from tolerances import assert_close
 from triton_cases import make_triton
+
+from emulator import triton_driver
+from emulator.ptx import launch
 
 pytestmark = pytest.mark.gpu_emulated
 

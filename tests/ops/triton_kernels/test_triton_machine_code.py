@@ -6,10 +6,11 @@ import re
 
 import pytest
 import triton
-from emulation import triton_code
-from emulation.build import ROOT
-from emulation.machine_code import cells, markdown_row
-from emulation.triton_code import Variant
+
+from emulator import triton_code
+from emulator.build import ROOT
+from emulator.machine_code import cells, markdown_row
+from emulator.triton_code import Variant
 
 pytestmark = pytest.mark.gpu_emulated
 VARIANTS = list(triton_code.variants())
@@ -28,7 +29,7 @@ def test_variant(variant: Variant) -> None:
     codes = triton_code.codes_of(variant)
     assert [complaint for code in codes for complaint in code.complaints()] == []
     assert all((code.matrix_products > 0) == variant.matrix for code in codes)
-    assert published(cells(codes)), "run: python docs/build_gpu.py"
+    assert published(cells(codes)), "run: python -m docs.build_gpu"
 
 
 def test_the_page_has_no_other_variants() -> None:
@@ -41,4 +42,4 @@ def test_amd(variant: Variant) -> None:
     """Compiles for gfx942 (MI300) without spills to memory; nothing of it has been executed."""
     row = triton_code.amd_cells(variant)
     assert row[triton_code.AMD_HEADS.index("VGPR spills")] == "0"
-    assert published(row), "run: python docs/build_gpu.py"
+    assert published(row), "run: python -m docs.build_gpu"

@@ -6,9 +6,9 @@ import re
 
 import pytest
 import torch
-from emulation.triton_driver import Launch
 from triton_cases import TritonCase, make_triton
 
+from emulator.triton_driver import Launch
 from incline_fast.ops import set_batch_invariant
 from incline_fast.ops.triton_kernels import _counters
 from incline_fast.ops.triton_kernels._decode import decode

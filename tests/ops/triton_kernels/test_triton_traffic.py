@@ -5,12 +5,12 @@ from __future__ import annotations
 import pytest
 import torch
 import triton
-from emulation.kernel_traffic import HIDDEN, Counted, count, published
-from emulation.triton_code import TUNINGS
-from emulation.triton_driver import Launch
+from kernel_traffic import HIDDEN, Counted, count, published
 from tolerances import assert_close
 from triton_cases import make_triton
 
+from emulator.triton_code import TUNINGS
+from emulator.triton_driver import Launch
 from incline_fast.ops.triton_kernels._decode import decode
 
 pytestmark = pytest.mark.gpu_emulated
@@ -24,7 +24,7 @@ def counted(name: str) -> Counted:
     assert_close(edited, found.case.expected()[1], HIDDEN)
     assert_close(y, found.case.normed(edited), HIDDEN)
     if triton.__version__.startswith("3.7."):
-        assert found.cells() == published(name), "run: python tests/emulation/kernel_traffic.py"
+        assert found.cells() == published(name), "run: make gpu-traffic"
     assert found.report.worst_bank_conflict <= 2, found.report
     return found
 

@@ -1,0 +1,92 @@
+"""One check on some cases, in a process of its own: python -m cuda.fault_checks CHECK CASE...
+
+Prints "passed", or in one line what was found. CHECK: "fibers" (several schedules), "races" (fibers with the race
+detector), "ptx" (nvcc's code for sm_80).
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+
+import torch
+from cuda.launcher import Call, prepare, run_fibers, run_ptx
+from op_cases import Case, make
+from tolerances import assert_close
+from torch import Tensor
+
+from emulator.errors import EmulationError
+
+BF16, FP32, INT8 = torch.bfloat16, torch.float32, torch.int8
+ROW_MAP = torch.tensor([2, -1, 0], dtype=torch.int32)
+SCHEDULES = ((0, 4), (7, 1), (8, 3), (9, 6))
+
+
+def after_a_gemm(sanitizer: str) -> Call:
+    """The launch that finishes what torch's GEMM began."""
+    case = make("layer", 100, (3,), dtype=BF16)
+    image = case.x.double() @ case.map.up[0].double().T
+    return prepare(case, image=image.float(), sanitizer=sanitizer)
+
+
+CASES: dict[str, Callable[[str], Call]] = {
+    "dense": lambda san: prepare(make("rms", 96, (3,), dtype=BF16, num_maps=3, row_map=ROW_MAP), sanitizer=san),
+    "low rank": lambda san: prepare(
+        make("layer", 96, (3,), rank=40, dtype=BF16, num_maps=3, row_map=ROW_MAP), sanitizer=san
+    ),
+    "many rows": lambda san: prepare(
+        make("rms", 48, (33,), dtype=BF16, num_maps=2, row_map=torch.arange(33, dtype=torch.int32) % 2), sanitizer=san
+    ),
+    "wide": lambda san: prepare(make("layer", 1040, (1,), dtype=BF16), sanitizer=san),
+    "odd": lambda san: prepare(make("rms", 39, (1,), dtype=BF16, map_dtype=FP32), sanitizer=san),
+    "fp32 rows": lambda san: prepare(make("rms", 64, (2,), map_dtype=BF16), sanitizer=san),
+    "int8": lambda san: prepare(make("rms", 64, (2,), dtype=BF16, map_dtype=INT8), sanitizer=san),
+    "low rank int8": lambda san: prepare(make("rms", 64, (2,), rank=24, dtype=BF16, map_dtype=INT8), sanitizer=san),
+    "after a GEMM": lambda san: after_a_gemm(san),
+}
+
+
+def main() -> None:
+    """Run the check that the command line names."""
+    check, *names = sys.argv[1:]
+    for name in names:
+        try:
+            for call, results in CHECKS[check](CASES[name]):
+                judge(call.case, *results)
+        except EmulationError as error:
+            print(str(error).splitlines()[0])
+            return
+        except AssertionError as error:
+            print("a counter did not return to zero" if "counter" in str(error) else "wrong numbers")
+            return
+    print("passed")
+
+
+def run_several_schedules(make_call: Callable[[str], Call]) -> Iterator[tuple[Call, tuple[Tensor, Tensor]]]:
+    for seed, resident in SCHEDULES:
+        call = make_call("none")
+        yield call, run_fibers(call, seed=seed, resident=resident)
+
+
+def run_with_race_detector(make_call: Callable[[str], Call]) -> Iterator[tuple[Call, tuple[Tensor, Tensor]]]:
+    call = make_call("races")
+    yield call, run_fibers(call, seed=1, resident=3, sanitizer="races")
+
+
+def run_nvccs_code(make_call: Callable[[str], Call]) -> Iterator[tuple[Call, tuple[Tensor, Tensor]]]:
+    call = make_call("none")
+    y, edited, _ = run_ptx(call, "sm_80", resident=2, max_steps=200_000)
+    yield call, (y, edited)
+
+
+CHECKS = {"fibers": run_several_schedules, "races": run_with_race_detector, "ptx": run_nvccs_code}
+
+
+def judge(case: Case, y: Tensor, edited: Tensor) -> None:
+    length = case.x.shape[-1]
+    assert_close(edited, case.expected()[1], length)
+    assert_close(y, case.normed(edited), length)
+
+
+if __name__ == "__main__":
+    main()
