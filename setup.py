@@ -105,15 +105,15 @@ def extension_arguments() -> dict:
             **options,
         )
 
-    ops = list(Path("csrc").glob("*_op.cpp"))
-    cpu = [Path("csrc/ops.cpp"), Path("csrc/cpu_backend.cpp"), *Path("csrc/cpu").glob("*.cpp")]
-    extensions = [extension("incline_fast._C", [*ops, *cpu], [])]
+    def bindings(device: str) -> list[Path]:
+        return [path for name in ("*_op.cpp", f"*{device}*.cpp") for path in Path("csrc/bindings").glob(name)]
+
+    extensions = [extension("incline_fast._C", [*bindings("cpu"), *Path("csrc/cpu").glob("*.cpp")], [])]
     nvcc = find_nvcc()
     if nvcc is not None:
         home = toolkit(nvcc)
         link = {"libraries": ["cudart"], "library_dirs": [str(home / "lib64")]}
-        sources = [*ops, *Path("csrc/cuda").glob("*.cpp")]
-        extensions.append(extension("incline_fast._cuda", sources, [home / "include"], **link))
+        extensions.append(extension("incline_fast._cuda", bindings("cuda"), [home / "include"], **link))
     return {
         "ext_modules": extensions,
         "cmdclass": {"build_ext": Build},

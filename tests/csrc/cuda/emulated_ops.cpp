@@ -3,9 +3,9 @@
 #define TORCH_TARGET_VERSION 0x020b000000000000
 #include <torch/csrc/stable/library.h>
 
-#include "affine_norm_op.cpp"
-#include "cholesky_op.cpp"
-#include "cuda/backend.cpp"
+#include "bindings/affine_norm_op.cpp"
+#include "bindings/cholesky_op.cpp"
+#include "bindings/cuda_backend.cpp"
 
 namespace incline_fast::cuda {
 

@@ -2,9 +2,9 @@
 
 #include <torch/csrc/stable/ops.h>
 
+#include "../cholesky.h"
 #include "backend.h"
 #include "check.h"
-#include "cholesky.h"
 
 namespace incline_fast {
 namespace {

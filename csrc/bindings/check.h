@@ -11,7 +11,7 @@
 #include <stdexcept>
 #include <string>
 
-#include "affine_norm.h"
+#include "../affine_norm.h"
 #include "backend.h"
 
 namespace incline_fast {

@@ -1,9 +1,9 @@
-// Registration for CUDA, nothing else; the schemas of what CPUs have too are in csrc/ops.cpp.
+// Registration for CUDA, nothing else; the schemas of what CPUs have too are in cpu_ops.cpp.
 #include <torch/csrc/stable/library.h>
 
-#include "../affine_norm_op.h"
-#include "../cholesky_op.h"
+#include "affine_norm_op.h"
 #include "batch_invariance.h"
+#include "cholesky_op.h"
 
 STABLE_TORCH_LIBRARY_IMPL(incline_fast, CUDA, m) {
   m.impl("affine_rms_norm", TORCH_BOX(&incline_fast::affine_rms_norm));

@@ -6,8 +6,8 @@
 #include <cstdint>
 #include <optional>
 
-#include "affine_norm.h"
-#include "cholesky.h"
+#include "../affine_norm.h"
+#include "../cholesky.h"
 
 namespace incline_fast::backend {
 

@@ -5,7 +5,7 @@
 
 #include <stdexcept>
 
-#include "ticket_pool.h"
+#include "../cuda/ticket_pool.h"
 
 namespace incline_fast::cuda {
 namespace {

@@ -1,5 +1,5 @@
+#include "../cpu/dispatch.h"
 #include "backend.h"
-#include "cpu/dispatch.h"
 #include "torch_threads.h"
 
 namespace incline_fast::backend {

@@ -6,7 +6,7 @@
 
 #include <cstdint>
 
-#include "affine_norm.h"
+#include "../affine_norm.h"
 
 namespace incline_fast {
 

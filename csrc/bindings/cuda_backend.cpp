@@ -1,13 +1,12 @@
-#include "../backend.h"
-
 #include <torch/csrc/stable/ops.h>
 
 #include <utility>
 
-#include "../check.h"
-#include "affine_norm.h"
+#include "../cuda/affine_norm.h"
+#include "../cuda/cholesky.h"
+#include "backend.h"
 #include "batch_invariance.h"
-#include "cholesky.h"
+#include "check.h"
 #include "torch_cuda.h"
 
 namespace incline_fast::backend {

@@ -5,7 +5,7 @@
 #include <cstddef>
 #include <string>
 
-#include "affine_norm.h"
+#include "../affine_norm.h"
 #include "backend.h"
 #include "check.h"
 

@@ -3,10 +3,10 @@
 
 #include <string>
 
+#include "../cpu/dispatch.h"
 #include "affine_norm_op.h"
 #include "affine_residual_op.h"
 #include "cholesky_op.h"
-#include "cpu/dispatch.h"
 
 namespace {
 
