@@ -71,7 +71,7 @@ def compile_kernels(nvcc: Path, folder: Path) -> list[str]:
         return str(target)
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        return list(pool.map(make, sorted(Path("csrc/cuda").glob("*.cu"))))
+        return list(pool.map(make, sorted(Path("csrc/cuda").rglob("*.cu"))))
 
 
 def extension_arguments() -> dict:

@@ -1,13 +1,17 @@
-"""The faults that mutate.py plants, one at a time, into a copy of csrc/cuda."""
+"""The faults that mutate.py plants, one at a time, into a copy of csrc/cuda/affine_norm."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
+from emulator.build import CSRC
+
+AFFINE_NORM = CSRC / "cuda" / "affine_norm"
+
 
 @dataclass(frozen=True)
 class Fault:
-    """``before``, once in ``file`` (below csrc/cuda), becomes ``after``; ``cases`` are those of fault_checks."""
+    """``before``, once in ``file`` of csrc/cuda/affine_norm, becomes ``after``; ``cases`` are those of fault_checks."""
 
     name: str
     file: str

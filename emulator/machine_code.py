@@ -23,7 +23,7 @@ def _has_kernels(source: Path) -> bool:
     return any("__global__" in path.read_text(encoding="utf-8") for path in build.dependencies(source, [build.CSRC]))
 
 
-SOURCES = tuple(path for path in sorted((build.CSRC / "cuda").glob("*.cu")) if _has_kernels(path))
+SOURCES = tuple(path for path in sorted((build.CSRC / "cuda").rglob("*.cu")) if _has_kernels(path))
 
 # CUDA C++ Programming Guide, "Technical Specifications per Compute Capability".
 SHARED_PER_MULTIPROCESSOR = {"sm_80": 164 << 10, "sm_90": 228 << 10, "sm_100": 228 << 10}

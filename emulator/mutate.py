@@ -18,9 +18,9 @@ import sys
 import tempfile
 from pathlib import Path
 
-from emulator.faults import FAULTS, Fault
+from emulator.build import ROOT
+from emulator.faults import AFFINE_NORM, FAULTS, Fault
 
-ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "docs" / "gpu_faults.csv"
 CHECKS = ("fibers", "races", "ptx")
 TIME_LIMIT = 600  # seconds for building and running one check
@@ -90,7 +90,7 @@ def copy_sources(copy: Path) -> None:
 
 def plant(copy: Path, fault: Fault) -> None:
     """Write the fault into the copied source, where its text must occur once."""
-    path = copy / "csrc" / "cuda" / fault.file
+    path = copy / AFFINE_NORM.relative_to(ROOT) / fault.file
     text = path.read_text(encoding="utf-8")
     if text.count(fault.before) != 1:
         raise ValueError(

@@ -2,8 +2,8 @@
 
 #include <utility>
 
-#include "../cuda/affine_norm.h"
-#include "../cuda/cholesky.h"
+#include "../cuda/affine_norm/affine_norm.h"
+#include "../cuda/cholesky/cholesky.h"
 #include "backend.h"
 #include "batch_invariance.h"
 #include "check.h"

@@ -5,7 +5,7 @@
 
 #include <stdexcept>
 
-#include "../cuda/ticket_pool.h"
+#include "../cuda/affine_norm/ticket_pool.h"
 
 namespace incline_fast::cuda {
 namespace {

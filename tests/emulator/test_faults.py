@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from emulator.build import CSRC
-from emulator.faults import FAULTS
+from emulator.faults import AFFINE_NORM, FAULTS
 
 pytestmark = pytest.mark.gpu_emulated
 
@@ -18,7 +17,7 @@ def test_there_are_enough_of_many_kinds() -> None:
 
 @pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.name)
 def test_its_text_occurs_once(fault) -> None:
-    text = (CSRC / "cuda" / fault.file).read_text(encoding="utf-8")
+    text = (AFFINE_NORM / fault.file).read_text(encoding="utf-8")
     assert text.count(fault.before) == 1
     assert fault.after != fault.before
     assert fault.cases

@@ -6,8 +6,8 @@
 #include <string>
 #include <vector>
 
-#include "cuda/cholesky.h"
-#include "cuda/plan.h"
+#include "cuda/affine_norm/plan.h"
+#include "cuda/cholesky/cholesky.h"
 
 using namespace incline_fast;  // NOLINT: a test's own file
 

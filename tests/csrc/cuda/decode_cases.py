@@ -10,7 +10,7 @@ from torch import Tensor
 
 BF16, FP16, FP32, INT8 = torch.bfloat16, torch.float16, torch.float32, torch.int8
 
-# (x, maps, residual): each product of csrc/cuda/products.h with and without splitting the rows.
+# (x, maps, residual): each product of csrc/cuda/affine_norm/products.h with and without splitting the rows.
 KINDS: dict[str, tuple[torch.dtype, torch.dtype, torch.dtype | None]] = {
     "bf16": (BF16, BF16, None),
     "bf16+bf16": (BF16, BF16, BF16),

@@ -16,8 +16,8 @@ from emulator import ptx
 from emulator.build import CSRC, FiberLibrary, Sanitizer, load_fibers
 from emulator.build import ptx as compile_ptx
 
-CUDA = CSRC / "cuda"
-SOURCES = sorted(set(CUDA.glob("*.cu")) - {CUDA / "ticket_pool.cu"})  # the tests bring their own counters
+# The tests bring their own counters.
+SOURCES = sorted(path for path in (CSRC / "cuda").rglob("*.cu") if path.name != "ticket_pool.cu")
 DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16, torch.int8]  # the order of enum class DType
 Int64 = ctypes.c_int64
 Pointer = ctypes.c_void_p

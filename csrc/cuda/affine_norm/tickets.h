@@ -5,7 +5,7 @@
 // fences in turn sees the stores. Readers load past the L1 cache, which other blocks' stores do not reach.
 #pragma once
 
-#include "arch/memory.h"
+#include "../arch/memory.h"
 #include "call.h"
 
 // Turns of a waiting loop after which a debug build traps, so that a kernel whose counters went wrong ends with an error

@@ -9,7 +9,8 @@
 //
 // A thread keeps 8 x 8 elements in registers, every 16th row and column, so that all threads have work until the end; a
 // step passes column j and row j through shared memory. Two buffers taken in turn make one barrier a step enough.
-#include "call.h"
+#include "../leading.h"
+#include "../threads.h"
 #include "cholesky.h"
 
 namespace incline_fast::cuda {

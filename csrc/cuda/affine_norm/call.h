@@ -1,13 +1,12 @@
 // What the kernels of one launch are told.
 #pragma once
 
+#include "../threads.h"
 #include "affine_norm.h"
 #include "rows.h"
 
 namespace incline_fast::cuda {
 
-constexpr int kThreads = 256;  // of every kernel here
-constexpr int kWarps = kThreads / 32;
 constexpr int kTileColumns = 16;  // output columns of a block, and of one slot of the row statistics
 constexpr int kOctet = 8;         // rows that one tensor-core product takes
 
@@ -56,10 +55,5 @@ struct AffineCall {
 __host__ __device__ constexpr int inner_pitch(int rank) {
   return (rank + kTileColumns - 1) / kTileColumns * kTileColumns;
 }
-
-__device__ __forceinline__ int lane_id() { return static_cast<int>(threadIdx.x) % 32; }
-__device__ __forceinline__ int warp_id() { return static_cast<int>(threadIdx.x) / 32; }
-
-constexpr unsigned kAllLanes = 0xffffffffu;
 
 }  // namespace incline_fast::cuda

@@ -4,7 +4,7 @@
 
 #include <cstdint>
 
-#include "../affine_norm.h"
+#include "../../affine_norm.h"
 
 namespace incline_fast::cuda {
 

@@ -1,7 +1,7 @@
 // The launcher of the Cholesky block kernel on a GPU, for the CholeskyBlock of csrc/cholesky.h with size <= 128.
 #pragma once
 
-#include "../cholesky.h"
+#include "../../cholesky.h"
 
 namespace incline_fast::cuda {
 

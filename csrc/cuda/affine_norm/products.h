@@ -7,8 +7,8 @@
 // sums of parts that they do: a float is the sum of three bf16 numbers, an fp16 number of two; int8 fits into one.
 #pragma once
 
-#include "arch/memory.h"
-#include "arch/mma.h"
+#include "../arch/memory.h"
+#include "../arch/mma.h"
 #include "call.h"
 
 namespace incline_fast::cuda {

@@ -3,9 +3,9 @@
 
 #include <cstdint>
 
-#include "../affine_norm.h"
-#include "launch.h"
-#include "leading.h"
+#include "../../affine_norm.h"
+#include "../launch.h"
+#include "../leading.h"
 
 namespace incline_fast::cuda {
 
