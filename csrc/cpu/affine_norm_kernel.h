@@ -14,8 +14,8 @@
 #include "buffer.h"
 #include "norm.h"
 #include "panel_gemm.h"
+#include "parallel_for.h"
 #include "rows.h"
-#include "spread.h"
 
 namespace incline_fast::cpu {
 namespace {
@@ -102,12 +102,12 @@ class AffineNormKernel {
       if (direct) {
         point_at_states(tokens, count);
       } else {
-        spread(threads_, count, size_, [&](std::int64_t from, std::int64_t to) {
+        parallel_for(threads_, count, size_, [&](std::int64_t from, std::int64_t to) {
           for (std::int64_t i = from; i < to; ++i) load_residual_stream(r_.row(i), z_.row(i), tokens[i]);
         });
       }
       if (map != kNoMap) project(map, count);
-      spread(threads_, count, 4 * size_, [&](std::int64_t from, std::int64_t to) {
+      parallel_for(threads_, count, 4 * size_, [&](std::int64_t from, std::int64_t to) {
         for (std::int64_t i = from; i < to; ++i) {
           T* r = r_.row(direct ? from : i);
           if (direct) load_row<V>(op_.x, tokens[i], size_, padded_, r);

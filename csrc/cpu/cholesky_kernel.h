@@ -14,7 +14,7 @@
 
 #include "../cholesky.h"
 #include "buffer.h"
-#include "spread.h"
+#include "parallel_for.h"
 
 namespace incline_fast::cpu {
 namespace {
@@ -134,10 +134,10 @@ class CholeskyKernel {
       const std::int64_t panel_end = std::min(panel + kPanelRows, rows_);
       // Chunks begin at multiples of their width; what lies left of the diagonal is computed in vain and never read.
       const std::int64_t begin = factored ? half_ : panel / kChunk * kChunk, end = half_ + (invert ? panel_end : 0);
-      spread(threads_, round_up(end - begin, kChunk) / kChunk, (panel_end - panel) * panel * kChunk,
-             [&](std::int64_t first, std::int64_t last) {
-               for (std::int64_t i = first; i < last; ++i) subtract_above(panel, panel_end, begin + i * kChunk);
-             });
+      parallel_for(threads_, round_up(end - begin, kChunk) / kChunk, (panel_end - panel) * panel * kChunk,
+                   [&](std::int64_t first, std::int64_t last) {
+                     for (std::int64_t i = first; i < last; ++i) subtract_above(panel, panel_end, begin + i * kChunk);
+                   });
       for (std::int64_t p = panel; p < panel_end; p += kPivots) {
         const std::int64_t own = factored ? half_ : p / kChunk * kChunk;
         for (std::int64_t c = own; c < end; c += kChunk) subtract(p, c, panel, p);
@@ -252,7 +252,7 @@ template <class Single, class Double>
 void run_cholesky_block(const CholeskyBlock& op, const Threads& threads) {
   // Over matrices; inside one, over its columns. Inside a parallel region torch runs the inner loop on one thread.
   const auto each = [&]<class V>(V*) {
-    spread(threads, op.count, op.size * op.size * op.size / 4, [&](std::int64_t begin, std::int64_t end) {
+    parallel_for(threads, op.count, op.size * op.size * op.size / 4, [&](std::int64_t begin, std::int64_t end) {
       CholeskyKernel<V> kernel(op, threads);
       for (std::int64_t i = begin; i < end; ++i) kernel.run(i);
     });

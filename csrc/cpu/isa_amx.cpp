@@ -1,29 +1,12 @@
 #if defined(__x86_64__)
-// Headers of the language and the compiler come before the target pragma: what they define inline may be shared with
-// other translation units, so it must stay within the baseline instruction set.
 #include <cpuid.h>
-#include <immintrin.h>
 
-#include <algorithm>
-#include <cmath>
-#include <cstdint>
-#include <cstring>
-#include <memory>
-#include <new>
-#include <numeric>
-#include <type_traits>
-#include <vector>
+#include "isa_prelude.h"
 
 #if defined(__linux__)
 #include <sys/syscall.h>
 #include <unistd.h>
 #endif
-
-#include "isa.h"
-
-// GCC 12 reports its own _mm512_undefined_* operands (GCC bug 105593).
-#pragma GCC diagnostic ignored "-Wuninitialized"
-#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
 
 namespace incline_fast::cpu {
 
@@ -46,7 +29,7 @@ bool amx_is_usable() {
 
 #pragma GCC target("amx-tile,amx-bf16,avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")
 #include "affine_norm_kernel.h"
-#include "tile_gemm.h"
+#include "amx_gemm.h"
 
 namespace incline_fast::cpu {
 

@@ -1,22 +1,5 @@
 #if defined(__x86_64__)
-// Headers of the language and the compiler come before the target pragma: what they define inline may be shared with
-// other translation units, so it must stay within the baseline instruction set.
-#include <immintrin.h>
-
-#include <algorithm>
-#include <cmath>
-#include <cstdint>
-#include <cstring>
-#include <memory>
-#include <new>
-#include <numeric>
-#include <vector>
-
-#include "isa.h"
-
-// GCC 12 reports its own _mm512_undefined_* operands (GCC bug 105593).
-#pragma GCC diagnostic ignored "-Wuninitialized"
-#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
+#include "isa_prelude.h"
 
 #pragma GCC target("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")
 #include "affine_norm_kernel.h"

@@ -14,8 +14,8 @@
 
 #include "../affine_norm.h"
 #include "float_types.h"
+#include "parallel_for.h"
 #include "rows.h"
-#include "spread.h"
 
 namespace incline_fast::cpu {
 namespace {
@@ -92,7 +92,7 @@ struct Product {
   Scratch<const T> x;
   Scratch<T> z;
   std::int64_t num_rows;
-  int pieces;  // bf16 numbers that make up an activation where a matrix unit takes nothing longer, see tile_gemm.h
+  int pieces;  // bf16 numbers that make up an activation where a matrix unit takes nothing longer, see amx_gemm.h
   const BFloat16* const* states = nullptr;  // rows of bf16 to read instead of x, for a matrix unit
 };
 
@@ -245,7 +245,7 @@ class PanelGemm {
     // Memory bound with few rows, compute bound with many: an estimate of a panel's time in multiply-adds at full
     // speed.
     const std::int64_t work = depth_ * kPanel * (1 + part_rows / 8);
-    spread(threads, parts * panels_, work, [&](std::int64_t begin, std::int64_t end) {
+    parallel_for(threads, parts * panels_, work, [&](std::int64_t begin, std::int64_t end) {
       while (begin < end) {
         const std::int64_t part = begin / panels_, first = begin % panels_;
         const std::int64_t last = std::min(panels_, first + end - begin);
@@ -360,7 +360,7 @@ class PanelGemm {
   std::int64_t rows_;
 };
 
-// What multiplies maps of type W on the machine that V describes; tile_gemm.h says otherwise for one pair.
+// What multiplies maps of type W on the machine that V describes; amx_gemm.h says otherwise for one pair.
 template <class V, class W>
 struct GemmOf {
   using Type = PanelGemm<V, W>;

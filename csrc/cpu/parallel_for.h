@@ -14,7 +14,7 @@ constexpr std::int64_t kGrainWork = 32 * 1024;
 
 // body(begin, end) over ranges of [0, count); `work` is the cost of one item.
 template <class Body>
-void spread(const Threads& threads, std::int64_t count, std::int64_t work, const Body& body) {
+void parallel_for(const Threads& threads, std::int64_t count, std::int64_t work, const Body& body) {
   const std::int64_t grain = std::max<std::int64_t>(1, kGrainWork / std::max<std::int64_t>(1, work));
   if (threads.count == 1 || count <= grain) return body(0, count);
   auto call = [](std::int64_t begin, std::int64_t end, void* context) {

@@ -15,9 +15,9 @@
 #include <cstdint>
 #include <type_traits>
 
+#include "amx_tiles.h"
 #include "panel_gemm.h"
-#include "spread.h"
-#include "tile_multiply.h"
+#include "parallel_for.h"
 #include "vec_avx512.h"
 
 namespace incline_fast::cpu {
@@ -38,7 +38,7 @@ class TileGemm {
     const std::int64_t parts = std::max(shares, std::min(x.tiles() / 4, x.bytes() / kPartBytes));
     // Memory bound up to some 64 rows: an estimate of a panel's time in multiply-adds at full vector speed.
     const std::int64_t work = depth_ * kPanel * (1 + x.tiles() / parts / 4);
-    spread(threads, parts * panels_, work, [&](std::int64_t begin, std::int64_t end) {
+    parallel_for(threads, parts * panels_, work, [&](std::int64_t begin, std::int64_t end) {
       const TileConfiguration configuration(x.rows());
       const FlushSubnormals flush;
       const Buffer<TileSums> sums(ceil_div(x.tiles(), parts));

@@ -9,7 +9,7 @@
 
 #include "buffer.h"
 #include "panel_gemm.h"
-#include "spread.h"
+#include "parallel_for.h"
 #include "vec_avx512.h"
 
 namespace incline_fast::cpu {
@@ -225,7 +225,7 @@ class TiledRows {
         tiles_(ceil_div(p.num_rows, kTileRows / p.pieces)),
         steps_(ceil_div(p.maps.depth, kTileDepth)),
         buffer_(tiles_ * steps_ * step_size()) {
-    spread(threads, tiles_, tokens_per_tile() * p.maps.depth, [&](std::int64_t begin, std::int64_t end) {
+    parallel_for(threads, tiles_, tokens_per_tile() * p.maps.depth, [&](std::int64_t begin, std::int64_t end) {
       for (std::int64_t tile = begin; tile < end; ++tile) fill(p, tile);
     });
   }
