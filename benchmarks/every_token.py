@@ -30,7 +30,7 @@ from incline_fast.bench.machine import commit, cpu_name, threads
 from incline_fast.bench.rows import write_table
 from incline_fast.intervention.site_edits import EditedNorm
 from incline_fast.maps import AffineMap
-from incline_fast.ops.affine_rms_norm import RMS_NORM
+from incline_fast.ops.affine_norm import RMS_NORM
 
 LAYERS, HIDDEN, PROMPT, NEW_TOKENS, ALPHA = 12, 2048, 4, 4, 0.1
 RANKS = (None, 64, 500)

@@ -20,7 +20,8 @@ if TYPE_CHECKING:
     from incline_fast.maps import AffineMap
     from incline_fast.models.architectures import UnsupportedModelError
     from incline_fast.nn import AffineLayerNorm, AffineRMSNorm
-    from incline_fast.solver.ridge import Ridge, RidgeAccumulator
+    from incline_fast.solver.accumulator import RidgeAccumulator
+    from incline_fast.solver.ridge import Ridge
 
 __all__ = [
     "AffineLayerNorm",
@@ -50,7 +51,8 @@ _LAZY = {
     "maps": ("AffineMap",),
     "models.architectures": ("UnsupportedModelError",),
     "nn": ("AffineLayerNorm", "AffineRMSNorm"),
-    "solver.ridge": ("Ridge", "RidgeAccumulator"),
+    "solver.accumulator": ("RidgeAccumulator",),
+    "solver.ridge": ("Ridge",),
 }
 """Public names by the module that defines them, which is imported when one of them is first used (PEP 562)."""
 

@@ -15,12 +15,9 @@ from numpy.typing import ArrayLike
 from torch import Tensor
 
 from incline_fast.arguments import matrix
-from incline_fast.huge_pages import on_huge_pages
+from incline_fast.packing import PANEL, on_huge_pages, pack
 
-__all__ = ["PANEL", "AffineMap", "dequantized", "is_packed", "pack", "packed_shape", "rank_of", "unpack"]
-
-PANEL = 16
-"""Output columns per panel of the packed layout: one 512-bit or two 256-bit fp32 vectors."""
+__all__ = ["MAP_DTYPES", "AffineMap", "dequantized"]
 
 MAP_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64, torch.int8)
 INT8_MAX = 127
@@ -190,7 +187,7 @@ class AffineMap:
         return dequantized(self.down, self.down_scale, compute), dequantized(self.up, self.up_scale, compute)
 
     def packed(self) -> tuple[Tensor | None, Tensor]:
-        """``(down, up)`` in the panel layout of the CPU kernels, see :func:`pack`.
+        """``(down, up)`` in the panel layout of the CPU kernels, see :func:`incline_fast.packing.pack`.
 
         Packed once and kept, on huge pages, except where a gradient has to flow back to the weights.
         """
@@ -222,57 +219,6 @@ class AffineMap:
     def __repr__(self) -> str:
         form = "dense" if self.down is None else f"rank {self.rank}"
         return f"AffineMap({form}, hidden_size={self.hidden_size}, num_maps={self.num_maps}, dtype={self.dtype})"
-
-
-def pack(weight: Tensor) -> Tensor:
-    """``[G, N, K]`` -> ``[G, ceil(N / 16), K, 16]``: panels of 16 output columns, k-major, zero-padded columns.
-
-    A kernel walks one panel from k = 0 to K with unit stride and broadcasts the k-th activation: no horizontal sums.
-    bf16 weights go to ``[G, ceil(N / 16), ceil(K / 2), 16, 2]``, pairs of k side by side and an odd K zero-padded: the
-    order in which matrix units take them, and one in which 32 bits hold two weights that a shift and a mask widen.
-    """
-    if weight.dim() != 3:
-        raise ValueError(f"weight has shape {tuple(weight.shape)}; expected [G, N, K]")
-    G, N, K = weight.shape
-    panels, group = -(-N // PANEL), _group(weight.dtype)
-    depth = -(-K // group)
-    padded = F.pad(weight, (0, depth * group - K, 0, panels * PANEL - N))
-    grouped = padded.reshape(G, panels, PANEL, depth, group).transpose(2, 3).contiguous()
-    return grouped if group > 1 else grouped.squeeze(-1)
-
-
-def unpack(packed: Tensor, num_columns: int, depth: int) -> Tensor:
-    """Inverse of :func:`pack`: ``[G, num_columns, depth]``."""
-    expected = packed_shape(packed.dtype, num_columns, depth)
-    if tuple(packed.shape[1:]) != expected:
-        sizes = ", ".join(map(str, expected))
-        raise ValueError(f"packed has shape {tuple(packed.shape)}; expected [G, {sizes}]")
-    pairs = packed if packed.dim() == 5 else packed.unsqueeze(-1)
-    return pairs.transpose(2, 3).flatten(1, 2).flatten(2)[:, :num_columns, :depth]
-
-
-def packed_shape(dtype: torch.dtype, num_columns: int, depth: int) -> tuple[int, ...]:
-    """Shape of one packed map ``[num_columns, depth]``."""
-    group = _group(dtype)
-    shape = (-(-num_columns // PANEL), -(-depth // group), PANEL)
-    return shape if group == 1 else (*shape, group)
-
-
-def is_packed(weight: Tensor) -> bool:
-    """Whether a stack of maps lies in panels."""
-    return weight.dim() == (4 if _group(weight.dtype) == 1 else 5)
-
-
-def rank_of(down: Tensor, up: Tensor) -> int:
-    """Rank of two factors, where one of them tells; two packed bf16 ones know it rounded up to an even number."""
-    if not is_packed(down):
-        return int(down.shape[1])
-    return int(up.shape[2]) * (_group(up.dtype) if is_packed(up) else 1)
-
-
-def _group(dtype: torch.dtype) -> int:
-    """Neighbours in k that the packed layout keeps together."""
-    return 2 if dtype is torch.bfloat16 else 1
 
 
 @overload

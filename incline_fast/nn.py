@@ -14,8 +14,7 @@ from torch import Tensor
 
 from incline_fast.maps import AffineMap
 from incline_fast.ops._arguments import PerRow
-from incline_fast.ops.affine_layer_norm import LAYER_NORM
-from incline_fast.ops.affine_rms_norm import RMS_NORM
+from incline_fast.ops.affine_norm import LAYER_NORM, RMS_NORM
 
 __all__ = ["AffineLayerNorm", "AffineRMSNorm"]
 

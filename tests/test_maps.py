@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from incline_fast import AffineRMSNorm
-from incline_fast.maps import PANEL, AffineMap, pack, unpack
+from incline_fast.maps import AffineMap
+from incline_fast.packing import PANEL, pack, unpack
 
 INT8 = torch.zeros(1, 3, 3, dtype=torch.int8)
 

@@ -22,7 +22,7 @@ from incline_fast.bench.rows import Row, merged, read_csv, write_csv
 from incline_fast.bench.tables import TABLES, Table
 from incline_fast.bench.timing import measure, with_roofline
 from incline_fast.ops import explain
-from incline_fast.ops._backend import EXTENSION
+from incline_fast.ops._extension import EXTENSION
 
 __all__ = ["main"]
 

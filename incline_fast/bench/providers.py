@@ -16,7 +16,7 @@ from torch import Tensor
 
 from incline_fast import nn, ops
 from incline_fast.bench.problems import ALPHA, EPS, Data, Problem
-from incline_fast.ops._backend import EXTENSION
+from incline_fast.ops._extension import EXTENSION
 
 __all__ = ["PROVIDERS", "Provider", "Run"]
 

@@ -19,7 +19,7 @@ from incline_fast.maps import AffineMap
 from incline_fast.models.architectures import Site, block_output, state_argument, unwrap
 from incline_fast.nn import AffineLayerNorm, AffineRMSNorm
 from incline_fast.ops import reference
-from incline_fast.ops._backend import has_kernels
+from incline_fast.ops._dispatch import has_kernels
 
 __all__ = ["ACTIVE", "Control", "EditedNorm", "Installed", "SiteEdit", "Stage", "backend_for"]
 

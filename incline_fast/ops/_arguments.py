@@ -8,7 +8,8 @@ import os
 import torch
 from torch import Tensor
 
-from incline_fast.maps import AffineMap, is_packed, packed_shape, rank_of
+from incline_fast.maps import AffineMap
+from incline_fast.packing import is_packed, packed_shape, rank_of
 
 __all__ = ["PerRow", "check", "check_in_place", "check_row_map", "num_rows", "op_tail", "per_row"]
 

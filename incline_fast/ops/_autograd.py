@@ -16,7 +16,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from incline_fast.maps import dequantized, is_packed, pack, rank_of, unpack
+from incline_fast.maps import dequantized
+from incline_fast.packing import is_packed, pack, rank_of, unpack
 
 __all__ = ["Constants", "Gradients", "Inputs", "backward", "save"]
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from incline_fast.ops._backend import EXTENSION
+from incline_fast.ops._extension import EXTENSION
 
 __all__ = ["MAX_SIZE", "cholesky_block", "cholesky_block_", "triangular_inverse"]
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
 
 import torch
 import torch.distributed as dist
@@ -12,9 +11,7 @@ from torch import Tensor
 from incline_fast.arguments import matrix
 from incline_fast.solver.moments import Moments
 from incline_fast.solver.preprocess import check_pair
-
-if TYPE_CHECKING:
-    from incline_fast.solver.ridge import Ridge
+from incline_fast.solver.ridge import Ridge
 
 __all__ = ["RidgeAccumulator"]
 

@@ -20,7 +20,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from incline_fast.ops._backend import CUDA_EXTENSION, EXTENSION, differentiates
+from incline_fast.ops._dispatch import differentiates
+from incline_fast.ops._extension import CUDA_EXTENSION, EXTENSION
 from incline_fast.solver import blocked_cholesky
 
 __all__ = ["BACKENDS", "cholesky_ex", "cholesky_inverse_diagonal", "cholesky_solve", "explain"]

@@ -19,7 +19,6 @@ import torch
 from torch import Tensor
 
 from incline_fast.arguments import is_listing, matrix
-from incline_fast.solver.accumulator import RidgeAccumulator
 from incline_fast.solver.lam_selection import Rows, gcv_from_moments, gcv_scores, kfold_scores, loo_scores
 from incline_fast.solver.least_squares import (
     Form,
@@ -44,7 +43,7 @@ from incline_fast.solver.preprocess import (
     prepare,
 )
 
-__all__ = ["DEFAULT_LAMS", "Ridge", "RidgeAccumulator", "RidgeBreakdownError", "Select"]
+__all__ = ["DEFAULT_LAMS", "Ridge", "RidgeBreakdownError", "Select"]
 
 Select = Literal["loo", "gcv", "kfold"]
 

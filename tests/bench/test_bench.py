@@ -15,8 +15,8 @@ from incline_fast.bench import PROVIDERS, TABLES, Data, Problem, command, measur
 from incline_fast.bench.machine import cpu_slug
 from incline_fast.bench.rows import merged, read_csv, write_csv
 from incline_fast.bench.timing import with_roofline
-from incline_fast.ops import _backend
-from incline_fast.ops._backend import EXTENSION
+from incline_fast.ops import _dispatch
+from incline_fast.ops._extension import EXTENSION
 
 COLUMNS = (
     "op,backend,norm,num_tokens,hidden_size,rank,dtype,map_dtype,mode,us_p50,us_p20,us_p80,gb_s,pct_roofline,"
@@ -185,7 +185,7 @@ def test_main_shows_and_merges_and_says_how_to_repeat(
 def test_without_the_extension_our_kernels_are_left_out(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    for module in (providers, command, _backend):
+    for module in (providers, command, _dispatch):
         monkeypatch.setattr(module, "EXTENSION", None)
     bench.main(shapes=[str(TINY)], providers=["eager", "fused"])
     shown = capsys.readouterr().out

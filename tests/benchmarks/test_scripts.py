@@ -13,8 +13,8 @@ from benchmarks import affine_norm, call, every_token, instructions
 from benchmarks.report import pages, plots
 from benchmarks.report.pages import Results, blocks, rewritten
 from incline_fast.bench import TABLES, Row, write_csv
-from incline_fast.ops._backend import EXTENSION
-from incline_fast.ops.affine_rms_norm import RMS_NORM
+from incline_fast.ops._extension import EXTENSION
+from incline_fast.ops.affine_norm import RMS_NORM
 
 
 def row(tokens: int = 1, width: int = 2048, **changes: object) -> Row:

@@ -12,7 +12,7 @@ from torch import Tensor
 from incline_fast import ops
 from incline_fast.maps import AffineMap
 from incline_fast.ops import reference
-from incline_fast.ops._backend import EXTENSION
+from incline_fast.ops._extension import EXTENSION
 
 BACKENDS = ["reference"] if EXTENSION is None else ["reference", "cpu"]
 

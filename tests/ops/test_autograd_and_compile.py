@@ -12,8 +12,8 @@ from torch import Tensor
 
 from incline_fast import ops
 from incline_fast.maps import AffineMap
-from incline_fast.ops._backend import EXTENSION
-from incline_fast.ops._norm_op import NormOp
+from incline_fast.ops._extension import EXTENSION
+from incline_fast.ops.affine_norm import NormOp
 
 compiled = pytest.mark.skipif(EXTENSION is None, reason="pure-Python installation")
 ROW_MAP = torch.tensor([0, 2, -1, 1], dtype=torch.int32)

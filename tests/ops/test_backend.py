@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from incline_fast import ops
-from incline_fast.ops import _backend
-from incline_fast.ops._backend import EXTENSION
+from incline_fast.ops import _dispatch
+from incline_fast.ops._extension import EXTENSION
 
 compiled = pytest.mark.skipif(EXTENSION is None, reason="pure-Python installation")
 HERE = Path(__file__).parent
@@ -41,7 +41,7 @@ def test_explain_names_the_compiled_op() -> None:
 
 def test_explain_names_the_reference_and_why(monkeypatch: pytest.MonkeyPatch) -> None:
     assert ops.explain("reference") == 'reference (plain PyTorch): backend="reference" was asked for'
-    monkeypatch.setattr(_backend, "EXTENSION", None)
+    monkeypatch.setattr(_dispatch, "EXTENSION", None)
     assert ops.explain() == "reference (plain PyTorch): no compiled extension is installed"
     with pytest.raises(ValueError, match='backend="cpu" needs the compiled extension'):
         ops.explain("cpu")

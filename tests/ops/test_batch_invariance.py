@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from op_cases import make
 
 from incline_fast.maps import AffineMap
-from incline_fast.ops._backend import EXTENSION
+from incline_fast.ops._extension import EXTENSION
 
 pytestmark = pytest.mark.skipif(EXTENSION is None, reason="a property of the compiled op; plain PyTorch has its own")
 

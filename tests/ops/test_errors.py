@@ -10,7 +10,7 @@ from op_cases import BACKENDS, Case, make
 
 from incline_fast import ops
 from incline_fast.maps import AffineMap
-from incline_fast.ops._backend import EXTENSION
+from incline_fast.ops._extension import EXTENSION
 
 D, ROWS = 6, 4
 

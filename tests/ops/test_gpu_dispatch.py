@@ -10,7 +10,7 @@ import torch
 
 from incline_fast import ops
 from incline_fast.maps import AffineMap
-from incline_fast.ops import _arguments, _backend
+from incline_fast.ops import _arguments, _dispatch, _extension
 from incline_fast.ops._arguments import op_tail
 from incline_fast.solver import linalg
 
@@ -23,9 +23,10 @@ def installed(monkeypatch: pytest.MonkeyPatch):
     """Pretend that the CUDA library or Triton is there, or is not."""
 
     def pretend(*, cuda: bool, triton: bool) -> None:
-        monkeypatch.setattr(_backend, "CUDA_EXTENSION", LIBRARY if cuda else None)
-        monkeypatch.setattr(_backend, "CUDA_PROBLEM", "" if cuda else "no nvcc")
-        monkeypatch.setattr(_backend, "TRITON", triton)
+        for module in (_dispatch, _extension):
+            monkeypatch.setattr(module, "CUDA_EXTENSION", LIBRARY if cuda else None)
+        monkeypatch.setattr(_dispatch, "CUDA_PROBLEM", "" if cuda else "no nvcc")
+        monkeypatch.setattr(_dispatch, "TRITON", triton)
 
     return pretend
 
@@ -43,7 +44,7 @@ def installed(monkeypatch: pytest.MonkeyPatch):
 )
 def test_auto_on_cuda(installed, cuda: bool, triton: bool, num_tokens: int, gradient: bool, route: str) -> None:
     installed(cuda=cuda, triton=triton)
-    assert _backend.choose(CUDA, "auto", num_tokens, gradient) == route
+    assert _dispatch.choose(CUDA, "auto", num_tokens, gradient) == route
     if not gradient:
         told = ops.explain(device=CUDA, num_tokens=num_tokens)
         assert told.startswith(f"{route}: ")
@@ -56,8 +57,8 @@ def test_batch_invariance_keeps_to_one_family(
 ) -> None:
     installed(cuda=cuda, triton=True)
     assert "may depend on the number of tokens" in ops.explain(device=CUDA, num_tokens=65)
-    monkeypatch.setattr(_backend, "_batch_invariant", True)
-    assert {_backend.choose(CUDA, "auto", num_tokens) for num_tokens in (1, 64, 65, 4096)} == {route}
+    monkeypatch.setattr(_extension, "_batch_invariant", True)
+    assert {_dispatch.choose(CUDA, "auto", num_tokens) for num_tokens in (1, 64, 65, 4096)} == {route}
     told = ops.explain(device=CUDA, num_tokens=65)
     assert told.startswith(f"{route}: ")
     assert "A row's bits do not depend on the number of tokens (set_batch_invariant(True))" in told
@@ -69,7 +70,7 @@ def test_batch_invariance_reaches_the_cuda_kernels(installed, monkeypatch: pytes
     installed(cuda=True, triton=True)
     for enabled in (True, False):
         ops.set_batch_invariant(enabled)
-        assert _backend.batch_invariant() is enabled
+        assert _extension.batch_invariant() is enabled
     installed(cuda=False, triton=True)
     ops.set_batch_invariant(False)
     assert told == [True, False]
@@ -111,7 +112,7 @@ def test_the_check_is_asked_for_by_the_environment(monkeypatch: pytest.MonkeyPat
 def test_auto_without_kernels_names_the_way_out(installed, triton: bool, gradient: bool) -> None:
     installed(cuda=False, triton=triton)
     with pytest.raises(ValueError, match=r'backend="auto" has kernels for "cpu" only \(no nvcc; .*reference'):
-        _backend.choose(CUDA, "auto", 1, gradient)
+        _dispatch.choose(CUDA, "auto", 1, gradient)
 
 
 def test_backends_that_are_not_there(installed) -> None:
@@ -130,16 +131,16 @@ def test_backends_that_cannot_serve(installed) -> None:
     with pytest.raises(ValueError, match='x is on device "cuda:1"; backend="cpu" serves CPU tensors only'):
         ops.explain("cpu", device=CUDA)
     with pytest.raises(ValueError, match='backend="triton" has no gradient, and an input requires one'):
-        _backend.choose(CUDA, "triton", 1, True)
+        _dispatch.choose(CUDA, "triton", 1, True)
 
 
 def test_kernels_for_a_device(installed) -> None:
     installed(cuda=False, triton=True)
-    assert _backend.has_kernels(torch.device("cpu"), torch.float64)
-    assert _backend.has_kernels(CUDA, torch.bfloat16)
-    assert not _backend.has_kernels(CUDA, torch.float64)
+    assert _dispatch.has_kernels(torch.device("cpu"), torch.float64)
+    assert _dispatch.has_kernels(CUDA, torch.bfloat16)
+    assert not _dispatch.has_kernels(CUDA, torch.float64)
     installed(cuda=False, triton=False)
-    assert not _backend.has_kernels(CUDA, torch.bfloat16)
+    assert not _dispatch.has_kernels(CUDA, torch.bfloat16)
 
 
 def test_linalg_on_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -184,16 +185,16 @@ def test_aligned_maps_are_contiguous() -> None:
 
 def test_a_library_that_does_not_load_is_reported(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """The CPU goes on being served, and whoever asks for CUDA is told what the loader said."""
-    monkeypatch.setattr(_backend, "EXTENSION", LIBRARY)
-    monkeypatch.setattr(_backend, "_FOLDER", tmp_path)
+    monkeypatch.setattr(_extension, "EXTENSION", LIBRARY)
+    monkeypatch.setattr(_extension, "_FOLDER", tmp_path)
     monkeypatch.setattr(torch.version, "cuda", None)
-    assert _backend._load_cuda_extension() == (None, f"torch {torch.__version__} was built without CUDA")
+    assert _extension._load_cuda_extension() == (None, f"torch {torch.__version__} was built without CUDA")
     monkeypatch.setattr(torch.version, "cuda", "13.0")
-    path, why = _backend._load_cuda_extension()
+    path, why = _extension._load_cuda_extension()
     assert path is None
     assert why.endswith("_cuda.abi3.so was not built, because there was no nvcc")
     (tmp_path / "_cuda.abi3.so").write_bytes(b"not a library")
-    path, why = _backend._load_cuda_extension()
+    path, why = _extension._load_cuda_extension()
     assert path is None
     assert "does not load beside torch" in why
     assert "file too short" in why

@@ -10,8 +10,9 @@ from op_cases import BACKENDS, Case, make
 from torch import Tensor
 
 from incline_fast import ops
-from incline_fast.maps import AffineMap, pack
-from incline_fast.ops._backend import EXTENSION
+from incline_fast.maps import AffineMap
+from incline_fast.ops._extension import EXTENSION
+from incline_fast.packing import pack
 
 compiled = pytest.mark.skipif(EXTENSION is None, reason="pure-Python installation")
 

@@ -8,7 +8,8 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from safetensors.torch import load_file, save_file
 
-from incline_fast.solver.ridge import Ridge, RidgeAccumulator
+from incline_fast.solver.accumulator import RidgeAccumulator
+from incline_fast.solver.ridge import Ridge
 
 D, T = 12, 5
 

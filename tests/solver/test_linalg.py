@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from incline_fast.ops import reference_linalg
-from incline_fast.ops._backend import EXTENSION
+from incline_fast.ops import reference
+from incline_fast.ops._extension import EXTENSION
 from incline_fast.solver import blocked_cholesky, linalg
 from incline_fast.solver.linalg import cholesky_ex, cholesky_inverse_diagonal, cholesky_solve, explain
 
@@ -44,17 +44,17 @@ def full(A: Tensor) -> Tensor:
 def test_against_the_reference(n: int, dtype: torch.dtype, backend: str) -> None:
     A = spd(2, n, dtype=dtype)
     L, info = cholesky_ex(A, backend=backend)
-    expected, expected_info = reference_linalg.cholesky_ex(A.double())
+    expected, expected_info = reference.cholesky_ex(A.double())
     assert torch.equal(info, expected_info)
     torch.testing.assert_close(L.double(), expected, rtol=0, atol=TOLERANCE[dtype])
     B = torch.randn(2, n, 3, generator=torch.Generator().manual_seed(1), dtype=dtype)
     X = cholesky_solve(B, L, backend=backend)
     torch.testing.assert_close(
-        X.double(), reference_linalg.cholesky_solve(B.double(), expected), rtol=0, atol=20 * TOLERANCE[dtype]
+        X.double(), reference.cholesky_solve(B.double(), expected), rtol=0, atol=20 * TOLERANCE[dtype]
     )
     diagonal = cholesky_inverse_diagonal(L, backend=backend)
     torch.testing.assert_close(
-        diagonal.double(), reference_linalg.cholesky_inverse_diagonal(expected), rtol=0, atol=3 * TOLERANCE[dtype]
+        diagonal.double(), reference.cholesky_inverse_diagonal(expected), rtol=0, atol=3 * TOLERANCE[dtype]
     )
 
 
@@ -175,7 +175,7 @@ def test_explain_says_what_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     assert explain(5, backend="torch") == 'torch: backend="torch" was asked for'
     assert 'the tensors are on "meta"' in explain(2048, device="meta")
     ran = []
-    monkeypatch.setattr(blocked_cholesky, "factor", lambda A: ran.append(len(A)) or reference_linalg.cholesky_ex(A))
+    monkeypatch.setattr(blocked_cholesky, "factor", lambda A: ran.append(len(A)) or reference.cholesky_ex(A))
     for n, dtype in ((64, torch.float32), (800, torch.float64), (832, torch.float64)):
         ran.clear()
         cholesky_ex(torch.eye(n, dtype=dtype))

@@ -8,7 +8,7 @@ import pytest
 import torch
 from lapack_matrices import KINDS, SIZES, THRESHOLD, Kind, factor_ratio, matrix, roundoff, solve_ratio, zeroed_index
 
-from incline_fast.ops._backend import EXTENSION
+from incline_fast.ops._extension import EXTENSION
 from incline_fast.solver import blocked_cholesky
 from incline_fast.solver.linalg import cholesky_ex, cholesky_inverse_diagonal, cholesky_solve
 

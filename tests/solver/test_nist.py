@@ -8,7 +8,8 @@ import pytest
 import torch
 from nist import DATASETS, Dataset, exact
 
-from incline_fast.solver.ridge import Ridge, RidgeAccumulator, RidgeBreakdownError
+from incline_fast.solver.accumulator import RidgeAccumulator
+from incline_fast.solver.ridge import Ridge, RidgeBreakdownError
 
 # Digits that the solver must have; each is about one less than was measured.
 DIGITS = {

@@ -23,7 +23,7 @@ from torch import Tensor
 from torch.library import triton_op, wrap_triton
 
 from incline_fast.ops._arguments import check
-from incline_fast.ops._backend import batch_invariant
+from incline_fast.ops._extension import batch_invariant
 from incline_fast.ops.triton_kernels import _counters
 from incline_fast.ops.triton_kernels._decode import (
     MAX_TOKENS_DENSE,

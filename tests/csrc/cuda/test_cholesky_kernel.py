@@ -10,7 +10,7 @@ from cuda.launcher import DTYPES, Int64, Pointer, library, raise_if
 from torch import Tensor
 
 from emulator.build import Sanitizer
-from incline_fast.ops import reference_linalg
+from incline_fast.ops import reference
 
 pytestmark = pytest.mark.gpu_emulated
 SIZES = (1, 2, 15, 16, 17, 31, 33, 64, 100, 127, 128)
@@ -74,8 +74,8 @@ def spd(*shape: int, dtype: torch.dtype) -> Tensor:
 def test_against_the_definition(n: int, dtype: torch.dtype) -> None:
     """In place and out of place; the strict upper triangle is cleared in the results and not read in the source."""
     A = spd(2, n, dtype=dtype)
-    expected, _ = reference_linalg.cholesky_ex(A.double())
-    wanted = reference_linalg.triangular_inverse(expected)
+    expected, _ = reference.cholesky_ex(A.double())
+    wanted = reference.triangular_inverse(expected)
     source = A + torch.full_like(A, torch.nan).triu(1).nan_to_num(nan=1e30)
     L, X, info = torch.full_like(A, torch.nan), torch.full_like(A, torch.nan), torch.zeros(2, dtype=torch.int32)
     run(source, L, X, info, seed=n)
@@ -85,8 +85,8 @@ def test_against_the_definition(n: int, dtype: torch.dtype) -> None:
     run(L + torch.full_like(A, 7).triu(1), None, again)
     assert not info.any()
     assert torch.equal(in_place, L)
-    for actual, reference in ((L, expected), (X, wanted), (again, wanted)):
-        torch.testing.assert_close(actual.double(), reference, rtol=0, atol=TOLERANCE[dtype])
+    for actual, wanted_one in ((L, expected), (X, wanted), (again, wanted)):
+        torch.testing.assert_close(actual.double(), wanted_one, rtol=0, atol=TOLERANCE[dtype])
 
 
 @by_dtype

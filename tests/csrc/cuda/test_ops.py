@@ -19,10 +19,11 @@ from torch import Tensor
 from torch.utils.cpp_extension import include_paths
 
 from emulator.build import load_fibers
-from incline_fast.maps import AffineMap, pack
+from incline_fast.maps import AffineMap
 from incline_fast.ops import _arguments
 from incline_fast.ops._arguments import op_tail
-from incline_fast.ops._backend import EXTENSION
+from incline_fast.ops._extension import EXTENSION
+from incline_fast.packing import pack
 
 pytestmark = [
     pytest.mark.gpu_emulated,

@@ -7,14 +7,15 @@ from pathlib import Path
 
 import pytest
 import torch
-from emulation import build
-from emulation.errors import EmulationError
+
+from emulator import build
+from emulator.errors import EmulationError
 
 pytestmark = pytest.mark.gpu_emulated
 
 SOURCE = """
 {define}
-#include "cuda/tickets.h"
+#include "cuda/affine_norm/tickets.h"
 
 namespace incline_fast::cuda {{
 

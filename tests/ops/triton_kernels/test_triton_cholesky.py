@@ -9,7 +9,7 @@ import torch
 from test_cholesky_block import TOLERANCE, by_dtype, spd
 
 from emulator.triton_driver import Launch
-from incline_fast.ops import reference_linalg
+from incline_fast.ops import reference
 from incline_fast.ops.triton_kernels.cholesky_block import MAX_SIZE, cholesky_block, cholesky_block_, triangular_inverse
 
 pytestmark = pytest.mark.gpu_emulated
@@ -19,8 +19,8 @@ pytestmark = pytest.mark.gpu_emulated
 @pytest.mark.parametrize("n", [0, 1, 5, 16, 33, 128])
 def test_against_the_definition(n: int, dtype: torch.dtype) -> None:
     A = spd(2, n, dtype=dtype)
-    expected, _ = reference_linalg.cholesky_ex(A.double())
-    inverse = reference_linalg.triangular_inverse(expected)
+    expected, _ = reference.cholesky_ex(A.double())
+    inverse = reference.triangular_inverse(expected)
     L, info = cholesky_block(A)
     in_place, X, pivots = A.clone(), torch.full_like(A, float("nan")), torch.zeros(2, dtype=torch.int32)
     cholesky_block_(in_place, X, pivots, 0)

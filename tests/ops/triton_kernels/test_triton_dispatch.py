@@ -8,7 +8,7 @@ from op_cases import make
 from test_numerics import check
 
 from emulator.triton_driver import Launch
-from incline_fast.ops import _arguments, _norm_op
+from incline_fast.ops import _arguments, affine_norm
 
 pytestmark = pytest.mark.gpu_emulated
 BF16 = torch.bfloat16
@@ -17,7 +17,7 @@ BF16 = torch.bfloat16
 @pytest.fixture(autouse=True)
 def always_triton(monkeypatch: pytest.MonkeyPatch) -> None:
     """CPU tensors go to Triton, whose driver is emulated; nothing else of the dispatch is replaced."""
-    monkeypatch.setattr(_norm_op, "route_of", lambda *_: "triton")
+    monkeypatch.setattr(affine_norm, "route_of", lambda *_: "triton")
 
 
 @pytest.mark.parametrize("map_dtype", [BF16, torch.int8])

@@ -11,15 +11,13 @@ import pytest
 
 from incline_fast.ops.triton_kernels import _decode
 
-HERE = Path(__file__).resolve()
-TESTS = HERE.parents[2]
+PROGRAM = Path(__file__).with_name("waiting_program.py")
 
 
 @pytest.mark.gpu_emulated
 def test_a_wait_without_end_traps() -> None:
-    paths = os.pathsep.join([str(TESTS.parent), str(TESTS)])
-    environment = {**os.environ, "INCLINE_FAST_SPIN_LIMIT": "30", "PYTHONPATH": paths}
-    command = [sys.executable, str(HERE.with_name("waiting_program.py"))]
+    environment = {**os.environ, "INCLINE_FAST_SPIN_LIMIT": "30", "PYTHONPATH": os.pathsep.join(sys.path)}
+    command = [sys.executable, str(PROGRAM)]
     answer = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
     assert answer.stdout.split("\n")[:2] == ["went on", "trapped"], answer.stderr
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import torch
 import triton
-from emulation.errors import EmulationError
-from emulation.triton_driver import emulated
 
+from emulator.errors import EmulationError
+from emulator.triton_driver import emulated
 from incline_fast.ops.triton_kernels._decode import _wait
 
 

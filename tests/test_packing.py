@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from incline_fast.huge_pages import HUGE_PAGE, on_huge_pages
-from incline_fast.maps import AffineMap, pack
+from incline_fast.maps import AffineMap
+from incline_fast.packing import HUGE_PAGE, on_huge_pages, pack
 
 SMAPS = Path("/proc/self/smaps")
 linux = pytest.mark.skipif(

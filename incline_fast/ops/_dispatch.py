@@ -1,14 +1,8 @@
-"""Which implementation serves a call: compiled kernels for CPU or CUDA, Triton kernels, or plain PyTorch.
-
-The extensions are shared libraries. ``incline_fast/_C.abi3.so`` registers ``torch.ops.incline_fast.*`` and their CPU
-kernels, ``_cuda.abi3.so`` their CUDA kernels. A pure-Python installation has neither and runs the reference.
-"""
+"""Which implementation serves a call: compiled kernels for CPU or CUDA, Triton kernels, or plain PyTorch."""
 
 from __future__ import annotations
 
 from importlib import import_module
-from importlib.util import find_spec
-from pathlib import Path
 from types import ModuleType
 from typing import Literal
 
@@ -18,22 +12,18 @@ from torch.autograd.graph import increment_version
 
 from incline_fast.maps import AffineMap
 from incline_fast.ops._arguments import num_rows
+from incline_fast.ops._extension import CUDA_EXTENSION, CUDA_PROBLEM, EXTENSION, TRITON, batch_invariant
 
 __all__ = [
     "BACKENDS",
-    "CUDA_EXTENSION",
-    "CUDA_PROBLEM",
-    "EXTENSION",
     "Backend",
     "Route",
-    "batch_invariant",
     "choose",
     "differentiates",
     "explain",
     "has_kernels",
     "mark_written",
     "route_of",
-    "set_batch_invariant",
     "triton_ops",
 ]
 
@@ -43,69 +33,6 @@ Route = Literal["cpu", "cuda", "triton", "reference"]
 
 DECODE_TOKENS = 64
 """Up to so many tokens "auto" takes the CUDA kernels: one launch of them serves as many."""
-
-
-_FOLDER = Path(__file__).resolve().parent.parent
-
-
-def _load_extension() -> Path | None:
-    path = _FOLDER / "_C.abi3.so"
-    if not path.exists():
-        return None
-    torch.ops.load_library(path)  # type: ignore[no-untyped-call]
-    return path
-
-
-def _load_cuda_extension() -> tuple[Path | None, str]:
-    """The loaded library, or why there is none. One that does not load must not keep the CPU from being served."""
-    path = _FOLDER / "_cuda.abi3.so"
-    if EXTENSION is None:
-        return None, "no compiled extension is installed"
-    if torch.version.cuda is None:
-        return None, f"torch {torch.__version__} was built without CUDA"
-    if not path.exists():
-        return None, f"{path} was not built, because there was no nvcc"
-    try:
-        torch.ops.load_library(path)  # type: ignore[no-untyped-call]
-    except OSError as error:
-        return None, f"{path} does not load beside torch {torch.__version__}: {error.__cause__ or error}"
-    return path, ""
-
-
-EXTENSION: Path | None = _load_extension()
-"""The loaded extension, None in a pure-Python installation."""
-
-CUDA_EXTENSION, CUDA_PROBLEM = _load_cuda_extension()
-"""The loaded CUDA kernels, and why there are none."""
-
-TRITON = find_spec("triton") is not None
-"""Whether Triton is installed."""
-
-_batch_invariant = False
-
-
-def set_batch_invariant(enabled: bool) -> None:
-    """Keep the bits of a row on a GPU whatever the number of tokens, at the cost of speed. Off at first.
-
-    Up to 64 tokens, and with several maps any number of them, the kernels do so anyway. More tokens of one map are
-    multiplied by torch, faster, and its rounding may depend on how many they are. Enabled, the decode kernels serve any
-    number of tokens, and "auto" stays with one family of kernels (CUDA where it is there, otherwise Triton).
-
-    The CPU's compiled kernels always keep a row's bits; the reference never promises to, its products being torch's.
-    The setting is the process's. torch.compile notices a change; a captured CUDA graph keeps what it was captured with.
-
-    Args:
-        enabled: whether bits come before speed.
-    """
-    global _batch_invariant
-    _batch_invariant = enabled
-    if CUDA_EXTENSION is not None:
-        torch.ops.incline_fast.set_batch_invariant(enabled)
-
-
-def batch_invariant() -> bool:
-    """What :func:`set_batch_invariant` was last told."""
-    return _batch_invariant
 
 
 def choose(device: torch.device, backend: str, num_tokens: int = 1, gradient: bool = False) -> Route:
@@ -139,7 +66,7 @@ def _automatic(device: torch.device, num_tokens: int, gradient: bool) -> Route:
     if device.type == "cpu":
         return "cpu" if EXTENSION is not None else "reference"
     triton = TRITON and not gradient
-    cuda = num_tokens <= DECODE_TOKENS or not triton or _batch_invariant
+    cuda = num_tokens <= DECODE_TOKENS or not triton or batch_invariant()
     if device.type == "cuda" and CUDA_EXTENSION is not None and cuda:
         return "cuda"
     if device.type == "cuda" and triton:
@@ -237,7 +164,7 @@ def _why_on_gpu(route: str, num_tokens: int) -> str:
 
 
 def _bits_on_gpu(num_tokens: int) -> str:
-    if _batch_invariant:
+    if batch_invariant():
         return "A row's bits do not depend on the number of tokens (set_batch_invariant(True)). "
     if num_tokens > DECODE_TOKENS:
         return "With one map the product is torch's, and its rounding may depend on the number of tokens. "

@@ -1,0 +1,298 @@
+"""Affine residual intervention followed by RMSNorm or LayerNorm, in one call.
+
+    r  = x (+ residual)
+    r' = beta_i r_i + alpha_i (M_{g(i)} r_i + b_{g(i)})        rows with g(i) < 0 keep r' = r
+    y  = r' / sqrt(mean(r'^2) + eps) * (weight + weight_offset)                                RMSNorm
+    y  = (r' - mean(r')) / sqrt(var(r') + eps) * (weight + weight_offset) + norm_bias          LayerNorm
+
+The variance is the mean of squared deviations, taken in a second pass. Sums run in fp32 (fp64 when x or the residual is
+fp64); r' is rounded once, to the dtype of the residual stream, and the norm reads the rounded value. The bits of a row
+depend neither on the other rows nor on the number of threads.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from incline_fast.maps import AffineMap
+from incline_fast.ops import _autograd, reference
+from incline_fast.ops._arguments import PerRow, check, check_in_place, check_row_map, op_tail, per_row
+from incline_fast.ops._dispatch import differentiates, mark_written, route_of, triton_ops
+from incline_fast.ops._extension import EXTENSION
+
+__all__ = [
+    "LAYER_NORM",
+    "RMS_NORM",
+    "NormOp",
+    "affine_layer_norm",
+    "affine_layer_norm_",
+    "affine_rms_norm",
+    "affine_rms_norm_",
+]
+
+
+class NormOp:
+    """One fused op: ``incline_fast::<name>`` and its in-place form ``incline_fast::<name>_``.
+
+    ``vectors`` are what its norm has of its own: ``(weight,)`` of RMSNorm, ``(weight, norm_bias)`` of LayerNorm.
+
+    Args:
+        name: of the compiled op, and of the Triton kernels' function.
+        reference: its definition in plain PyTorch.
+        centre: LayerNorm, which subtracts the mean and has a ``norm_bias``.
+    """
+
+    def __init__(self, name: str, reference: Callable[..., tuple[Tensor, Tensor]], *, centre: bool) -> None:
+        self.name = name
+        self.reference = reference
+        self.centre = centre
+        if EXTENSION is None:
+            return
+        # Looked up once: on a small problem each attribute of torch.ops takes a hundredth of the call.
+        self._compiled = getattr(torch.ops.incline_fast, name).default
+        self.compiled_in_place = getattr(torch.ops.incline_fast, f"{name}_").default
+        torch.library.register_fake(f"incline_fast::{name}", self._fake)
+        torch.library.register_fake(f"incline_fast::{name}_", self._fake_in_place)
+        torch.library.register_autograd(f"incline_fast::{name}", self._backward, setup_context=self._setup_context)
+
+    def functional(
+        self,
+        x: Tensor,
+        vectors: tuple[Tensor | None, ...],
+        map: AffineMap,
+        residual: Tensor | None,
+        bias: Tensor | None,
+        alpha: PerRow,
+        beta: PerRow,
+        row_map: Tensor | None,
+        eps: float,
+        weight_offset: float,
+        backend: str,
+    ) -> tuple[Tensor, Tensor]:
+        """``(y, r')``; nothing is written to."""
+        gradient = torch.is_grad_enabled() and differentiates(x, residual, *vectors, map, bias, alpha, beta)
+        route = route_of(x, backend, gradient)
+        if route == "reference":
+            weights = (map.down, map.up, map.down_scale, map.up_scale)
+            weight, norm_bias = self._weight_and_bias(vectors)
+            check(x, residual, weight, norm_bias, *weights, bias, per_row(alpha)[1], per_row(beta)[1], row_map)
+            check_row_map(row_map, map.num_maps)
+            numbers = {"alpha": alpha, "beta": beta, "eps": eps, "weight_offset": weight_offset}
+            scales = {"down_scale": map.down_scale, "up_scale": map.up_scale}
+            tensors = {"residual": residual, "bias": bias, "row_map": row_map}
+            return self.reference(x, *vectors, map.down, map.up, **scales, **tensors, **numbers)
+        tail = op_tail(route, map, bias, alpha, beta, row_map, eps, weight_offset)
+        if torch.compiler.is_compiling() or gradient:
+            op = getattr(triton_ops(), self.name) if route == "triton" else self._compiled
+            result: tuple[Tensor, Tensor] = op(x, residual, *vectors, *tail)
+            return result
+        # The functional op enters autograd's Python layer even where nothing is recorded, which takes longer than a
+        # small problem does; the in-place op on copies gives the same bits without it.
+        stream = (x if residual is None else residual).clone(memory_format=torch.contiguous_format)
+        y = torch.empty_like(stream) if residual is None else x.clone(memory_format=torch.contiguous_format)
+        kernel = self._triton_in_place() if route == "triton" else self.compiled_in_place
+        kernel(y, stream, residual is not None, *vectors, *tail)
+        return y, stream
+
+    def in_place(
+        self,
+        x: Tensor,
+        vectors: tuple[Tensor | None, ...],
+        map: AffineMap,
+        residual: Tensor | None,
+        bias: Tensor | None,
+        alpha: PerRow,
+        beta: PerRow,
+        row_map: Tensor | None,
+        eps: float,
+        weight_offset: float,
+        backend: str,
+    ) -> Tensor:
+        """``y``, with r' written over the residual stream."""
+        stream = x if residual is None else residual
+        gradient = torch.is_grad_enabled() and differentiates(x, residual, *vectors, map, bias, alpha, beta)
+        route = route_of(x, backend, gradient)
+        if route != "reference" and not gradient:
+            y = torch.empty_like(x) if residual is None else x
+            tail = op_tail(route, map, bias, alpha, beta, row_map, eps, weight_offset)
+            kernel = self._triton_in_place() if route == "triton" else self.compiled_in_place
+            kernel(y, stream, residual is not None, *vectors, *tail)
+            mark_written(x, residual)
+            return y
+        check_in_place(x, residual)
+        copy = None if residual is None else residual.clone()
+        options = (bias, alpha, beta, row_map, eps, weight_offset, backend)
+        y, edited = self.functional(x.clone(), vectors, map, copy, *options)
+        stream.copy_(edited)
+        return y if residual is None else x.copy_(y)
+
+    def _triton_in_place(self) -> Callable[..., Any]:
+        kernel: Callable[..., Any] = getattr(triton_ops(), f"{self.name}_")
+        return kernel
+
+    def _weight_and_bias(self, vectors: tuple[Any, ...]) -> tuple[Any, Any]:
+        return (vectors[0], vectors[1] if self.centre else None)
+
+    def _inputs(self, arguments: tuple[Any, ...]) -> _autograd.Inputs:
+        """The tensors among the compiled op's arguments, by name."""
+        x, residual, *rest = arguments[:-4]
+        count = 2 if self.centre else 1
+        return _autograd.Inputs(x, residual, *self._weight_and_bias(tuple(rest[:count])), *rest[count:])
+
+    def _fake(self, *arguments: Any) -> tuple[Tensor, Tensor]:
+        inputs = self._inputs(arguments)
+        check(*inputs)
+        x, residual = inputs.x, inputs.residual
+        return x.new_empty(x.shape), (x if residual is None else residual).new_empty(x.shape)
+
+    def _fake_in_place(self, y: Tensor, stream: Tensor, add_y: bool, *rest: Any) -> None:
+        self._fake(y, stream, *rest)
+
+    def _setup_context(self, ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+        alpha, beta, eps, weight_offset = inputs[-4:]
+        constants = _autograd.Constants(alpha, beta, eps, weight_offset, centre=self.centre)
+        _autograd.save(ctx, self._inputs(inputs), constants, output[1])
+
+    def _backward(self, ctx: Any, grad_y: Tensor, grad_edited: Tensor) -> tuple[Tensor | None, ...]:
+        x, residual, weight, norm_bias, *rest = _autograd.backward(ctx, grad_y, grad_edited)
+        vectors = (weight, norm_bias) if self.centre else (weight,)
+        no_map_and_numbers = (None,) * 5
+        return x, residual, *vectors, *rest, *no_map_and_numbers
+
+
+RMS_NORM = NormOp("affine_rms_norm", reference.affine_rms_norm, centre=False)
+LAYER_NORM = NormOp("affine_layer_norm", reference.affine_layer_norm, centre=True)
+
+
+def affine_rms_norm(
+    x: Tensor,
+    weight: Tensor,
+    map: AffineMap,
+    *,
+    residual: Tensor | None = None,
+    bias: Tensor | None = None,
+    alpha: PerRow = 1.0,
+    beta: PerRow = 1.0,
+    row_map: Tensor | None = None,
+    eps: float = 1e-6,
+    weight_offset: float = 0.0,
+    backend: str = "auto",
+) -> tuple[Tensor, Tensor]:
+    """Functional form: nothing is written to; differentiable in every floating-point tensor.
+
+    Args:
+        x: ``[..., d]``, fp32, bf16, fp16 or fp64, any strides; with ``residual`` it is added to the residual stream.
+        weight: ``[d]`` norm weight, any float dtype.
+        map: the linear part; fp32, bf16, fp16 or int8 whatever x is, but fp64 exactly when x or residual is.
+        residual: ``[..., d]``, in x's dtype, fp32 or fp64; None where x itself is the residual stream.
+        bias: ``[d]`` or ``[G, d]`` added to the map's output, any float dtype.
+        alpha, beta: numbers, or float tensors ``[num_tokens]``.
+        row_map: int32 ``[num_tokens]``, each row's map in the stack; negative: only normalised. None: map 0 for all.
+            A GPU is not waited for to look at it: a map that does not exist makes its row NaN there, an error with the
+            environment variable INCLINE_FAST_CHECK=1 (not while a CUDA graph is captured or in compiled code).
+        eps: added to the mean square.
+        weight_offset: added to ``weight`` (1.0 for Gemma).
+        backend: "auto" (kernels where they are installed), "cpu", "cuda", "triton" or "reference"; see :func:`explain`.
+
+    Returns:
+        ``(y, r')``, shaped like x: y in x's dtype, r' in the residual's (x's without a residual).
+
+    Raises:
+        ValueError: an argument's dtype, shape, device or value is not allowed; the message names it.
+    """
+    return RMS_NORM.functional(x, (weight,), map, residual, bias, alpha, beta, row_map, eps, weight_offset, backend)
+
+
+def affine_rms_norm_(
+    x: Tensor,
+    weight: Tensor,
+    map: AffineMap,
+    *,
+    residual: Tensor | None = None,
+    bias: Tensor | None = None,
+    alpha: PerRow = 1.0,
+    beta: PerRow = 1.0,
+    row_map: Tensor | None = None,
+    eps: float = 1e-6,
+    weight_offset: float = 0.0,
+    backend: str = "auto",
+) -> Tensor:
+    """In-place form; arguments, numbers and errors as in :func:`affine_rms_norm`.
+
+    Without ``residual``: x <- r', and a new y is returned. With it: residual <- r', x <- y, and x is returned (the
+    convention of a fused add-and-norm). Where a gradient is asked for, the functional form runs on copies, because
+    autograd keeps its inputs.
+    """
+    return RMS_NORM.in_place(x, (weight,), map, residual, bias, alpha, beta, row_map, eps, weight_offset, backend)
+
+
+def affine_layer_norm(
+    x: Tensor,
+    weight: Tensor,
+    norm_bias: Tensor | None,
+    map: AffineMap,
+    *,
+    residual: Tensor | None = None,
+    bias: Tensor | None = None,
+    alpha: PerRow = 1.0,
+    beta: PerRow = 1.0,
+    row_map: Tensor | None = None,
+    eps: float = 1e-5,
+    weight_offset: float = 0.0,
+    backend: str = "auto",
+) -> tuple[Tensor, Tensor]:
+    """Functional form: nothing is written to; differentiable in every floating-point tensor.
+
+    Args:
+        x: ``[..., d]``, fp32, bf16, fp16 or fp64, any strides; with ``residual`` it is added to the residual stream.
+        weight: ``[d]`` norm weight, any float dtype.
+        norm_bias: ``[d]`` or None, any float dtype.
+        map: the linear part; fp32, bf16, fp16 or int8 whatever x is, but fp64 exactly when x or residual is.
+        residual: ``[..., d]``, in x's dtype, fp32 or fp64; None where x itself is the residual stream.
+        bias: ``[d]`` or ``[G, d]`` added to the map's output, any float dtype.
+        alpha, beta: numbers, or float tensors ``[num_tokens]``.
+        row_map: int32 ``[num_tokens]``, each row's map in the stack; negative: only normalised. None: map 0 for all.
+            A GPU is not waited for to look at it: a map that does not exist makes its row NaN there, an error with the
+            environment variable INCLINE_FAST_CHECK=1 (not while a CUDA graph is captured or in compiled code).
+        eps: added to the variance.
+        weight_offset: added to ``weight`` (1.0 for Gemma).
+        backend: "auto" (kernels where they are installed), "cpu", "cuda", "triton" or "reference"; see :func:`explain`.
+
+    Returns:
+        ``(y, r')``, shaped like x: y in x's dtype, r' in the residual's (x's without a residual).
+
+    Raises:
+        ValueError: an argument's dtype, shape, device or value is not allowed; the message names it.
+    """
+    return LAYER_NORM.functional(
+        x, (weight, norm_bias), map, residual, bias, alpha, beta, row_map, eps, weight_offset, backend
+    )
+
+
+def affine_layer_norm_(
+    x: Tensor,
+    weight: Tensor,
+    norm_bias: Tensor | None,
+    map: AffineMap,
+    *,
+    residual: Tensor | None = None,
+    bias: Tensor | None = None,
+    alpha: PerRow = 1.0,
+    beta: PerRow = 1.0,
+    row_map: Tensor | None = None,
+    eps: float = 1e-5,
+    weight_offset: float = 0.0,
+    backend: str = "auto",
+) -> Tensor:
+    """In-place form; arguments, numbers and errors as in :func:`affine_layer_norm`.
+
+    Without ``residual``: x <- r', and a new y is returned. With it: residual <- r', x <- y, and x is returned (the
+    convention of a fused add-and-norm). Where a gradient is asked for, the functional form runs on copies, because
+    autograd keeps its inputs.
+    """
+    vectors = (weight, norm_bias)
+    return LAYER_NORM.in_place(x, vectors, map, residual, bias, alpha, beta, row_map, eps, weight_offset, backend)
