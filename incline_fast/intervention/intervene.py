@@ -19,9 +19,10 @@ from incline_fast.alignment.alignment import Alignment
 from incline_fast.intervention.clean import clean_forward
 from incline_fast.intervention.forward_calls import Calls, Patch
 from incline_fast.intervention.positions import Positions, Rows
-from incline_fast.intervention.site_edits import ACTIVE, Control, Installed, SiteEdit, backend_for
+from incline_fast.intervention.site_edits import Control, Installed, SiteEdit, backend_for
 from incline_fast.intervention.strength import Alpha, row_alpha, site_alpha
 from incline_fast.maps import AffineMap
+from incline_fast.models.active import ACTIVE
 from incline_fast.models.architectures import Architecture, Site, describe, unwrap
 from incline_fast.ops import explain
 

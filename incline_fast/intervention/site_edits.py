@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from enum import Enum
 from typing import Any
-from weakref import WeakSet
 
 import torch
 from torch import Tensor, nn
@@ -21,11 +20,7 @@ from incline_fast.nn import AffineLayerNorm, AffineRMSNorm
 from incline_fast.ops import reference
 from incline_fast.ops._dispatch import has_kernels
 
-__all__ = ["ACTIVE", "Control", "EditedNorm", "Installed", "SiteEdit", "Stage", "backend_for"]
-
-
-ACTIVE: WeakSet[nn.Module] = WeakSet()
-"""The backbones that an intervention is editing at this moment."""
+__all__ = ["Control", "EditedNorm", "Installed", "SiteEdit", "Stage", "backend_for"]
 
 
 class Stage(Enum):
