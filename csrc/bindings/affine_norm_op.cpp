@@ -1,13 +1,13 @@
-#include "affine_norm_op.h"
-
 #include <torch/csrc/stable/ops.h>
 
 #include <cstddef>
 #include <string>
+#include <tuple>
 
 #include "../affine_norm.h"
 #include "backend.h"
 #include "check.h"
+#include "ops.h"
 
 namespace incline_fast {
 namespace {
@@ -16,7 +16,7 @@ constexpr std::int64_t kPanel = 16;
 
 // Arguments that all four forms share.
 struct Arguments {
-  const Tensor& x;  // or the stream: what all other tensors have to share a device with
+  const Tensor& x;  // in place, the stream: what all other tensors have to share a device with
   Norm norm;
   const Tensor& weight;
   const MaybeTensor& norm_bias;
@@ -227,8 +227,6 @@ void in_place(const Tensor& y, const Tensor& stream, bool add_y, const Arguments
   }
 }
 
-}  // namespace
-
 std::tuple<Tensor, Tensor> affine_rms_norm(const Tensor& x, const MaybeTensor& residual, const Tensor& weight,
                                            const MaybeTensor& down, const Tensor& up, const MaybeTensor& down_scale,
                                            const MaybeTensor& up_scale, const MaybeTensor& bias,
@@ -251,6 +249,18 @@ std::tuple<Tensor, Tensor> affine_layer_norm(const Tensor& x, const MaybeTensor&
                      row_map, alpha, beta, eps, weight_offset});
 }
 
+void affine_layer_norm_(Tensor y, Tensor stream, bool add_y, const Tensor& weight, const MaybeTensor& norm_bias,
+                        const MaybeTensor& down, const Tensor& up, const MaybeTensor& down_scale,
+                        const MaybeTensor& up_scale, const MaybeTensor& bias, const MaybeTensor& row_alpha,
+                        const MaybeTensor& row_beta, const MaybeTensor& row_map, double alpha, double beta, double eps,
+                        double weight_offset) {
+  in_place(y, stream, add_y,
+           {stream, Norm::kLayer, weight, norm_bias, down, up, down_scale, up_scale, bias, row_alpha, row_beta, row_map,
+            alpha, beta, eps, weight_offset});
+}
+
+}  // namespace
+
 void affine_rms_norm_(Tensor y, Tensor stream, bool add_y, const Tensor& weight, const MaybeTensor& down,
                       const Tensor& up, const MaybeTensor& down_scale, const MaybeTensor& up_scale,
                       const MaybeTensor& bias, const MaybeTensor& row_alpha, const MaybeTensor& row_beta,
@@ -260,14 +270,23 @@ void affine_rms_norm_(Tensor y, Tensor stream, bool add_y, const Tensor& weight,
             row_map, alpha, beta, eps, weight_offset});
 }
 
-void affine_layer_norm_(Tensor y, Tensor stream, bool add_y, const Tensor& weight, const MaybeTensor& norm_bias,
-                        const MaybeTensor& down, const Tensor& up, const MaybeTensor& down_scale,
-                        const MaybeTensor& up_scale, const MaybeTensor& bias, const MaybeTensor& row_alpha,
-                        const MaybeTensor& row_beta, const MaybeTensor& row_map, double alpha, double beta, double eps,
-                        double weight_offset) {
-  in_place(y, stream, add_y,
-           {stream, Norm::kLayer, weight, norm_bias, down, up, down_scale, up_scale, bias, row_alpha, row_beta, row_map,
-            alpha, beta, eps, weight_offset});
+void define_affine_norm(Library& library) {
+  const std::string edit =
+      "Tensor? down, Tensor up, Tensor? down_scale, Tensor? up_scale, Tensor? bias, Tensor? row_alpha, Tensor? "
+      "row_beta, "
+      "Tensor? row_map, float alpha, float beta, float eps, float weight_offset) -> ";
+  for (const std::string name : {"affine_rms_norm", "affine_layer_norm"}) {
+    const std::string norm = name == "affine_rms_norm" ? "Tensor weight, " : "Tensor weight, Tensor? norm_bias, ";
+    library.def((name + "(Tensor x, Tensor? residual, " + norm + edit + "(Tensor, Tensor)").c_str());
+    library.def((name + "_(Tensor(a!) y, Tensor(b!) stream, bool add_y, " + norm + edit + "()").c_str());
+  }
+}
+
+void register_affine_norm(Library& library) {
+  library.impl("affine_rms_norm", TORCH_BOX(&affine_rms_norm));
+  library.impl("affine_layer_norm", TORCH_BOX(&affine_layer_norm));
+  library.impl("affine_rms_norm_", TORCH_BOX(&affine_rms_norm_));
+  library.impl("affine_layer_norm_", TORCH_BOX(&affine_layer_norm_));
 }
 
 }  // namespace incline_fast

@@ -1,10 +1,13 @@
-#include "cholesky_op.h"
-
 #include <torch/csrc/stable/ops.h>
+
+#include <cstdint>
+#include <optional>
+#include <tuple>
 
 #include "../cholesky.h"
 #include "backend.h"
 #include "check.h"
+#include "ops.h"
 
 namespace incline_fast {
 namespace {
@@ -35,8 +38,7 @@ CholeskyBlock describe(const Tensor& source) {
 
 Sizes stack_shape(const Tensor& stack) { return stack.sizes().slice(0, stack.dim() - 2); }
 
-}  // namespace
-
+// (L, info) of A [..., n, n], n <= 1024 on the CPU and 128 on CUDA.
 std::tuple<Tensor, Tensor> cholesky_block(const Tensor& A) {
   check_stack("A", A);
   Tensor L = torch::stable::new_empty(A, A.sizes());
@@ -48,6 +50,8 @@ std::tuple<Tensor, Tensor> cholesky_block(const Tensor& A) {
   return {L, info};
 }
 
+// A [..., n, n] <- L, inverse [..., n, n] <- L^-1 if given. `info` [...] holds 0 for the matrices to factor; see
+// CholeskyBlock.
 void cholesky_block_(Tensor A, std::optional<Tensor> inverse, Tensor info, std::int64_t first) {
   check_stack("A", A);
   check_writable("A", A);
@@ -69,6 +73,7 @@ void cholesky_block_(Tensor A, std::optional<Tensor> inverse, Tensor info, std::
   backend::cholesky_block(op, A);
 }
 
+// L^-1 of lower triangular L [..., n, n].
 Tensor triangular_inverse(const Tensor& L) {
   check_stack("L", L);
   Tensor inverse = torch::stable::new_empty(L, L.sizes());
@@ -76,6 +81,20 @@ Tensor triangular_inverse(const Tensor& L) {
   op.inverse = matrices(inverse, true);
   backend::cholesky_block(op, L);
   return inverse;
+}
+
+}  // namespace
+
+void define_cholesky(Library& library) {
+  library.def("cholesky_block(Tensor A) -> (Tensor, Tensor)");
+  library.def("cholesky_block_(Tensor(a!) A, Tensor(b!)? inverse, Tensor(c!) info, int first) -> ()");
+  library.def("triangular_inverse(Tensor L) -> Tensor");
+}
+
+void register_cholesky(Library& library) {
+  library.impl("cholesky_block", TORCH_BOX(&cholesky_block));
+  library.impl("cholesky_block_", TORCH_BOX(&cholesky_block_));
+  library.impl("triangular_inverse", TORCH_BOX(&triangular_inverse));
 }
 
 }  // namespace incline_fast

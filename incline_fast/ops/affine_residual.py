@@ -15,10 +15,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from incline_fast.maps import AffineMap, is_packed, rank_of, unpack
+from incline_fast.maps import AffineMap
 from incline_fast.ops import reference
 from incline_fast.ops._arguments import check, check_row_map, num_rows
-from incline_fast.ops._backend import CUDA_EXTENSION, EXTENSION, choose
+from incline_fast.ops._dispatch import choose
+from incline_fast.ops._extension import CUDA_EXTENSION, EXTENSION
+from incline_fast.packing import is_packed, rank_of, unpack
 
 __all__ = ["affine_residual_"]
 

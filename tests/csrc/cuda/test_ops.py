@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ctypes
 import os
-import re
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -29,22 +28,17 @@ pytestmark = [
     pytest.mark.gpu_emulated,
     pytest.mark.skipif(EXTENSION is None, reason="pure-Python installation: there are no schemas"),
 ]
-NAMES = ("affine_rms_norm", "affine_layer_norm", "cholesky_block", "triangular_inverse")
 LIBRARIES: list[Any] = []
 
 
 @cache
 def emulated() -> Any:
-    """The library's ops, under the schemas of the real ones."""
-    library = torch.library.Library("incline_fast_emulated", "DEF")
-    for name in [*NAMES, *(f"{name}_" for name in NAMES[:3])]:
-        schema = str(getattr(torch.ops.incline_fast, name).default._schema)
-        library.define(re.sub(r"^incline_fast::", "", schema))
+    """The library's ops, with the schemas of the real ones."""
     ctypes.CDLL(str(Path(torch.__file__).parent / "lib" / "libtorch_cpu.so"), mode=ctypes.RTLD_GLOBAL)
     before = os.environ.get("CPLUS_INCLUDE_PATH")
     os.environ["CPLUS_INCLUDE_PATH"] = os.pathsep.join(include_paths())  # as system headers: not ours to warn about
     try:
-        LIBRARIES.extend([library, load_fibers([*SOURCES, Path(__file__).with_name("emulated_ops.cpp")])])
+        LIBRARIES.append(load_fibers([*SOURCES, Path(__file__).with_name("emulated_ops.cpp")]))
     finally:
         if before is None:
             del os.environ["CPLUS_INCLUDE_PATH"]

@@ -1,13 +1,11 @@
-#include "affine_residual_op.h"
-
 #include <torch/csrc/stable/ops.h>
 
 #include <cstddef>
 #include <cstring>
 #include <vector>
 
-#include "affine_norm_op.h"
 #include "check.h"
+#include "ops.h"
 
 namespace incline_fast {
 namespace {
@@ -91,8 +89,11 @@ Tensor gathered(const Tensor& source, const std::vector<std::int64_t>& chosen, s
   return result;
 }
 
-}  // namespace
-
+// The edit alone, without the norm that follows it: for engines whose norms stay their own.
+//
+// Rows with row_map >= 0 of the residual stream r = x (+ residual): r <- row_beta r + row_alpha (M r + bias). Without a
+// residual, x is the stream. With one, the residual receives the edited row and x a row of zeros, so that x + residual
+// is the edited stream. Other rows are not touched. row_alpha, row_beta and row_map may be longer than x has rows.
 void affine_residual_(Tensor x, MaybeTensor residual, const MaybeTensor& down, const Tensor& up,
                       const MaybeTensor& down_scale, const MaybeTensor& up_scale, const MaybeTensor& bias,
                       const Tensor& row_alpha, const Tensor& row_beta, const Tensor& row_map) {
@@ -131,5 +132,15 @@ void affine_residual_(Tensor x, MaybeTensor residual, const MaybeTensor& down, c
     if (residual.has_value()) std::memset(x_rows.row(chosen[i]), 0, x_rows.size);
   }
 }
+
+}  // namespace
+
+void define_affine_residual(Library& library) {
+  library.def(
+      "affine_residual_(Tensor(a!) x, Tensor(b!)? residual, Tensor? down, Tensor up, Tensor? down_scale, "
+      "Tensor? up_scale, Tensor? bias, Tensor row_alpha, Tensor row_beta, Tensor row_map) -> ()");
+}
+
+void register_affine_residual(Library& library) { library.impl("affine_residual_", TORCH_BOX(&affine_residual_)); }
 
 }  // namespace incline_fast
