@@ -28,7 +28,8 @@ from benchmarks.report.plots import PLOTS
 from incline_fast.bench.loops import interleaved
 from incline_fast.bench.machine import commit
 from incline_fast.bench.rows import write_table
-from incline_fast.solver.ridge import DEFAULT_LAMS, Ridge, RidgeAccumulator
+from incline_fast.solver.accumulator import RidgeAccumulator
+from incline_fast.solver.ridge import DEFAULT_LAMS, Ridge
 
 # Rows that a provider predicts without having seen them, for its check.
 HELD_OUT = 64

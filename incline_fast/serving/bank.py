@@ -14,8 +14,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from incline_fast.alignment.alignment import Alignment
-from incline_fast.maps import AffineMap, pack
-from incline_fast.ops._backend import EXTENSION
+from incline_fast.maps import AffineMap
+from incline_fast.ops._extension import EXTENSION
+from incline_fast.packing import pack
 from incline_fast.serving.config import BankLayout, ServingConfig
 from incline_fast.serving.errors import RequestError, ServingError
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from incline_fast.maps import AffineMap
 from incline_fast.ops import reference
-from incline_fast.ops._backend import EXTENSION
+from incline_fast.ops._extension import EXTENSION
 from incline_fast.ops.affine_residual import affine_residual_
 
 ROW_MAP = [-1, 0, 1, -1, 1, -3, 0, -1]

@@ -8,8 +8,8 @@
 #include "../arch/memory.h"
 #include "call.h"
 
-// Turns of a waiting loop after which a debug build traps, so that a kernel whose counters went wrong ends with an error
-// instead of holding the GPU for ever. 0, in a release, waits without counting.
+// Turns of a waiting loop after which a debug build traps, so that a kernel whose counters went wrong ends with an
+// error instead of holding the GPU for ever. 0, in a release, waits without counting.
 #ifndef INCLINE_FAST_SPIN_LIMIT
 #define INCLINE_FAST_SPIN_LIMIT 0
 #endif
