@@ -11,8 +11,9 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 # A part of the package imports from itself and from those before it.
 PARTS = (
-    *("files", "distributed", "torch_modes", "packing", "maps", "ops", "nn", "solver", "text", "models", "states"),
-    *("alignment", "fitting", "intervention", "evaluation", "serving", "bench", "cli", "incline_fast", "__main__"),
+    *("arguments", "files", "distributed", "torch_modes", "packing", "maps", "ops", "nn", "solver", "text"),
+    *("models", "states", "alignment", "fitting", "intervention", "evaluation", "serving", "bench", "cli"),
+    *("incline_fast", "__main__"),
 )
 ABOVE = {"benchmarks", "demo", "docs", "emulator", "tests"}
 

@@ -16,8 +16,8 @@ from tqdm.auto import tqdm
 
 from incline_fast.arguments import whole, wholes
 from incline_fast.distributed import rank_and_size, synchronize, total
-from incline_fast.models.architectures import Architecture, describe
 from incline_fast.models.active import ACTIVE
+from incline_fast.models.architectures import Architecture, describe
 from incline_fast.models.identity import identify, weights_hash
 from incline_fast.models.inputs import input_device, token_limits
 from incline_fast.states.shards import Shards, StatesError, text_hash

@@ -7,9 +7,8 @@ import torch
 
 pytest.importorskip("triton", exc_type=ImportError)
 
-from emulation.triton_driver import emulated
-
 from benchmarks.gpu.kernels import WORDS, read
+from emulator.triton_driver import emulated
 
 pytestmark = pytest.mark.gpu_emulated
 
