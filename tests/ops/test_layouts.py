@@ -1,4 +1,7 @@
-"""Any stride, any leading dimensions, any alignment: the result is that of the contiguous tensors, to the last bit."""
+"""Any stride, any leading dimensions, any alignment: the result is that of the contiguous tensors, to the last bit.
+
+The reference's products are torch's, whose rounding depends on alignment on some processors: it is held to a tolerance.
+"""
 
 from __future__ import annotations
 
@@ -41,6 +44,12 @@ def transposed(x: Tensor) -> Tensor:
     return x.transpose(0, 1).contiguous().transpose(0, 1)
 
 
+def assert_same(actual: Tensor, wanted: Tensor, backend: str) -> None:
+    """Equal bits, where the backend promises them."""
+    tolerance = {} if backend == "reference" else {"rtol": 0, "atol": 0}
+    torch.testing.assert_close(actual, wanted, **tolerance)
+
+
 LAYOUTS = [gaps, unaligned, columns_apart, transposed]
 
 
@@ -61,7 +70,7 @@ def test_layout_of_the_stream(
             other = other.but(residual=layout(case.options["residual"]))
         for run in (Case.__call__, Case.in_place):
             for actual, wanted in zip(run(other, backend), case(backend), strict=True):
-                assert torch.equal(actual, wanted)
+                assert_same(actual, wanted, backend)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -80,7 +89,7 @@ def test_layout_of_vectors(layout: Callable[[Tensor], Tensor], backend: str) -> 
     vectors = {name: layout(case.options[name]) for name in ("bias", "alpha", "beta", "row_map")}
     other = case.but(weight=layout(case.weight), norm_bias=layout(case.norm_bias), **vectors)
     for actual, wanted in zip(other(backend), case(backend), strict=True):
-        assert torch.equal(actual, wanted)
+        assert_same(actual, wanted, backend)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
