@@ -8,7 +8,6 @@ are asked over and over and have to get the same text and log-probabilities as a
 from __future__ import annotations
 
 import argparse
-import csv
 import itertools
 import random
 import tempfile
@@ -24,6 +23,7 @@ import httpx
 
 from benchmarks.serving.server import Server, serve
 from benchmarks.serving.workload import fetched, synthetic_maps
+from incline_fast.bench.rows import write_table
 
 __all__ = ["LoadReport", "run"]
 
@@ -186,7 +186,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=600)
     parser.add_argument("--concurrent", type=int, default=32)
     parser.add_argument("--eager", action="store_true", help="without torch.compile")
-    parser.add_argument("--csv", type=Path, help="where the report goes")
+    parser.add_argument("-o", "--output", type=Path, help="CSV file for the report")
     given = parser.parse_args()
     folder, _ = fetched(given.model)
     with tempfile.TemporaryDirectory() as temporary:
@@ -199,11 +199,8 @@ def main() -> None:
     row["answered"] = " ".join(f"{language}:{count}" for language, count in sorted(report.answered.items()))
     row["errors"] = len(report.errors)
     print(*(f"{key}: {value}" for key, value in row.items()), *report.errors[:10], sep="\n")
-    if given.csv is not None:
-        with given.csv.open("w", newline="") as file:
-            writer = csv.DictWriter(file, list(row), lineterminator="\n")
-            writer.writeheader()
-            writer.writerow(row)
+    if given.output is not None:
+        write_table([row], list(row), given.output)
     raise SystemExit(0 if alive and not report.errors and not report.plain_changed else 1)
 
 

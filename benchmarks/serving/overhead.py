@@ -8,16 +8,17 @@ ratios are from 1 by chance.
 from __future__ import annotations
 
 import argparse
-import csv
 import statistics
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from benchmarks.serving.workload import LANGUAGES, Ask, asks, engine, fetched, parameters, synthetic_maps
+from incline_fast.bench.machine import commit, cpu_name
+from incline_fast.bench.rows import write_csv
 
 __all__ = ["Overhead", "measure"]
 
@@ -34,6 +35,7 @@ class Overhead:
         ratio: median over the pairs of (seconds with the plugin) / (seconds without).
         ratio_p20, ratio_p80: of the same ratios.
         seconds_plain: median without the plugin.
+        cpu, commit: where it was measured.
     """
 
     model: str
@@ -44,6 +46,8 @@ class Overhead:
     ratio_p20: float
     ratio_p80: float
     seconds_plain: float
+    cpu: str
+    commit: str
 
 
 def _batch(llm: Any, requests: Sequence[Ask], tokens: int) -> float:
@@ -61,7 +65,7 @@ def measure(name: str, pairs: int, count: int, tokens: int, other: bool) -> list
     """All kinds of requests; ``other``: the second engine has no maps either."""
     folder, catalogs = fetched(name)
     found = asks(catalogs, count)
-    rows = []
+    rows, where = [], (cpu_name(), commit())
     with tempfile.TemporaryDirectory() as temporary:
         maps = None if other else synthetic_maps(folder, Path(temporary))
         options = {"enable_prefix_caching": False}
@@ -80,7 +84,9 @@ def measure(name: str, pairs: int, count: int, tokens: int, other: bool) -> list
                     p20, p80 = ratios[len(ratios) // 5], ratios[-1 - len(ratios) // 5]
                     seconds = statistics.median(a for a, _ in times)
                     label = "none (two plain engines)" if other else kind
-                    rows.append(Overhead(name, label, title, pairs, statistics.median(ratios), p20, p80, seconds))
+                    rows.append(
+                        Overhead(name, label, title, pairs, statistics.median(ratios), p20, p80, seconds, *where)
+                    )
                     print(rows[-1], flush=True)
     return rows
 
@@ -99,16 +105,11 @@ def main() -> None:
     parser.add_argument("--requests", type=int, default=16)
     parser.add_argument("--tokens", type=int, default=16)
     parser.add_argument("--no-maps", action="store_true", help="compare two engines without maps")
-    parser.add_argument("--csv", type=Path, help="rows are appended to this file")
+    parser.add_argument("-o", "--output", type=Path, help="CSV file for the results")
     given = parser.parse_args()
     rows = measure(given.model, given.pairs, given.requests, given.tokens, given.no_maps)
-    if given.csv is not None:
-        new = not given.csv.exists()
-        with given.csv.open("a", newline="") as file:
-            writer = csv.DictWriter(file, list(asdict(rows[0])), lineterminator="\n")
-            if new:
-                writer.writeheader()
-            writer.writerows(asdict(row) for row in rows)
+    if given.output is not None:
+        write_csv(rows, given.output, Overhead)
 
 
 if __name__ == "__main__":

@@ -8,14 +8,14 @@ decides, vLLM's plain tokens leave transformers' as well, and such requests are 
 from __future__ import annotations
 
 import argparse
-import csv
 import tempfile
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from benchmarks.serving.workload import Ask, Result, ask_engine, asks, engine, fetched, reference, synthetic_maps
+from incline_fast.bench.rows import write_csv
 
 __all__ = ["CONFIGURATIONS", "Parity", "compare", "run"]
 
@@ -126,18 +126,15 @@ def main() -> None:
     parser.add_argument("--prompts", type=int, default=200)
     parser.add_argument("--tokens", type=int, default=TOKENS)
     parser.add_argument("--configurations", nargs="*", default=list(CONFIGURATIONS)[:4], choices=list(CONFIGURATIONS))
-    parser.add_argument("--csv", type=Path, help="rows are appended to this file")
+    parser.add_argument("-o", "--output", type=Path, help="CSV file for the results")
     given = parser.parse_args()
     folder, catalogs = fetched(given.model)
+    rows = []
     for row in run(given.model, folder, asks(catalogs, given.prompts), given.tokens, given.configurations):
         print(row, flush=True)
-        if given.csv is not None:
-            new = not given.csv.exists()
-            with given.csv.open("a", newline="") as file:
-                writer = csv.DictWriter(file, list(asdict(row)), lineterminator="\n")
-                if new:
-                    writer.writeheader()
-                writer.writerow(asdict(row))
+        rows.append(row)
+    if given.output is not None:
+        write_csv(rows, given.output, Parity)
 
 
 if __name__ == "__main__":
