@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from benchmarks.serving.workload import LANGUAGES, Ask, asks, engine, fetched, parameters, synthetic_maps
+from benchmarks.serving.workload import LANGUAGES, Ask, ask_engine, asks, engine, fetched, parameters, synthetic_maps
 from incline_fast.bench.machine import commit, cpu_name
 from incline_fast.bench.rows import write_csv
 
@@ -35,6 +35,7 @@ class Overhead:
         ratio: median over the pairs of (seconds with the plugin) / (seconds without).
         ratio_p20, ratio_p80: of the same ratios.
         seconds_plain: median without the plugin.
+        plain_bits_equal: whether plain requests' tokens and log-probabilities are the same with and without the plugin.
         cpu, commit: where it was measured.
     """
 
@@ -46,6 +47,7 @@ class Overhead:
     ratio_p20: float
     ratio_p80: float
     seconds_plain: float
+    plain_bits_equal: bool
     cpu: str
     commit: str
 
@@ -70,9 +72,10 @@ def measure(name: str, pairs: int, count: int, tokens: int, other: bool) -> list
         maps = None if other else synthetic_maps(folder, Path(temporary))
         options = {"enable_prefix_caching": False}
         with engine(folder, None, **options) as plain, engine(folder, maps, **options) as edited:
+            without = [replace(ask, map=None) for ask in found]
+            same = ask_engine(plain, without, tokens) == ask_engine(edited, without, tokens)
             for kind in ("plain",) if other else KINDS:
                 asked = [_as(kind, ask, i) for i, ask in enumerate(found)]
-                without = [replace(ask, map=None) for ask in found]
                 measures: dict[str, Callable[[Any, Sequence[Ask]], float]] = {
                     "batch": lambda llm, requests: _batch(llm, requests, tokens),
                     "first token": _first_token,
@@ -85,7 +88,7 @@ def measure(name: str, pairs: int, count: int, tokens: int, other: bool) -> list
                     seconds = statistics.median(a for a, _ in times)
                     label = "none (two plain engines)" if other else kind
                     rows.append(
-                        Overhead(name, label, title, pairs, statistics.median(ratios), p20, p80, seconds, *where)
+                        Overhead(name, label, title, pairs, statistics.median(ratios), p20, p80, seconds, same, *where)
                     )
                     print(rows[-1], flush=True)
     return rows
