@@ -1,6 +1,7 @@
 # Everything a fresh clone needs: Python 3.11+, g++ and make.
 #
 #   make demo     set up, then learn maps between languages on a real model, apply them, and write demo/report.html
+#                 DATA=<folder of SIB-200> takes its topics instead of the names of emoji
 #   make test     set up, then run the whole test suite
 #   make test-gpu-emulated    execute the GPU kernels in the emulators of emulator/ (no GPU needed)
 #   make gpu-traffic          count in the emulators what the GPU kernels move; rewrites docs/gpu_traffic.csv
@@ -11,11 +12,11 @@
 #   make lint     formatting, lint and types
 #   make setup    the set-up alone: .venv, CPU torch, the compiled extension, the model, the parallel text
 #
-# MODEL=gemma3 (default) | smollm2 | <directory of a transformers model>
+# MODEL=smollm2 (default) | gemma3 | <directory of a transformers model>
 # PYTHON=python3.12 picks the interpreter. TORCH_INDEX=https://download.pytorch.org/whl/cpu picks where torch comes from.
 
 PYTHON ?= python3
-MODEL ?= gemma3
+MODEL ?= smollm2
 VENV := .venv
 BIN := $(VENV)/bin
 SERVE := .venv-serve
@@ -30,7 +31,7 @@ setup: $(VENV)/.installed
 	$(BIN)/python -m demo.fetch --model $(MODEL)
 
 demo: setup
-	$(BIN)/python -m demo.run --model $(MODEL)
+	$(BIN)/python -m demo.run --model $(MODEL) $(if $(DATA),--data $(DATA))
 
 test: $(VENV)/.installed
 	$(BIN)/python -m demo.fetch --model gemma3

@@ -8,15 +8,15 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib as mpl
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-__all__ = ["fit_error", "kl_over_alpha", "latency", "to_png", "to_svg"]
+from incline_fast.evaluation.comparison import INCLINE, TARGET, UNLABELLED
+
+__all__ = ["accuracy", "divergence", "latency", "oracle", "row_of", "to_png", "to_svg"]
 
 INK, MUTED, GRID = "#1c2530", "#6b7684", "#e3e7ec"
 OURS, WARN = "#0b7285", "#c2410c"
-CONTROLS = {"constant mean": "#8a94a3", "shuffled pairs": "#b08bb8", "mean difference": "#c9a227"}
-ESTIMATORS = (OURS, "#c2410c", "#8a94a3")
+PLAIN, ENGLISH = "#8a94a3", "#c9a227"
 
 mpl.rcParams.update(
     {
@@ -41,63 +41,70 @@ mpl.rcParams.update(
 )
 
 
-def kl_over_alpha(numbers: dict[str, Any]) -> Figure:
-    """One panel per language: change of the held-out KL over alpha, with its interval, and the controls."""
-    languages = numbers["languages"]
-    figure, panels = _panels(len(languages), 3.1)
-    for axes, language in zip(panels, languages.values(), strict=True):
-        for name, color in CONTROLS.items():
-            x, y = _curve(language["held_out"][name], "change")
-            axes.plot(x, y, color=color, linewidth=1.4, label=name)
-        rows = language["held_out"][numbers["lines"]["ours"]]
-        x, y = _curve(rows, "change")
-        _, low = _curve(rows, "change_low")
-        _, high = _curve(rows, "change_high")
-        axes.fill_between(x, low, high, color=OURS, alpha=0.16, linewidth=0)
-        axes.plot(x, y, color=OURS, linewidth=2.4, label="affine ridge (robust)")
-        chosen = y[x.index(language["alpha"])]
-        axes.plot([language["alpha"]], [chosen], "o", color=OURS, markersize=8, markeredgecolor="white")
-        axes.annotate(
-            _percent(chosen),
-            (language["alpha"], chosen),
-            xytext=(0, -20),
-            textcoords="offset points",
-            ha="center",
-            color=OURS,
-            weight="bold",
-            size=12,
+def accuracy(numbers: dict[str, Any], calibration: str = "raw") -> Figure:
+    """Three bars per language: plain, INCLINE with the interval of its gain over plain, and the English prompt."""
+    figure = Figure(figsize=(11, 3.4))
+    axes = figure.subplots()
+    bars = (("plain", PLAIN), (INCLINE, OURS), (TARGET, ENGLISH))
+    for place, (code, name) in enumerate({"all": "all", **numbers["languages"]}.items()):
+        rows = {line: row_of(numbers, code, line, calibration) for line, _ in bars}
+        plain = 100 * rows["plain"]["accuracy"]
+        for offset, (line, color) in enumerate(bars):
+            x, row = place + 0.27 * (offset - 1), rows[line]
+            axes.bar(x, 100 * row["accuracy"], width=0.25, color=color, label=line if place == 0 else None)
+            if line == INCLINE:
+                axes.plot([x, x], [plain + 100 * row["low"], plain + 100 * row["high"]], color=INK, linewidth=1.6)
+                axes.annotate(
+                    f"{100 * row['difference']:+.0f}".replace("-", "\u2212"), (x, plain + 100 * row["high"]),
+                    xytext=(0, 4), textcoords="offset points", ha="center", weight="bold", color=OURS,
+                )  # fmt: skip
+        axes.text(place, -0.02, name, transform=axes.get_xaxis_transform(), ha="center", va="top", color=INK)
+    axes.set_xticks([])
+    axes.set_ylabel("right answers, %")
+    axes.set_ylim(0, 100)
+    axes.grid(axis="x", visible=False)
+    figure.legend(loc="lower center", ncols=3, bbox_to_anchor=(0.5, -0.06))
+    return figure
+
+
+def divergence(numbers: dict[str, Any]) -> Figure:
+    """Bars per language: KL from the English prompt's label distribution, plain and intervened."""
+    figure = Figure(figsize=(11, 2.6))
+    axes = figure.subplots()
+    lines = (("plain", PLAIN), (INCLINE, OURS), (UNLABELLED, WARN))
+    for place, (code, name) in enumerate({"all": "all", **numbers["languages"]}.items()):
+        for offset, (line, color) in enumerate(lines):
+            value = row_of(numbers, code, line)["kl"]
+            axes.bar(place + 0.27 * (offset - 1), value, width=0.25, color=color, label=line if place == 0 else None)
+        axes.text(place, -0.03, name, transform=axes.get_xaxis_transform(), ha="center", va="top", color=INK)
+    axes.set_xticks([])
+    axes.set_ylabel("KL to the English prompt, nats")
+    axes.grid(axis="x", visible=False)
+    figure.legend(loc="lower center", ncols=3, bbox_to_anchor=(0.5, -0.1))
+    return figure
+
+
+def oracle(numbers: dict[str, Any]) -> Figure:
+    """A line per language: what the true English state gains at each site."""
+    figure = Figure(figsize=(11, 2.6))
+    axes = figure.subplots()
+    for (code, sites), style in zip(numbers["oracle"].items(), ("-", "--", "-.", ":", (0, (1, 3))) * 9, strict=False):
+        places = sorted(map(int, sites))
+        gains = [100 * sites[str(place)][0] for place in places]
+        axes.plot(
+            places, gains, color=OURS, linestyle=style, marker="o", markersize=3, label=numbers["languages"][code]
         )
-        axes.axhline(0, color="#9aa4b0", linewidth=1)
-        axes.set(title=language["name"], xlabel="alpha", xlim=(0, 0.5), ylim=(-70, 20))
-        axes.yaxis.set_major_formatter(lambda value, _: _percent(value))
-    panels[0].set_ylabel("change of KL to the English prompt")
-    handles, labels = panels[0].get_legend_handles_labels()
-    figure.legend(handles[::-1], labels[::-1], loc="lower center", ncols=4, bbox_to_anchor=(0.5, -0.02))
-    figure.subplots_adjust(bottom=0.27, wspace=0.12)
+    axes.axhline(0, color="#9aa4b0", linewidth=1)
+    axes.set(xlabel="site", ylabel="gain, points")
+    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.legend(loc="best", ncols=2)
     return figure
 
 
-def fit_error(numbers: dict[str, Any]) -> Figure:
-    """One panel per language: held-out error of the maps, layer by layer."""
-    languages = numbers["languages"]
-    figure, panels = _panels(len(languages), 2.8)
-    for axes, language in zip(panels, languages.values(), strict=True):
-        for (name, errors), color in zip(language["fit_error"].items(), ESTIMATORS, strict=True):
-            layers = sorted(map(int, errors))
-            values = [errors[str(layer)] for layer in layers]
-            axes.plot(layers, values, color=color, linewidth=2.2 if color == OURS else 1.4, marker="o", markersize=3)
-            axes.annotate(
-                name.split(",")[0], (layers[-1], values[-1]), xytext=(5, 0), textcoords="offset points", color=color,
-                va="center", size=8,
-            )  # fmt: skip
-        axes.axhline(1, color="#9aa4b0", linewidth=1, linestyle=(0, (4, 3)))
-        axes.set(title=language["name"], xlabel="layer", yscale="log")
-        axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
-        axes.yaxis.set_minor_formatter(lambda value, _: "")
-        axes.margins(x=0.03)
-    panels[0].set_ylabel("held-out error (1 = predicting the mean)")
-    figure.subplots_adjust(bottom=0.2, wspace=0.45)
-    return figure
+def row_of(numbers: dict[str, Any], language: str, line: str, calibration: str = "raw") -> dict[str, Any]:
+    """One row of the table of results."""
+    wanted = {"language": language, "line": line, "calibration": calibration}
+    return next(row for row in numbers["rows"] if wanted.items() <= row.items())
 
 
 def latency(numbers: dict[str, Any]) -> Figure:
@@ -135,18 +142,6 @@ def to_svg(figure: Figure) -> str:
 def to_png(figure: Figure, path: Path) -> None:
     """The figure as a picture on white."""
     figure.savefig(path, format="png", bbox_inches="tight", dpi=130, facecolor="white")
-
-
-def _panels(count: int, height: float) -> tuple[Figure, list[Axes]]:
-    figure = Figure(figsize=(11, height))
-    panels = figure.subplots(1, count, sharey=True, squeeze=False)
-    return figure, list(panels[0])
-
-
-def _curve(rows: list[dict[str, Any]], column: str) -> tuple[list[float], list[float]]:
-    """alpha and a column in percent, where the states did not blow up."""
-    shown = [row for row in rows if not row["blown_up"]]
-    return [row["alpha"] for row in shown], [100 * row[column] for row in shown]
 
 
 def _percent(value: float, digits: int = 0) -> str:

@@ -20,7 +20,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from demo.sources import MODELS, TEXT, ModelSource, Wheel
+from demo.sources import KINDS, MODELS, NAMES, ModelSource, Wheel
 
 __all__ = ["CACHE", "Prepared", "prepare"]
 
@@ -37,13 +37,15 @@ class Prepared:
         title: name of the model for people.
         licence: its terms.
         model: folder that ``from_pretrained`` loads.
-        catalogs: wheels with gettext catalogs.
+        names: wheel with the names of emoji.
+        kinds: wheel with their subgroups.
     """
 
     title: str
     licence: str
     model: Path
-    catalogs: list[Path]
+    names: Path
+    kinds: Path
 
 
 def prepare(model: str) -> Prepared:
@@ -70,10 +72,10 @@ def prepare(model: str) -> Prepared:
                 f"MODEL={model}: neither {' nor '.join(MODELS)} nor a folder with a transformers model (config.json)"
             )
         title, licence = folder.resolve().name, "a local model; its own terms apply"
-    print("== parallel text: gettext catalogs of " + ", ".join(f"{w.name} {w.version}" for w in TEXT), flush=True)
-    catalogs = [_download(wheel) for wheel in TEXT]
+    print("== parallel text: " + ", ".join(f"{wheel.name} {wheel.version}" for wheel in (NAMES, KINDS)), flush=True)
+    names, kinds = _download(NAMES), _download(KINDS)
     print(f"== ready: {folder}", flush=True)
-    return Prepared(title, licence, folder, catalogs)
+    return Prepared(title, licence, folder, names, kinds)
 
 
 def _download(wheel: Wheel) -> Path:
@@ -163,7 +165,7 @@ def _sha256(path: Path) -> str:
 def main() -> None:
     """Run as a command."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", default="gemma3", help=f"{', '.join(MODELS)} or a folder with a transformers model")
+    parser.add_argument("--model", default="smollm2", help=f"{', '.join(MODELS)} or a folder with a transformers model")
     prepare(parser.parse_args().model)
 
 

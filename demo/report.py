@@ -15,33 +15,44 @@ from string import Template
 from typing import Any
 
 from demo import charts
+from demo.charts import row_of
+from incline_fast.evaluation.calibration import CALIBRATIONS
+from incline_fast.evaluation.comparison import COLUMNS, INCLINE, OVER_CONTROL, TARGET, UNLABELLED
+from incline_fast.evaluation.controls import CONTROLS
 
 __all__ = ["write_report"]
 
 HERE = Path(__file__).parent
-SIB200 = HERE.parent / "benchmarks" / "results" / "sib200.csv"
 
 
 def write_report(numbers: dict[str, Any]) -> Path:
     """Write the page and its pictures; returns the page's path."""
-    pictures = {"kl": charts.kl_over_alpha, "fit_error": charts.fit_error, "latency": charts.latency}
-    drawn = {name: draw(numbers) for name, draw in pictures.items()}
+    drawn = {
+        "accuracy": charts.accuracy(numbers),
+        "calibrated": charts.accuracy(numbers, "batch"),
+        "divergence": charts.divergence(numbers),
+        "oracle": charts.oracle(numbers),
+        "latency": charts.latency(numbers),
+    }
     for name, figure in drawn.items():
         charts.to_png(figure, HERE / f"report-{name}.png")
-    languages = list(numbers["languages"].values())
-    names = [language["name"] for language in languages]
+    names = list(numbers["languages"].values())
     fields = {
         "model": escape(numbers["model"]),
-        "language_list": f"{', '.join(names[:-1])} and {names[-1]}",
+        "language_list": f"{', '.join(names[:-1])} and {names[-1]}" if len(names) > 1 else names[0],
         "cards": _cards(numbers),
-        "n_test": languages[0]["pairs"]["test"],
-        "n_dev": languages[0]["pairs"]["dev"],
-        "table_head": "".join(f"<th>{name}</th>" for name in names),
+        "n_test": row_of(numbers, next(iter(numbers["languages"])), "plain")["n"],
+        "n_dev": row_of(numbers, "all", "plain")["development_rows"],
+        "tried": row_of(numbers, "all", "plain")["settings_tried"],
+        "chosen": escape(numbers["chosen"][0]),
+        "task": escape(numbers["task"]),
+        "labels": escape(", ".join(numbers["labels"])),
+        "table_head": "".join(f"<th>{name}</th>" for name in ("all", *names)),
         "table": _table(numbers),
         "template": escape(numbers["template"].replace("\n", "\\n")),
-        "samples": _samples(numbers),
+        "examples": _examples(numbers),
         "latency_text": _latency_text(numbers),
-        "losses": "".join(f"<li>{item}</li>" for item in _losses(numbers)),
+        "limits": "".join(f"<li>{item}</li>" for item in _limits(numbers)),
         "method": "".join(f"<li>{item}</li>" for item in _method(numbers)),
         "footer": _footer(numbers),
         **{name: charts.to_svg(figure) for name, figure in drawn.items()},
@@ -51,37 +62,27 @@ def write_report(numbers: dict[str, Any]) -> Path:
     return page
 
 
-def best_row(rows: list[dict[str, Any]]) -> dict[str, Any]:
-    """The row of the smallest divergence among those with an edit that did not blow up; else the least harmful."""
-    edited = [row for row in rows if row["alpha"] != 0 and row["kl_mean"] is not None]
-    return min([row for row in edited if not row["blown_up"]] or edited, key=lambda row: row["kl_mean"])
-
-
-def chosen_row(numbers: dict[str, Any], language: dict[str, Any]) -> dict[str, Any]:
-    """The held-out row of our line at the alpha that the development pairs chose."""
-    rows = language["held_out"][numbers["lines"]["ours"]]
-    return next(row for row in rows if row["alpha"] == language["alpha"])
-
-
-def best_control(language: dict[str, Any]) -> tuple[str, dict[str, Any]]:
-    """The control that lowered the divergence most, at its own best alpha."""
-    rows = {name: best_row(language["held_out"][name]) for name in charts.CONTROLS}
-    return min(rows.items(), key=lambda item: item[1]["change"])
-
-
 def _cards(numbers: dict[str, Any]) -> str:
     cards = []
-    for language in numbers["languages"].values():
-        row, (control, control_row) = chosen_row(numbers, language), best_control(language)
-        note = f"KL to the English prompt, {_interval(row)}<br>best control ({control}): "
-        cards.append(_card(language["name"], _percent(row["change"]), note + _percent(control_row["change"])))
+    for calibration, title in (("raw", "Right answers, all languages"), ("batch", "The same, batch-calibrated")):
+        plain, ours, english = (row_of(numbers, "all", line, calibration) for line in ("plain", INCLINE, TARGET))
+        note = f"{_points(ours)}<br>plain {_share(plain)}, intervened {_share(ours)}, English prompt {_share(english)}"
+        cards.append(_card(title, f"{_signed(100 * ours['difference'])} points", note))
+    over = row_of(numbers, "all", OVER_CONTROL)
+    cards.append(
+        _card(
+            "Over the best control",
+            f"{_signed(100 * over['difference'])} points",
+            f"{_points(over)}<br>{escape(over['setting'])}",
+        )
+    )
     ways = numbers["latency"]["ways"]
     cards.append(
         _card(
             "Time to generate",
-            _percent(ways["fused"]["ratio"] - 1, 1),
+            f"{_signed(100 * (ways['fused']['ratio'] - 1))}%",
             f"{numbers['latency']['new_tokens']} tokens, fused into the norms<br>"
-            f"two passes and hooks: {_percent(ways['two-pass hooks']['ratio'] - 1, 1)}",
+            f"two passes and hooks: {_signed(100 * (ways['two-pass hooks']['ratio'] - 1))}%",
         )
     )
     return "".join(cards)
@@ -92,39 +93,30 @@ def _card(title: str, value: str, note: str) -> str:
 
 
 def _table(numbers: dict[str, Any]) -> str:
-    lines = numbers["lines"]
-    about = {
-        lines["ours"]: "preset robust: template, interpolated, all layers",
-        lines["last_layer"]: "the same map, at the last layer alone",
-        lines["paper"]: f"preset paper: bare sentences, minimum norm, n = {lines['paper_pairs']}, added",
-    }
-    order = [lines["ours"], lines["last_layer"], *charts.CONTROLS, lines["paper"]]
     rows = []
-    for line in order:
-        cells = []
-        for language in numbers["languages"].values():
-            ours = line == lines["ours"]
-            row = chosen_row(numbers, language) if ours else best_row(language["held_out"][line])
-            style = ' class="bad"' if row["change"] > 0 else ""
-            note = f"{_interval(row)}<br>alpha {row['alpha']:g}" + (f", lambda {language['lam']:g}" if ours else "")
-            cells.append(f"<td><span{style}>{_percent(row['change'], 1)}</span><small>{note}</small></td>")
-        name = f"{line}<small>{about.get(line, 'control')}</small>"
-        rows.append(f"<tr{' class=ours' if line == lines['ours'] else ''}><td>{name}</td>{''.join(cells)}</tr>")
+    for line in ("plain", INCLINE, UNLABELLED, *CONTROLS, TARGET):
+        for calibration in ("raw", "batch"):
+            cells = []
+            for language in ("all", *numbers["languages"]):
+                row = row_of(numbers, language, line, calibration)
+                style = ' class="bad"' if row["high"] < 0 else ""
+                gain = "" if line == "plain" else f"<small>{_points(row)}</small>"
+                cells.append(f"<td><span{style}>{_share(row)}</span>{gain}</td>")
+            about = "" if calibration == "raw" else "<small>batch-calibrated</small>"
+            rows.append(f"<tr{' class=ours' if line == INCLINE else ''}><td>{line}{about}</td>{''.join(cells)}</tr>")
     return "".join(rows)
 
 
-def _samples(numbers: dict[str, Any]) -> str:
+def _examples(numbers: dict[str, Any]) -> str:
     parts = []
-    for language in numbers["languages"].values():
-        parts.append(f"<h3>{language['name']}, alpha {language['alpha']:g}</h3>")
-        for sample in language["samples"]:
-            values = {name: escape(" ".join(text.split())) for name, text in sample.items()}
+    for language, examples in numbers["examples"].items():
+        parts.append(f"<h3>{numbers['languages'][language]}</h3>")
+        for example in examples:
+            values = {name: escape(text) for name, text in example.items()}
             parts.append(
-                f'<dl class="sample"><dt>{language["name"]}</dt><dd>{values["source"]}</dd>'
-                f"<dt>plain continues</dt><dd>{values['plain']}</dd>"
-                f'<dt>intervened continues</dt><dd class="edited">{values["intervened"]}</dd>'
-                f"<dt>English</dt><dd>{values['english']}</dd>"
-                f"<dt>English continues</dt><dd>{values['english prompt']}</dd></dl>"
+                f'<dl class="sample"><dt>{values["kind"]}</dt><dd>{values["sentence"]} <small>({values["English"]})'
+                f'</small></dd><dt>answers</dt><dd>plain: {values["plain"]}, intervened: <span class="edited">'
+                f"{values['INCLINE']}</span>, right: {values['answer']}</dd></dl>"
             )
     return "".join(parts)
 
@@ -133,110 +125,79 @@ def _latency_text(numbers: dict[str, Any]) -> str:
     latency = numbers["latency"]
     return (
         f"Greedy generation of {latency['new_tokens']} tokens after {latency['prompt_tokens']} prompt tokens, batch of "
-        f"one, fp32, {latency['threads']} threads, all layers edited at the last prompt token. {latency['rounds']} "
-        "rounds, each way once per round in changing order; medians, and medians of the ratios within a round. The "
-        "two-pass version runs the prompt once to see the states, and again with a hook at every layer that writes the "
+        f"one, fp32, {latency['threads']} threads, the chosen sites edited at the last prompt token. "
+        f"{latency['rounds']} rounds, each way once per round in changing order; medians, and medians of the ratios "
+        "within a round. The "
+        "two-pass version runs the prompt once to see the states, and again with a hook at every site that writes the "
         "edited ones. A difference of a percent or two is within the machine's noise."
     )
 
 
-def _losses(numbers: dict[str, Any]) -> list[str]:
-    lines = numbers["lines"]
-    paper = {
-        language["name"]: best_row(language["held_out"][lines["paper"]]) for language in numbers["languages"].values()
-    }
-    harm = "only did harm" if all(row["change"] > 0 for row in paper.values()) else "did not always help"
-    worst = "; ".join(
-        f"{name} {_percent(row['change'])} {_interval(row)} at alpha {row['alpha']:g}" for name, row in paper.items()
-    )
-    last = [best_row(language["held_out"][lines["last_layer"]])["change"] for language in numbers["languages"].values()]
-    ours = [chosen_row(numbers, language)["change"] for language in numbers["languages"].values()]
+def _limits(numbers: dict[str, Any]) -> list[str]:
     items = [
-        f"<b>The paper's own recipe</b> (preset <code>paper</code>: last token of bare sentences, minimum norm, n = "
-        f"{lines['paper_pairs']} pairs, <code>h + alpha W h</code>) {harm} on this model, even at the best of the "
-        f"strengths tried: {worst}.",
-        f"<b>Editing every layer is not what matters here.</b> The same maps at the last layer alone change the KL by "
-        f"{_list(last)}, against {_list(ours)} with all layers. This measure looks at one next token only.",
-        "<b>A smaller KL is not a better answer.</b> The measure says that the model behaves more as it does on the "
-        "English prompt, no more than that.",
+        "<b>It distils the English prompt.</b> What the model does not know in English, the intervention does not add; "
+        "a probe trained on labels does better where there are labels.",
     ]
-    sib = _sib200()
-    if sib:
-        items.append(sib)
+    for calibration in CALIBRATIONS[1:]:
+        row, over = (row_of(numbers, "all", line, calibration) for line in (INCLINE, OVER_CONTROL))
+        items.append(
+            f"<b>With {calibration} calibration</b> of both prompts the gain is {_points(row)} points, and "
+            f"{_points(over)} over the best control."
+        )
+    harmed = [
+        f"{numbers['languages'][language]} {_points(row_of(numbers, language, INCLINE))}"
+        for language in numbers["languages"]
+        if row_of(numbers, language, INCLINE)["low"] <= 0
+    ]
+    if harmed:
+        items.append(f"<b>Not sure to help</b>, its interval includes zero or less: {'; '.join(harmed)}.")
     return items
 
 
-def _sib200() -> str:
-    """One sentence about topic accuracy, from the committed table of a separate run."""
-    if not SIB200.is_file():
-        return ""
-    with SIB200.open(newline="", encoding="utf-8") as file:
-        rows = [row for row in csv.DictReader(file) if row["line"] == "intervened"]
-    parts = [
-        f"{row['language']} {float(row['accuracy']):.1%}, {float(row['difference']) * 100:+.1f} points "
-        f"[{float(row['low']) * 100:+.1f}, {float(row['high']) * 100:+.1f}]"
-        for row in rows
-    ]
-    return (
-        f"<b>Topic accuracy on SIB-200</b> ({rows[0]['n']} test sentences, {rows[0]['model']}, preset "
-        f"{rows[0]['preset']}, label log-likelihood; a separate run of <code>benchmarks.eval_sib200</code>): "
-        f"{'; '.join(parts)}. The differences are to the same prompt without intervention, with 95% intervals."
-    )
-
-
 def _method(numbers: dict[str, Any]) -> list[str]:
-    sizes = "; ".join(
-        f"{language['name']} {p['fit']} to fit, {p['dev']} to choose alpha and lambda, {p['test']} held out"
-        for language in numbers["languages"].values()
-        for p in [language["pairs"]]
-    )
+    row = row_of(numbers, "all", "plain")
     return [
         f"Model: {escape(numbers['model'])}, fp32. {escape(numbers['licence'])}.",
-        f"Pairs: translated messages of Django and wagtail, cleaned; no sentence of one side is in two parts. {sizes}.",
-        "Maps: preset <code>robust</code> - states of the prompt template, last token, standardised affine ridge, "
-        "<code>(1 - alpha) h + alpha (W h + b)</code> at the input of every norm that reads the residual stream. After "
-        "the choice the maps are fitted again on fit and development pairs together. BOS is never fitted or edited.",
-        "Intervals: percentile bootstrap over held-out pairs, 2000 resamples, of the ratio of means.",
-        "Controls: the mean English state (no sentence), the same ridge on shuffled pairs, the mean difference added.",
+        f"Maps: fitted on {row['pairs']} parallel texts without labels, in the prompt that is scored. Chosen: "
+        f"{escape(numbers['chosen'][0])} by accuracy, {escape(numbers['chosen'][1])} by KL without labels.",
+        "Settings are the same for all languages. Controls get their best alpha on the test rows, which flatters them.",
+        "Answers: the label word of the largest logit after the prompt. Intervals: 95% paired bootstrap; the "
+        "translations of one text are drawn together.",
     ]
 
 
 def _footer(numbers: dict[str, Any]) -> str:
     machine = numbers["machine"]
     return escape(
-        f"{machine['date']} · {machine['cpu']}, {machine['cores']} cores · torch {machine['torch']}, transformers "
-        f"{machine['transformers']}, incline_fast {machine['incline_fast']} · {machine['backend'].split(':')[0]} · "
+        f"{machine['date']} \u00b7 {machine['cpu']}, {machine['cores']} cores \u00b7 torch {machine['torch']}, "
+        f"transformers {machine['transformers']}, incline_fast {machine['incline_fast']} \u00b7 "
+        f"{machine['backend'].split(':')[0]} \u00b7 "
         f"the whole run took {numbers['seconds']['all'] / 60:.1f} minutes"
     )
 
 
-def _interval(row: dict[str, Any]) -> str:
-    return f"[{_percent(row['change_low'], 1)}, {_percent(row['change_high'], 1)}]"
+def _share(row: dict[str, Any]) -> str:
+    return f"{100 * row['accuracy']:.1f}%"
 
 
-def _list(changes: list[float]) -> str:
-    return " / ".join(_percent(change) for change in changes)
+def _points(row: dict[str, Any]) -> str:
+    values = (_signed(100 * row[name]) for name in ("difference", "low", "high"))
+    return "{} [{}, {}]".format(*values)
 
 
-def _percent(value: float, digits: int = 0) -> str:
-    return f"{100 * value:+,.{digits}f}%".replace("-", "\u2212")
+def _signed(value: float) -> str:
+    return f"{value:+.1f}".replace("-", "\u2212")
 
 
 def write_snapshot(numbers: dict[str, Any], folder: Path) -> None:
     """The picture, the numbers and their table, small enough to be committed."""
     folder.mkdir(parents=True, exist_ok=True)
-    shutil.copy(HERE / "report-kl.png", folder / "kl.png")
+    shutil.copy(HERE / "report-accuracy.png", folder / "accuracy.png")
     (folder / "results.json").write_text(json.dumps(numbers, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    with (folder / "held_out.csv").open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        rows = [
-            {"language": code, "line": line, **row}
-            for code, language in numbers["languages"].items()
-            for line, rows in language["held_out"].items()
-            for row in rows
-        ]
-        writer.writerow(rows[0])
-        writer.writerows(row.values() for row in rows)
+    with (folder / "test_rows.csv").open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, COLUMNS)
+        writer.writeheader()
+        writer.writerows(numbers["rows"])
 
 
 def main() -> None:

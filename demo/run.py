@@ -1,8 +1,8 @@
-"""The main job on real input: ``python -m demo.run --model gemma3 | smollm2 | <directory>``.
+"""The main job on real input: ``python -m demo.run --model smollm2 | gemma3 | <directory> [--data DIR]``.
 
-Learns maps from French, German and Turkish to English, chooses lambda and alpha on development pairs, measures on
-held-out pairs against controls, generates, times, and writes ``demo/report.html``. The numbers are kept in a JSON file,
-from which ``python -m demo.report`` makes the page again.
+Learns maps from several languages to English in the prompt of a task, chooses their settings on development rows,
+measures accuracy, divergence and time on rows that nothing was chosen on, and writes ``demo/report.html``. The numbers
+are kept in a JSON file, from which ``python -m demo.report`` makes the page again.
 """
 
 from __future__ import annotations
@@ -22,77 +22,59 @@ import torch
 import transformers
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from demo.experiment import LANGUAGES, LAST_LAYER, OURS, PAPER, PAPER_PAIRS, Task, as_record, learn, measure, split_text
+from demo.experiment import LANGUAGES, changed_answers, measure, read_task
 from demo.fetch import CACHE, Prepared, prepare
 from demo.latency import measure_latency
 from demo.report import write_report
-from demo.samples import generate_samples
 from incline_fast import AlignmentMetadata, explain
-from incline_fast.text.prompts import DEFAULT_TEMPLATE, fill
+from incline_fast.evaluation.comparison import INCLINE
 
 __all__ = ["run"]
 
 
-def run(prepared: Prepared, name: str) -> dict[str, Any]:
+def run(prepared: Prepared, name: str, data: Path | None = None) -> dict[str, Any]:
     """Everything that the report tells, as plain values."""
     clock = _Clock()
     machine = _machine()
     with clock("load the model"):
-        task = _load(prepared, name)
-    with clock("parallel text"):
-        splits = {language: split_text(prepared.catalogs, language) for language in LANGUAGES}
-    with clock("English states"):
-        sentences = sorted({s for split in splits.values() for s in split.fit.target + split.dev.target})
-        english = {sentence: row for row, sentence in enumerate(sentences)}
-        english_states = task.states("en", sentences)
-    languages: dict[str, Any] = {}
-    for language, split in splits.items():
-        with clock(f"{LANGUAGES[language]}: fit, choose lambda and alpha"):
-            learned = learn(task, split, english, english_states, language)
-            print(f"   chosen on development pairs: lambda {learned.lam:g}, alpha {learned.alpha:g}", flush=True)
-        with clock(f"{LANGUAGES[language]}: measure on held-out pairs"):
-            held_out = measure(task, learned)
-            for line, result in held_out.items():
-                at = learned.alpha if line == OURS else result.best_alpha
-                print(f"   {line:<30} alpha {at:<5g} KL {result.change[result.index(at)]:+.1%}", flush=True)
-        with clock(f"{LANGUAGES[language]}: generate"):
-            samples = generate_samples(task, learned)
+        model = AutoModelForCausalLM.from_pretrained(prepared.model, dtype=torch.float32).eval()
+        tokenizer = AutoTokenizer.from_pretrained(prepared.model)
+        if tokenizer.pad_token is None:
+            tokenizer.pad_token = tokenizer.eos_token
+        tasks = read_task(prepared, data)
+    with clock("learn maps, choose their settings, measure on test rows"):
+        found = measure(model, tokenizer, tasks, CACHE / "states" / name)
+    english = found.english.task.sentences
+    examples, artifacts = {}, {}
+    for language, scores in found.scores.items():
+        chosen = next(variant for variant in scores.variants if variant.name == INCLINE)
+        assert chosen.alignment is not None
         path = CACHE / "alignments" / f"{name}-{language}-en.safetensors"
         path.parent.mkdir(parents=True, exist_ok=True)
-        learned.compared[OURS].save(path)
-        languages[language] = {
-            "name": LANGUAGES[language],
-            "pairs": {part: len(getattr(split, part)) for part in ("fit", "dev", "test")},
-            "lam": learned.lam,
-            "alpha": learned.alpha,
-            "dev": {f"{lam:g}": as_record(result) for lam, result in learned.dev.items()},
-            "held_out": {line: as_record(result) for line, result in held_out.items()},
-            "fit_error": learned.fit_error,
-            "samples": samples,
-            "artifact": path.name,
-        }
+        chosen.alignment.save(path)
+        artifacts[language] = path.name
+        examples[language] = changed_answers(found, english, language)
     with clock("latency"):
-        prompt = fill(DEFAULT_TEMPLATE, learned.split.test.source[0])
-        latency = measure_latency(task.model, task.tokenizer, learned.compared[OURS], learned.alpha, prompt)
+        first = next(iter(found.scores.values()))
+        maps = next(variant for variant in first.variants if variant.name == INCLINE).alignment
+        prompt = first.task.template.replace("{sentence}", first.task.sentences[0])
+        latency = measure_latency(model, tokenizer, maps, found.chosen[0].alpha, prompt)
     return {
         "model": prepared.title,
         "licence": prepared.licence,
-        "dtype": "float32",
-        "template": DEFAULT_TEMPLATE,
-        "lines": {"ours": OURS, "paper": PAPER, "last_layer": LAST_LAYER, "paper_pairs": PAPER_PAIRS},
-        "languages": languages,
+        "task": first.task.name,
+        "labels": list(first.task.labels),
+        "template": first.task.template,
+        "languages": {language: LANGUAGES.get(language, language) for language in found.scores},
+        "chosen": [str(setting) for setting in found.chosen],
+        "rows": found.rows,
+        "oracle": {language: {str(k): list(v) for k, v in sites.items()} for language, sites in found.oracle.items()},
+        "examples": examples,
+        "artifacts": artifacts,
         "latency": latency,
         "seconds": clock.seconds,
         "machine": machine,
     }
-
-
-def _load(prepared: Prepared, name: str) -> Task:
-    model = AutoModelForCausalLM.from_pretrained(prepared.model, dtype=torch.float32).eval()
-    tokenizer = AutoTokenizer.from_pretrained(prepared.model)
-    if tokenizer.pad_token is None:
-        tokenizer.pad_token = tokenizer.eos_token
-    return Task(model, tokenizer, CACHE / "states" / name)
 
 
 class _Clock:
@@ -130,12 +112,13 @@ def _machine() -> dict[str, Any]:
 def main() -> None:
     """Run as a command."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", default="gemma3", help="gemma3, smollm2 or a folder with a transformers model")
-    chosen = parser.parse_args().model
+    parser.add_argument("--model", default="smollm2", help="smollm2, gemma3 or a folder with a transformers model")
+    parser.add_argument("--data", type=Path, help="folder with the folders of SIB-200: its topics instead of emoji")
+    arguments = parser.parse_args()
     start = time.perf_counter()
-    prepared = prepare(chosen)
-    name = prepared.model.resolve().name
-    numbers = run(prepared, name)
+    prepared = prepare(arguments.model)
+    name = prepared.model.resolve().name + ("" if arguments.data is None else "-sib200")
+    numbers = run(prepared, name, arguments.data)
     numbers["seconds"]["all"] = time.perf_counter() - start
     results = CACHE / "results" / f"{name}.json"
     results.parent.mkdir(parents=True, exist_ok=True)

