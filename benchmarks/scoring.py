@@ -10,10 +10,8 @@ from __future__ import annotations
 
 import argparse
 import csv
-import platform
 import random
 import statistics
-import time
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +21,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from demo.fetch import prepare
 from incline_fast import Alignment, intervene
+from incline_fast.bench.loops import interleaved
+from incline_fast.bench.machine import cpu_name
+from incline_fast.bench.rows import write_table
 from incline_fast.evaluation import LabelScorer, LabelTask, Variant
 from incline_fast.intervention.sweep import DEFAULT_ALPHAS
 from incline_fast.models.architectures import describe
@@ -98,14 +99,12 @@ def main() -> None:
     chosen = [variants[i] for i in drawn]
     for i, whole in zip(drawn, separate(model, inputs, tokens, chosen), strict=True):
         torch.testing.assert_close(logits[i], whole, rtol=1e-3, atol=1e-3)
-    fast, slow = [], []
-    for _ in range(arguments.rounds):
-        start = time.perf_counter()
-        ours()
-        middle = time.perf_counter()
-        separate(model, inputs, tokens, chosen)
-        fast.append(middle - start)
-        slow.append((time.perf_counter() - middle) * len(variants) / len(chosen))
+    scale = len(variants) / len(chosen) / 1e6
+    times = interleaved(
+        {"ours": lambda _: ours, "separate": lambda _: lambda: separate(model, inputs, tokens, chosen)},
+        rounds=arguments.rounds,
+    )
+    fast, slow = [t / 1e6 for t in times["ours"]], [t * scale for t in times["separate"]]
     ratios = sorted(b / a for a, b in zip(fast, slow, strict=True))
     row = {
         "model": prepared.title,
@@ -120,7 +119,7 @@ def main() -> None:
         "rounds": arguments.rounds,
         "sampled": arguments.sampled,
         "threads": torch.get_num_threads(),
-        "cpu": _cpu(),
+        "cpu": cpu_name(),
         "torch": torch.__version__,
     }
     print(row)
@@ -128,16 +127,7 @@ def main() -> None:
     if arguments.output.exists():
         with arguments.output.open(newline="", encoding="utf-8") as file:
             rows = [old for old in csv.DictReader(file) if old["model"] != row["model"]]
-    with arguments.output.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows([*rows, row])
-
-
-def _cpu() -> str:
-    info = Path("/proc/cpuinfo")
-    names = [line.split(":")[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")]
-    return names[0] if names else platform.machine()
+    write_table([*rows, row], COLUMNS, arguments.output)
 
 
 if __name__ == "__main__":

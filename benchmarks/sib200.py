@@ -17,6 +17,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from demo.fetch import prepare
+from incline_fast.bench.rows import write_table
 from incline_fast.evaluation import few_shot_template, sib200
 from incline_fast.evaluation.comparison import COLUMNS, Parts, compare_languages
 from incline_fast.evaluation.tune import DEFAULT_LAMS, last_third
@@ -57,10 +58,7 @@ def write(path: Path, rows: Sequence[dict[str, Any]], columns: Sequence[str], ke
         with path.open(newline="", encoding="utf-8") as file:
             new = {tuple(str(row[name]) for name in key) for row in rows}
             kept = [row for row in csv.DictReader(file) if tuple(row.get(name) for name in key) not in new]
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, columns, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows([*kept, *rows])
+    write_table([*kept, *rows], columns, path)
 
 
 def main() -> None:

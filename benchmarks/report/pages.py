@@ -15,6 +15,7 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from benchmarks.report.accuracy_tables import accuracy_blocks
 from benchmarks.report.markdown import table as markdown
 from benchmarks.report.plots import picture_of
 from benchmarks.report.solver_tables import solver_blocks
@@ -26,7 +27,10 @@ __all__ = ["Results", "blocks", "main", "rewritten"]
 ROOT = Path(__file__).parents[2]
 CSV = ROOT / "benchmarks" / "results" / "cpu-intel-xeon.csv"
 PAGES = ROOT / "docs" / "benchmarks"
-DOCUMENTS = (ROOT / "README.md", *(PAGES / f"{name}.md" for name in ("fused_op", "cholesky", "least_squares")))
+DOCUMENTS = (
+    ROOT / "README.md",
+    *(PAGES / f"{name}.md" for name in ("fused_op", "cholesky", "least_squares", "accuracy")),
+)
 SHOWN = (("dense-bf16", 1), ("dense-fp32", 1))
 """Tables whose picture the page shows; the others can be drawn by ``python -m benchmarks.report.plots``."""
 OURS = "fused_in_place"
@@ -200,7 +204,7 @@ def kernels(results: Results) -> str:
 
 def blocks(results: Results) -> dict[str, str]:
     """Every generated block by name."""
-    return {"performance": performance(results), "kernels": kernels(results)} | solver_blocks()
+    return {"performance": performance(results), "kernels": kernels(results)} | solver_blocks() | accuracy_blocks()
 
 
 def rewritten(text: str, generated: dict[str, str]) -> str:
