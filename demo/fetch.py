@@ -20,7 +20,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from demo.sources import KINDS, MODELS, NAMES, ModelSource, Wheel
+from demo.sources import CATALOGS, KINDS, MODELS, NAMES, ModelSource, Wheel
 
 __all__ = ["CACHE", "Prepared", "prepare"]
 
@@ -39,6 +39,7 @@ class Prepared:
         model: folder that ``from_pretrained`` loads.
         names: wheel with the names of emoji.
         kinds: wheel with their subgroups.
+        catalogs: wheels with gettext catalogs.
     """
 
     title: str
@@ -46,6 +47,7 @@ class Prepared:
     model: Path
     names: Path
     kinds: Path
+    catalogs: list[Path]
 
 
 def prepare(model: str) -> Prepared:
@@ -72,10 +74,11 @@ def prepare(model: str) -> Prepared:
                 f"MODEL={model}: neither {' nor '.join(MODELS)} nor a folder with a transformers model (config.json)"
             )
         title, licence = folder.resolve().name, "a local model; its own terms apply"
-    print("== parallel text: " + ", ".join(f"{wheel.name} {wheel.version}" for wheel in (NAMES, KINDS)), flush=True)
-    names, kinds = _download(NAMES), _download(KINDS)
+    texts = (NAMES, KINDS, *CATALOGS)
+    print("== parallel text: " + ", ".join(f"{wheel.name} {wheel.version}" for wheel in texts), flush=True)
+    names, kinds, *catalogs = (_download(wheel) for wheel in texts)
     print(f"== ready: {folder}", flush=True)
-    return Prepared(title, licence, folder, names, kinds)
+    return Prepared(title, licence, folder, names, kinds, catalogs)
 
 
 def _download(wheel: Wheel) -> Path:

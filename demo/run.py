@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -27,7 +26,9 @@ from demo.fetch import CACHE, Prepared, prepare
 from demo.latency import measure_latency
 from demo.report import write_report
 from incline_fast import AlignmentMetadata, explain
+from incline_fast.bench.machine import cpu_name
 from incline_fast.evaluation.comparison import INCLINE
+from incline_fast.text.prompts import fill
 
 __all__ = ["run"]
 
@@ -57,7 +58,7 @@ def run(prepared: Prepared, name: str, data: Path | None = None) -> dict[str, An
     with clock("latency"):
         first = next(iter(found.scores.values()))
         maps = next(variant for variant in first.variants if variant.name == INCLINE).alignment
-        prompt = first.task.template.replace("{sentence}", first.task.sentences[0])
+        prompt = fill(first.task.template, first.task.sentences[0])
         latency = measure_latency(model, tokenizer, maps, found.chosen[0].alpha, prompt)
     return {
         "model": prepared.title,
@@ -93,13 +94,8 @@ class _Clock:
 
 
 def _machine() -> dict[str, Any]:
-    cpu = platform.processor() or platform.machine()
-    info = Path("/proc/cpuinfo")
-    if info.exists():
-        names = [line.split(":")[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")]
-        cpu = names[0] if names else cpu
     return {
-        "cpu": cpu,
+        "cpu": cpu_name(),
         "cores": os.cpu_count(),
         "torch": torch.__version__,
         "transformers": transformers.__version__,

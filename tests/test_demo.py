@@ -76,7 +76,7 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Prepared:
     model = tiny("gemma3", vocab_size=4 + len(words), sliding_window=64)
     model.save_pretrained(folder / "tiny")
     template_tokenizer(words).save_pretrained(folder / "tiny")
-    return Prepared("a tiny model", "no licence", folder / "tiny", *emoji_wheels(folder))
+    return Prepared("a tiny model", "no licence", folder / "tiny", *emoji_wheels(folder), [])
 
 
 @pytest.fixture(scope="module")
