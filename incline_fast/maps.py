@@ -7,7 +7,8 @@ A map learned from n < d sentences has rank at most n (the dual form of least sq
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import overload
+from dataclasses import dataclass
+from typing import Any, overload
 
 import torch
 import torch.nn.functional as F
@@ -16,6 +17,7 @@ from torch import Tensor
 
 from incline_fast.arguments import matrix
 from incline_fast.packing import PANEL, on_huge_pages, pack
+from incline_fast.torch_modes import full_precision, is_plain
 
 __all__ = ["MAP_DTYPES", "AffineMap", "dequantized"]
 
@@ -26,8 +28,25 @@ INT8_MAX = 127
 Aligned = tuple[Tensor | None, Tensor, Tensor | None, Tensor | None]
 
 
+@dataclass(frozen=True)
+class _Kept:
+    """A layout of a map's weights.
+
+    Attributes:
+        version: how often the weights had been written to; None where nobody counts (inference tensors, compiled code).
+        saveable: whether a backward pass may save it. Compiled code cannot ask whether it runs in inference mode.
+    """
+
+    parts: tuple[Tensor | None, ...]
+    version: int | None
+    saveable: bool
+
+
 class AffineMap:
     """One linear map ``R^d -> R^d``, or a stack of G maps of equal form and rank. Immutable.
+
+    Layouts that kernels want are made once and kept, as long as nobody writes to the weights, and never what was made
+    under a mode of torch that would not outlive it. A copy or a pickle of a map holds the weights alone.
 
     Attributes:
         up: ``[G, d, rank]`` (low rank) or ``[G, d, d]`` (dense).
@@ -53,8 +72,12 @@ class AffineMap:
         self.up = up
         self.down_scale = down_scale
         self.up_scale = up_scale
-        self._packed: tuple[Tensor | None, Tensor] | None = None
-        self._aligned: Aligned | None = None
+        self._packed: _Kept | None = None
+        self._aligned: _Kept | None = None
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """The weights and scales, without the layouts made of them."""
+        return _restored, (self.down, self.up, self.down_scale, self.up_scale)
 
     @classmethod
     def dense(cls, W: ArrayLike) -> AffineMap:
@@ -173,14 +196,16 @@ class AffineMap:
         """``M_index h`` in plain PyTorch; h is ``[..., d]`` and is converted to the map's dtype (int8: to fp32)."""
         down, up = self._weights()
         z = h.to(up.dtype)
-        if down is not None:
-            z = z @ down[index].T
-        return z @ up[index].T
+        with full_precision(up.device):
+            if down is not None:
+                z = z @ down[index].T
+            return z @ up[index].T
 
     def as_dense(self) -> Tensor:
         """The maps as matrices ``[G, d, d]``, those of int8 maps in fp32."""
         down, up = self._weights()
-        return up if down is None else up @ down
+        with full_precision(up.device):
+            return up if down is None else up @ down
 
     def _weights(self, compute: torch.dtype = torch.float32) -> tuple[Tensor | None, Tensor]:
         """``(down, up)`` as numbers: int8 weights times their scales, in ``compute``."""
@@ -191,12 +216,20 @@ class AffineMap:
 
         Packed once and kept, on huge pages, except where a gradient has to flow back to the weights.
         """
-        if self.up.requires_grad or (self.down is not None and self.down.requires_grad):
-            return (None if self.down is None else pack(self.down)), pack(self.up)
-        if self._packed is None:
-            down = None if self.down is None else on_huge_pages(pack(self.down))
-            self._packed = down, on_huge_pages(pack(self.up))
-        return self._packed
+        kept, up, down = self._packed, self.up, self.down
+        # _still_holds, without its calls: a small problem is over in a few microseconds.
+        if kept is not None and not torch.compiler.is_compiling() and not up.requires_grad and kept.version is not None:
+            if down is None:
+                if kept.version == up._version:
+                    return kept.parts  # type: ignore[return-value]
+            elif kept.version == up._version + down._version and not down.requires_grad:
+                return kept.parts  # type: ignore[return-value]
+        if kept is not None and self._still_holds(kept):
+            return kept.parts  # type: ignore[return-value]
+        parts, self._packed = self._keep(
+            lambda: (None if down is None else on_huge_pages(pack(down)), on_huge_pages(pack(up)))
+        )
+        return parts  # type: ignore[return-value]
 
     def aligned(self) -> Aligned:
         """``(down, up, down_scale, up_scale)`` as GPU kernels want them: contiguous, the rank a multiple of 16.
@@ -204,21 +237,61 @@ class AffineMap:
         A rank is filled up with zeros, so that every row of ``up`` begins at a multiple of 16 bytes. Made once and
         kept, except where a gradient has to flow back to the weights.
         """
-        if self._aligned is not None:
-            return self._aligned
+        kept = self._aligned
+        if kept is not None and self._still_holds(kept):
+            return kept.parts  # type: ignore[return-value]
+        parts, self._aligned = self._keep(self._align)
+        return parts  # type: ignore[return-value]
+
+    def forget_layouts(self) -> None:
+        """Make the layouts anew when they are next asked for. Compiled code does not see writes to the weights."""
+        self._packed = self._aligned = None
+
+    def _align(self) -> Aligned:
         down, up, down_scale = self.down, self.up.contiguous(), self.down_scale
-        if down is not None:
-            missing = -down.shape[1] % PANEL
-            down, up = F.pad(down, (0, 0, 0, missing)).contiguous(), F.pad(up, (0, missing))
-            down_scale = None if down_scale is None else F.pad(down_scale, (0, missing))
-        aligned = (down, up, down_scale, self.up_scale)
-        if not (up.requires_grad or (down is not None and down.requires_grad)):
-            self._aligned = aligned
-        return aligned
+        if down is None:
+            return None, up, None, self.up_scale
+        missing = -down.shape[1] % PANEL
+        down_scale = None if down_scale is None else F.pad(down_scale, (0, missing))
+        return F.pad(down, (0, 0, 0, missing)).contiguous(), F.pad(up, (0, missing)), down_scale, self.up_scale
+
+    def _requires_grad(self) -> bool:
+        return self.up.requires_grad or (self.down is not None and self.down.requires_grad)
+
+    def _version(self) -> int:
+        """Grows with every write to the weights."""
+        return self.up._version + (0 if self.down is None else self.down._version)
+
+    def _still_holds(self, kept: _Kept) -> bool:
+        """Whether a layout is that of the weights as they are now, and no gradient has to flow to them."""
+        if self._requires_grad():
+            return False
+        if torch.compiler.is_compiling():
+            return kept.saveable or not torch.is_grad_enabled()
+        return self.up.is_inference() if kept.version is None else kept.version == self._version()
+
+    def _keep(self, make: Callable[[], tuple[Tensor | None, ...]]) -> tuple[tuple[Tensor | None, ...], _Kept | None]:
+        """A layout, and what of it may serve later calls."""
+        if self._requires_grad():
+            return make(), None
+        if torch.compiler.is_compiling():
+            # Dynamo puts the outputs of its graph into the place of traced tensors; an exporter does not.
+            parts = make()
+            kept = None if torch.compiler.is_exporting() else _Kept(parts, None, torch.is_grad_enabled())
+            return parts, kept
+        version = None if self.up.is_inference() else self._version()
+        with torch.inference_mode(False):
+            parts = make()
+        plain = all(is_plain(part) for part in parts if part is not None)
+        return parts, _Kept(parts, version, saveable=True) if plain else None
 
     def __repr__(self) -> str:
         form = "dense" if self.down is None else f"rank {self.rank}"
         return f"AffineMap({form}, hidden_size={self.hidden_size}, num_maps={self.num_maps}, dtype={self.dtype})"
+
+
+def _restored(down: Tensor | None, up: Tensor, down_scale: Tensor | None, up_scale: Tensor | None) -> AffineMap:
+    return AffineMap(down, up, down_scale=down_scale, up_scale=up_scale)
 
 
 @overload

@@ -15,8 +15,11 @@ from torch import Tensor
 from incline_fast.maps import AffineMap
 from incline_fast.ops._arguments import PerRow
 from incline_fast.ops.affine_norm import LAYER_NORM, RMS_NORM
+from incline_fast.torch_modes import is_plain
 
 __all__ = ["AffineLayerNorm", "AffineRMSNorm"]
+
+_MAP_PARTS = ("down", "up", "down_scale", "up_scale")
 
 
 class _AffineNorm(torch.nn.Module):
@@ -39,7 +42,7 @@ class _AffineNorm(torch.nn.Module):
         backend: str,
     ) -> None:
         super().__init__()
-        self.map = map
+        self._hold_map(map)
         self.alpha = alpha
         self.beta = beta
         self.eps = eps
@@ -55,11 +58,74 @@ class _AffineNorm(torch.nn.Module):
         else:
             self.register_buffer(name, value)
 
+    def _hold_map(self, map: AffineMap) -> None:
+        for part in _MAP_PARTS:
+            self._hold(f"map_{part}", getattr(map, part))
+        self._map = map
+
+    @property
+    def map(self) -> AffineMap:
+        """The linear part; its weights are this layer's state ``map_up``, ``map_down`` and, of int8, their scales."""
+        map, buffers = self._map, self._buffers
+        # Whoever replaces the state (load_state_dict, functional_call, to) replaces what the map is made of.
+        if (
+            buffers.get("map_up") is map.up
+            and buffers.get("map_down") is map.down
+            and (map.up_scale is None or buffers.get("map_up_scale") is map.up_scale)
+            and (map.down_scale is None or buffers.get("map_down_scale") is map.down_scale)
+        ):
+            return map
+        return self._map_of_state()
+
+    @map.setter
+    def map(self, map: AffineMap) -> None:
+        for part in _MAP_PARTS:
+            delattr(self, f"map_{part}")
+        self._hold_map(map)
+
+    def _map_of_state(self) -> AffineMap:
+        parts = {part: self._tensor(f"map_{part}") for part in _MAP_PARTS}
+        map = self._map
+        if all(parts[part] is getattr(map, part) for part in _MAP_PARTS):  # parameters
+            return map
+        map = AffineMap(**parts)
+        if not torch.compiler.is_compiling() and all(is_plain(part) for part in parts.values() if part is not None):
+            self._map = map
+        return map
+
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        """Move or convert the map together with the layer's tensors (``.to``, ``.half``, ``.cuda``)."""
+        """Move or convert all tensors (``.to``, ``.half``, ``.cuda``); scales follow to the device and stay fp32."""
+        scales = {name: self._buffers[name] for name in ("map_up_scale", "map_down_scale")}
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        self.map = self.map.convert(fn)
+        for name, scale in scales.items():
+            converted = self._buffers[name]
+            if scale is not None and converted is not None and converted.dtype is not scale.dtype:
+                self._buffers[name] = scale.to(converted.device)
         return self
+
+    def _load_from_state_dict(
+        self,
+        state_dict: dict[str, Any],
+        prefix: str,
+        local_metadata: dict[str, Any],
+        strict: bool,
+        missing_keys: list[str],
+        unexpected_keys: list[str],
+        error_msgs: list[str],
+    ) -> None:
+        """Load as every module does, but never float weights into an int8 map or the other way round."""
+        for part in ("up", "down"):
+            own, given = self._tensor(f"map_{part}"), state_dict.get(f"{prefix}map_{part}")
+            if own is not None and given is not None and (own.dtype is torch.int8) != (given.dtype is torch.int8):
+                error_msgs.append(
+                    f"{prefix}map_{part} is {given.dtype} in the state dict and {own.dtype} in the layer: int8 weights "
+                    "have scales of their own; make the layer with a map of the same kind, map.quantize() or map.to()"
+                )
+                return
+        super()._load_from_state_dict(
+            state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
+        )
+        self._map.forget_layouts()
 
     def _tensor(self, name: str) -> Any:
         """A parameter or buffer, past ``Module.__getattr__`` where it can be: three of those take 2 us."""
@@ -115,10 +181,10 @@ class AffineRMSNorm(_AffineNorm):
         """Edit the residual stream in place, return y; the convention of :func:`incline_fast.ops.affine_rms_norm_`."""
         return RMS_NORM.in_place(
             x,
-            (self._tensor("weight"),),
+            (self._parameters["weight"] if "weight" in self._parameters else self._tensor("weight"),),
             self.map,
             residual,
-            self._tensor("bias"),
+            self._buffers["bias"] if "bias" in self._buffers else self._tensor("bias"),
             self.alpha if alpha is None else alpha,
             self.beta if beta is None else beta,
             row_map,

@@ -81,7 +81,7 @@ def test_parameters_are_shared_and_tensors_are_buffers(kind: str) -> None:
     norm = layer(kind)
     names = {"weight"} if kind == "rms" else {"weight", "norm_bias"}
     assert {name for name, _ in norm.named_parameters()} == names
-    assert {name for name, _ in norm.named_buffers()} == {"bias"}
+    assert {name for name, _ in norm.named_buffers()} == {"bias", "map_down", "map_up"}
 
 
 @pytest.mark.parametrize("kind", ["rms", "layer"])

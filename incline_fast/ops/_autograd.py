@@ -18,6 +18,7 @@ from torch import Tensor
 
 from incline_fast.maps import dequantized
 from incline_fast.packing import is_packed, pack, rank_of, unpack
+from incline_fast.torch_modes import full_precision
 
 __all__ = ["Constants", "Gradients", "Inputs", "backward", "save"]
 
@@ -80,7 +81,12 @@ def save(ctx: Any, inputs: Inputs, constants: Constants, edited: Tensor) -> None
 
 
 def backward(ctx: Any, grad_y: Tensor, grad_edited: Tensor) -> Gradients:
-    """Gradients of all inputs, each in its input's dtype and layout."""
+    """Gradients of all inputs, each in its input's dtype and layout; autocast does not reach their sums."""
+    with full_precision(grad_y.device):
+        return _backward(ctx, grad_y, grad_edited)
+
+
+def _backward(ctx: Any, grad_y: Tensor, grad_edited: Tensor) -> Gradients:
     *saved, edited = ctx.saved_tensors
     inputs, constants = Inputs(*saved), ctx.constants
     stream = inputs.x if inputs.residual is None else inputs.residual

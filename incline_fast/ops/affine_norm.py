@@ -13,16 +13,19 @@ depend neither on the other rows nor on the number of threads.
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from incline_fast.maps import AffineMap
 from incline_fast.ops import _autograd, reference
 from incline_fast.ops._arguments import PerRow, check, check_in_place, check_row_map, op_tail, per_row
-from incline_fast.ops._dispatch import differentiates, mark_written, route_of, triton_ops
+from incline_fast.ops._dispatch import Route, differentiates, mark_written, route_of, triton_ops
 from incline_fast.ops._extension import EXTENSION
+from incline_fast.torch_modes import full_precision, functorch_level, is_wrapped
 
 __all__ = [
     "LAYER_NORM",
@@ -75,11 +78,15 @@ class NormOp:
     ) -> tuple[Tensor, Tensor]:
         """``(y, r')``; nothing is written to."""
         gradient = torch.is_grad_enabled() and differentiates(x, residual, *vectors, map, bias, alpha, beta)
-        route = route_of(x, backend, gradient)
+        # Asked here and not in a function: on a small problem every call costs.
+        plain = functorch_level() is None and forward_ad._current_level < 0
+        route = route_of(x, backend, gradient) if plain else _transformed_route(backend)
         if route == "reference":
             weights = (map.down, map.up, map.down_scale, map.up_scale)
             weight, norm_bias = self._weight_and_bias(vectors)
             check(x, residual, weight, norm_bias, *weights, bias, per_row(alpha)[1], per_row(beta)[1], row_map)
+            if row_map is not None and not torch.compiler.is_compiling() and is_wrapped(row_map):
+                raise ValueError("row_map is mapped over or differentiated by torch.func; pass a plain int32 tensor")
             check_row_map(row_map, map.num_maps)
             numbers = {"alpha": alpha, "beta": beta, "eps": eps, "weight_offset": weight_offset}
             scales = {"down_scale": map.down_scale, "up_scale": map.up_scale}
@@ -88,14 +95,16 @@ class NormOp:
         tail = op_tail(route, map, bias, alpha, beta, row_map, eps, weight_offset)
         if torch.compiler.is_compiling() or gradient:
             op = getattr(triton_ops(), self.name) if route == "triton" else self._compiled
-            result: tuple[Tensor, Tensor] = op(x, residual, *vectors, *tail)
+            with _sums_in_full(route, x):
+                result: tuple[Tensor, Tensor] = op(x, residual, *vectors, *tail)
             return result
         # The functional op enters autograd's Python layer even where nothing is recorded, which takes longer than a
         # small problem does; the in-place op on copies gives the same bits without it.
         stream = (x if residual is None else residual).clone(memory_format=torch.contiguous_format)
         y = torch.empty_like(stream) if residual is None else x.clone(memory_format=torch.contiguous_format)
         kernel = self._triton_in_place() if route == "triton" else self.compiled_in_place
-        kernel(y, stream, residual is not None, *vectors, *tail)
+        with _sums_in_full(route, x):
+            kernel(y, stream, residual is not None, *vectors, *tail)
         return y, stream
 
     def in_place(
@@ -115,12 +124,18 @@ class NormOp:
         """``y``, with r' written over the residual stream."""
         stream = x if residual is None else residual
         gradient = torch.is_grad_enabled() and differentiates(x, residual, *vectors, map, bias, alpha, beta)
-        route = route_of(x, backend, gradient)
+        # Asked here and not in a function: on a small problem every call costs.
+        plain = functorch_level() is None and forward_ad._current_level < 0
+        route = route_of(x, backend, gradient) if plain else _transformed_route(backend)
         if route != "reference" and not gradient:
             y = torch.empty_like(x) if residual is None else x
             tail = op_tail(route, map, bias, alpha, beta, row_map, eps, weight_offset)
             kernel = self._triton_in_place() if route == "triton" else self.compiled_in_place
-            kernel(y, stream, residual is not None, *vectors, *tail)
+            if route == "cpu":
+                kernel(y, stream, residual is not None, *vectors, *tail)
+            else:
+                with _sums_in_full(route, x):
+                    kernel(y, stream, residual is not None, *vectors, *tail)
             mark_written(x, residual)
             return y
         check_in_place(x, residual)
@@ -162,6 +177,25 @@ class NormOp:
         vectors = (weight, norm_bias) if self.centre else (weight,)
         no_map_and_numbers = (None,) * 5
         return x, residual, *vectors, *rest, *no_map_and_numbers
+
+
+def _sums_in_full(route: str, x: Tensor) -> AbstractContextManager[object]:
+    """Many tokens on a GPU are multiplied by torch, whose products autocast would shorten."""
+    return nullcontext() if route == "cpu" else full_precision(x.device)
+
+
+def _transformed_route(backend: str) -> Route:
+    """Forward-mode AD and the transforms of torch.func (vmap, grad, jvp) know the reference alone.
+
+    Raises:
+        ValueError: kernels were asked for by name.
+    """
+    if backend in ("auto", "reference"):
+        return "reference"
+    raise ValueError(
+        f'backend="{backend}" under forward-mode AD or a transform of torch.func (vmap, grad, jvp), which compiled '
+        'kernels do not have; use backend="auto" or backend="reference"'
+    )
 
 
 RMS_NORM = NormOp("affine_rms_norm", reference.affine_rms_norm, centre=False)

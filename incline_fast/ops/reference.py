@@ -152,7 +152,12 @@ def _project(
 
 
 def _product(rows: Tensor, weight: Tensor, scale: Tensor | None, g: int) -> Tensor:
-    image = rows @ weight[g].to(rows.dtype).T
+    device, matrix = rows.device.type, weight[g].to(rows.dtype).T
+    if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
+        with torch.autocast(device, enabled=False):  # sums in fp32 whatever surrounds the call
+            image = rows @ matrix
+    else:
+        image = rows @ matrix
     return image if scale is None else image * scale[g]
 
 
