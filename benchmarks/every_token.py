@@ -28,7 +28,6 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from incline_fast import Alignment, intervene
 from incline_fast.bench.machine import commit, cpu_name, threads
 from incline_fast.bench.rows import write_table
-from incline_fast.intervention.site_edits import EditedNorm
 from incline_fast.maps import AffineMap
 from incline_fast.ops.affine_norm import RMS_NORM
 
@@ -103,8 +102,11 @@ def site_parts(model: LlamaForCausalLM, alignment: Alignment, rounds: int) -> di
     try:
         with torch.inference_mode():
             with intervene(model, alignment, alpha=ALPHA, positions="all"):
-                norms = {name: norm for name, norm in model.named_modules() if isinstance(norm, EditedNorm)}
-                edited = [clocked(norm) for norm in norms.values()]
+                norms = {name: norm for name, norm in model.named_modules() if "_incline_fast_taps" in vars(norm)}
+                edits = [norm._incline_fast_taps.before for norm in norms.values()]
+                edited = [Clock(edit.edit_and_normalise) for edit in edits]
+                for edit, clock in zip(edits, edited, strict=True):
+                    edit.edit_and_normalise = clock
                 for _ in range(rounds):
                     generate(model)
             originals = [model.get_submodule(name) for name in norms]

@@ -23,8 +23,8 @@ from transformers.cache_utils import (
     StaticSlidingWindowLayer,
 )
 
-from incline_fast.intervention.forward_calls import by_name, outside_compiled_code
-from incline_fast.intervention.site_edits import Control, Stage
+from incline_fast.intervention.entrances import Entrance, outside_compiled_code
+from incline_fast.intervention.forward_pass import ForwardPass, Stage
 from incline_fast.models.architectures import text_config
 
 __all__ = ["CacheSnapshot", "clean_forward"]
@@ -83,24 +83,24 @@ def _copied(layer: Any, contents: dict[str, Any]) -> dict[str, Any]:
     return {name: value.clone() if isinstance(value, Tensor) else value for name, value in contents.items()}
 
 
-def clean_forward(forward: Callable[..., Any], backbone: nn.Module, control: Control) -> Callable[..., Any]:
-    """A backbone's ``forward`` that sets edited values computed from the unedited run.
+def clean_forward(entrance: Entrance) -> Callable[..., Any]:
+    """The ``forward`` or ``__call__`` of a backbone that sets edited values computed from the unedited run.
 
-    Passes in which nothing is edited go straight to ``forward``.
+    Passes in which nothing is edited go straight to the plain method.
     """
+    plain: Any = type(entrance.module).__mro__[1]
+    method: Callable[..., Any] = plain.__call__ if entrance.replaced else plain.forward
 
     # Compiled models leave the compiled region here: the cache is read and put back in Python.
     @outside_compiled_code
-    def run(arguments: dict[str, Any]) -> Any:
-        return _CleanRun(forward, backbone, control, arguments).run()
+    def run(backbone: nn.Module, running: ForwardPass, arguments: dict[str, Any]) -> Any:
+        return _CleanRun(functools.partial(method, backbone), backbone, running, arguments).run()
 
-    name = by_name(backbone)
-
-    @functools.wraps(forward)
-    def forward_clean(*args: Any, **kwargs: Any) -> Any:
-        if control.rows is None:
-            return forward(*args, **kwargs)
-        return run(name(args, kwargs))
+    def forward_clean(backbone: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        running = entrance.calls.control.running
+        if running is None or running.rows is None:
+            return method(backbone, *args, **kwargs)
+        return run(backbone, running, entrance.by_name(args, kwargs))
 
     return forward_clean
 
@@ -109,13 +109,14 @@ class _CleanRun:
     """One prompt: plain, recorded, restored, set."""
 
     def __init__(
-        self, forward: Callable[..., Any], backbone: nn.Module, control: Control, arguments: dict[str, Any]
+        self, forward: Callable[..., Any], backbone: nn.Module, running: ForwardPass, arguments: dict[str, Any]
     ) -> None:
         config = text_config(backbone)
         if arguments.get("output_attentions", config.output_attentions):
             raise ValueError("output_attentions=True with mode='clean': a prompt in two parts has no one attention map")
         self._forward = forward
-        self._control = control
+        self._running = running
+        self._entrance = running.entrance
         self._return_tuple = arguments.pop("return_dict", None) is False
         given = arguments.get("use_cache")
         self._keep_cache = bool(config.use_cache if given is None else given)
@@ -128,13 +129,13 @@ class _CleanRun:
 
     def run(self) -> Any:
         """The output of the edited pass over the whole prompt."""
-        rows = self._control.rows
+        rows = self._running.rows
         mask = self._arguments.get("attention_mask")
         may_split = self._length > 1 and (mask is None or (isinstance(mask, Tensor) and mask.dim() == 2))
         if may_split and rows is not None and rows.in_last_column(self._length):
-            self._control.rows = None
+            self._running.rows = None
             prefix = self._pass(_part(self._arguments, self._length, slice(0, -1)))
-            self._control.rows = rows.as_only_column()
+            self._running.rows = rows.as_only_column()
             output = _joined(prefix, self._twice(_part(self._arguments, self._length, slice(-1, None))))
         else:
             output = self._twice(self._arguments)
@@ -144,13 +145,14 @@ class _CleanRun:
 
     def _twice(self, arguments: dict[str, Any]) -> Any:
         snapshot = CacheSnapshot(self._cache)
-        self._control.stage = Stage.RECORD
+        self._running.stage = Stage.RECORD
         self._pass(arguments)
         snapshot.restore()
-        self._control.stage = Stage.SET
+        self._running.stage = Stage.SET
         return self._pass(arguments)
 
     def _pass(self, arguments: dict[str, Any]) -> Any:
+        self._running.entrance = self._entrance  # each part comes through the inner entrances anew
         return self._forward(**arguments, return_dict=True)
 
 

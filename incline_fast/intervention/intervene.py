@@ -8,31 +8,29 @@ intervention of INCLINE, Wang et al., ACL 2025, arXiv 2410.12462, section 3.2) o
 from __future__ import annotations
 
 import math
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
 from typing import Any, Literal, Self, get_args
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 from incline_fast.alignment.alignment import Alignment
 from incline_fast.intervention.clean import clean_forward
-from incline_fast.intervention.forward_calls import Calls, Patch
-from incline_fast.intervention.positions import Positions, Rows
-from incline_fast.intervention.site_edits import Control, Installed, SiteEdit, backend_for
+from incline_fast.intervention.entrances import Calls, Entrance, entrances
+from incline_fast.intervention.forward_pass import Control, ForwardPass
+from incline_fast.intervention.positions import Positions
+from incline_fast.intervention.site_edits import InterventionError, SiteEdit, Taps, backend_for
 from incline_fast.intervention.strength import Alpha, row_alpha, site_alpha
-from incline_fast.maps import AffineMap
 from incline_fast.models.active import ACTIVE
-from incline_fast.models.architectures import Architecture, Site, describe, unwrap
+from incline_fast.models.architectures import Site, describe
 from incline_fast.ops import explain
 
 __all__ = ["Intervention", "InterventionError", "Mode", "NonFiniteStateError", "intervene"]
 
 Mode = Literal["online", "clean"]
 
-
-class InterventionError(RuntimeError):
-    """An intervention was entered twice, met another one, or found its model changed."""
+_ENTERING = threading.Lock()
 
 
 class NonFiniteStateError(ArithmeticError):
@@ -111,11 +109,13 @@ class Intervention:
         self._mode: Mode = mode
         self._row_alpha = row_alpha(alpha)
         self.alpha = site_alpha(alpha, alignment, layers)
-        self._control = Control(watch=check_finite)
+        self._watch = check_finite
         self._calls: Calls | None = None
-        self._installed: list[Installed] = []
-        self._patches: list[Patch] = []
+        self._edits: list[SiteEdit] = []
+        self._taps: dict[nn.Module, Taps] = {}
+        self._entrances: list[Entrance] = []
         self._state: Literal["new", "active", "done"] = "new"
+        self._measuring = threading.Lock()
         self.max_abs: dict[int, float] = {}
         self.growth: dict[int, float] = {}
 
@@ -156,12 +156,13 @@ class Intervention:
         backbone = self._architecture.backbone
         if self._state != "new":
             raise InterventionError(f"this intervention is {self._state}; call intervene(...) again for another one")
-        if backbone in ACTIVE:
-            raise InterventionError(
-                "this model is being edited by another intervention; leave that one first. To apply several "
-                "alignments, merge their maps into one Alignment"
-            )
-        ACTIVE.add(backbone)
+        with _ENTERING:
+            if backbone in ACTIVE:
+                raise InterventionError(
+                    "this model is being edited by another intervention; leave that one first. To apply several "
+                    "alignments, merge their maps into one Alignment"
+                )
+            ACTIVE.add(backbone)
         self._state = "active"
         try:
             self._install()
@@ -173,13 +174,29 @@ class Intervention:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        changed = self._restore()
+        if self._calls is None:
+            return
+        changed: list[str] = []
+        try:
+            idle = self._calls.at_work.close(self._restore)
+        except BaseException:  # interrupted while other threads were at work
+            self._restore()
+            raise
+        if idle:
+            changed = self._restore()
+            message = (
+                f"the model was changed during the intervention: {', '.join(changed)} no longer held what intervene "
+                "had put there. The originals were put back; what replaced them is gone, and edits may have been "
+                "skipped"
+            )
+        else:
+            changed = ["at work"]
+            message = (
+                "the with block was left inside a forward pass or generate of its own model, in the same thread; the "
+                "edits stay until that call returns"
+            )
         if not changed:
             return
-        message = (
-            f"the model was changed during the intervention: {', '.join(changed)} no longer held what intervene had "
-            "put there. The originals were put back; what replaced them is gone, and edits may have been skipped"
-        )
         if error is None:
             raise InterventionError(message)
         error.add_note(message)
@@ -193,93 +210,79 @@ class Intervention:
         return self._calls
 
     def _install(self) -> None:
-        architecture, model = self._architecture, self._architecture.model
-        edits = [self._edit(site) for site in self._sites()]
-        self._installed = [Installed(edit) for edit in edits]
+        architecture = self._architecture
         calls = Calls(
             architecture,
-            self._control,
+            Control(),
             self._positions,
             row_alpha=None if self._row_alpha is None else self._row_alpha.to(architecture.sites[0].device),
             interpolate=self._alignment.form == "interpolate",
             clone_embeddings=0 in self.layers,
-            after=self._measure if self._control.watch else None,
+            after=self._measure if self._watch else None,
         )
         self._calls = calls
-        for owner, name in _entrances(self.model, architecture):
-            forward = getattr(owner, name)
-            if owner is architecture.backbone and name == "forward" and self._mode == "clean":
-                forward = clean_forward(forward, owner, self._control)
-            self._patches.append(Patch(owner, name, calls.announced(unwrap(owner), forward)))
-        if hasattr(model, "generate"):
-            settings = [getattr(model, "generation_config", None)]
-            generate: Any = model.generate
-            self._patches.append(Patch(model, "generate", calls.generating(generate, settings)))
-        if hasattr(model, "init_continuous_batching"):
-            self._patches.append(Patch(model, "init_continuous_batching", _refuse_continuous_batching))
+        for site in self._sites():
+            edit = self._edit(site, calls.control)
+            self._edits.append(edit)
+            # A block that was compiled on its own is called through its wrapper.
+            module: Any = site.owner._modules[site.name]
+            if module not in self._taps:
+                self._taps[module] = Taps(module)
+            self._taps[module].add(edit)
+        for number, module in enumerate(entrances(self.model, architecture)):
+            entrance = Entrance(module, calls, number)
+            self._entrances.append(entrance)
+            if module is architecture.backbone and self._mode == "clean":
+                entrance.clean = clean_forward(entrance)
 
-    def _edit(self, site: Site) -> SiteEdit:
+    def _edit(self, site: Site, control: Control) -> SiteEdit:
         alpha = self.alpha[site.index]
         value = 1.0 if alpha is None else alpha
         beta = 1.0 - value if self._alignment.form == "interpolate" else 1.0
         map, bias = self._alignment.maps[site.index], self._alignment.bias.get(site.index)
-        bias = None if bias is None else bias.to(site.device)
-        return SiteEdit(site, _computable(map, site), bias, value, beta, self._control)
+        return SiteEdit(site, map, bias, value, beta, control, self._watch)
 
     def _restore(self) -> list[str]:
         """Take everything out again, last in first out; returns what was no longer as installed."""
         model = self._architecture.model
-        changed = [f"{type(patch.owner).__name__}.{patch.name}" for patch in self._patches if not patch.intact()]
-        changed += [installed.site.path for installed in self._installed if not installed.intact(model)]
-        for patch in reversed(self._patches):
-            patch.undo()
-        for installed in reversed(self._installed):
-            installed.remove()
-        self._patches, self._installed, self._calls = [], [], None
-        self._control.disarm()
+        changed = [type(entrance.module).__name__ for entrance in self._entrances if not entrance.intact()]
+        for edit in self._edits:
+            site = edit.site
+            tapped = next(taps for taps in self._taps.values() if edit in (taps.before, taps.after))
+            if not tapped.intact(model, site.path):
+                changed.append(site.path)
+                site.owner._modules[site.name] = tapped.module
+        for entrance in reversed(self._entrances):
+            entrance.remove()
+        for taps in reversed(self._taps.values()):
+            taps.remove()
+        self._entrances, self._edits, self._taps, self._calls = [], [], {}, None
         ACTIVE.discard(self._architecture.backbone)
         self._state = "done"
         return changed
 
-    def _measure(self, rows: Rows, alpha: Tensor | None) -> None:
+    def _measure(self, running: ForwardPass) -> None:
         """Collect what the sites measured in one pass; refuse states that are not finite."""
-        for installed in self._installed:
-            index, edit = installed.site.index, installed.edit
-            peak, growth = edit.take_measures()
-            for measured, worst in ((peak, self.max_abs), (growth, self.growth)):
-                value = float(measured.max())  # NaN if one is
-                worst[index] = max(worst.get(index, 0.0), math.inf if math.isnan(value) else value)
+        rows = running.rows
+        assert rows is not None
+        for edit in self._edits:
+            index = edit.index
+            if index not in running.measures:
+                raise RuntimeError(f"{edit.site.path} did not run in this forward pass, so its edit was skipped")
+            peak, growth = running.measures[index]
+            with self._measuring:
+                for measured, worst in ((peak, self.max_abs), (growth, self.growth)):
+                    value = float(measured.max())  # NaN if one is
+                    worst[index] = max(worst.get(index, 0.0), math.inf if math.isnan(value) else value)
             bad = (~peak.isfinite()).nonzero()
             if bad.numel():
                 n = int(bad[0])
-                row = n if rows.batch is None else int(rows.batch[n])
-                strength = self.alpha[index] if alpha is None else float(alpha[row])
+                strength = self.alpha[index] if running.alpha is None else float(running.alpha[n])
                 raise NonFiniteStateError(
-                    f"the edited state of site {index} ({installed.site.path}) is not finite in row {row} at "
+                    f"the edited state of site {index} ({edit.site.path}) is not finite in row {rows.batch_row(n)} at "
                     f"alpha={strength}. Edits at many sites feed each other: lower alpha, edit fewer layers, or use "
                     f"form='interpolate'. Largest magnitude per site so far: {_rounded(self.max_abs)}"
                 )
-
-
-def _entrances(model: nn.Module, architecture: Architecture) -> list[tuple[nn.Module, str]]:
-    """Callables through which a forward pass can enter the model, innermost first."""
-    inner, outer = architecture.backbone, architecture.model
-    wrappers = [module for module in outer.modules() if module is not inner and unwrap(module) is inner]
-    modules = dict.fromkeys([inner, *wrappers, outer, model])
-    entrances = [(module, "forward") for module in modules]
-    # ``module.compile()`` compiles the whole call; announcing outside it keeps the graph whole.
-    return entrances + [(m, "_compiled_call_impl") for m in (inner, outer) if m._compiled_call_impl is not None]
-
-
-def _computable(map: AffineMap, site: Site) -> AffineMap:
-    """The map on the site's device, in a dtype that the op takes: fp64 for fp64 states and only for them."""
-    if site.dtype is torch.float64:
-        return map.to(torch.float64, site.device)
-    return map.to(torch.float32 if map.dtype is torch.float64 else None, site.device)
-
-
-def _refuse_continuous_batching(*args: Any, **kwargs: Any) -> Any:
-    raise InterventionError("continuous batching packs prompts into one row, which intervene cannot edit; use generate")
 
 
 def _rounded(values: Mapping[int, float]) -> str:

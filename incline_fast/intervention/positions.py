@@ -1,4 +1,9 @@
-"""Which rows of a forward pass are edited: never padding, never BOS, and of the rest what ``positions`` asks for."""
+"""Which rows of a forward pass are edited: never padding, never BOS, and of the rest what ``positions`` asks for.
+
+A row of the batch holds one text, or several one behind the other (packed): a text begins where ``position_ids`` do not
+go on counting, or where ``cu_seq_lens_q`` or ``seq_idx`` say so. Padding is what the attention mask hides; without a
+mask it is a run of pad tokens at either end of a row.
+"""
 
 from __future__ import annotations
 
@@ -11,44 +16,76 @@ from torch import Tensor
 
 from incline_fast.text.prompts import leading_bos
 
-__all__ = ["Call", "Positions", "Rows", "read_call", "select"]
+__all__ = ["Call", "Positions", "Rows", "SpecialTokens", "read_call", "select"]
 
 Positions = Literal["last", "generated", "all"]
 
 
 @dataclass(frozen=True)
 class Rows:
-    """Rows of states ``[B, T, d]``; ``batch`` and ``time`` None: the last column of every batch row.
+    """Tokens of states ``[B, T, d]``: a block of rows and columns, or single (row, column) pairs.
 
-    The last column is the common case (decode steps, prompts without right padding) and needs no index tensors: it is
-    a view, so an in-place op on it edits the states without a gather and a scatter.
+    The last column is the common case (decode steps, prompts without right padding). A block is a view, so an in-place
+    op on it edits the states without a gather and a scatter.
+
+    Attributes:
+        batch, time: the pairs ``[N]``; None: the block.
+        top, bottom, left, right: bounds of the block as in a slice; the last column of all rows by default.
     """
 
     batch: Tensor | None = None
     time: Tensor | None = None
+    top: int | None = None
+    bottom: int | None = None
+    left: int | None = -1
+    right: int | None = None
 
     def take(self, states: Tensor) -> Tensor:
-        """The rows ``[N, d]``: a view of the last column, or a copy of scattered rows."""
-        return states[:, -1] if self.batch is None else states[self.batch, self.time]
+        """The rows ``[N, d]`` or ``[rows, columns, d]``: a view of the block, or a copy of pairs."""
+        if self.batch is not None:
+            return states[self.batch, self.time]
+        if self.top is None and self.bottom is None and self.right is None and self.left == -1:
+            return states[:, -1]
+        return states[self.top : self.bottom, self.left : self.right]
 
     def put(self, states: Tensor, values: Tensor) -> None:
-        """Write ``values [N, d]`` to these rows."""
-        if self.batch is None:
-            states[:, -1] = values
-        else:
+        """Write ``values``, shaped as :meth:`take` returns them, to these rows."""
+        if self.batch is not None:
             states[self.batch, self.time] = values.to(states.dtype)
+        else:
+            self.take(states).copy_(values)
 
     def as_only_column(self) -> Rows:
         """These rows of states that were cut down to their last column."""
-        return self if self.time is None else Rows(self.batch, torch.zeros_like(self.time))
+        if self.time is not None:
+            return Rows(self.batch, torch.zeros_like(self.time))
+        return Rows(top=self.top, bottom=self.bottom)
 
-    def of_batch(self, per_row: Tensor) -> Tensor:
-        """The entries ``[N]`` of a tensor ``[B]`` that belong to these rows."""
-        return per_row if self.batch is None else per_row[self.batch]
+    def per_token(self, per_row: Tensor, length: int) -> Tensor:
+        """For each of these tokens the entry of a tensor ``[B]`` that belongs to its row, in states of ``length``."""
+        if self.batch is not None:
+            return per_row[self.batch]
+        columns = len(range(length)[self.left : self.right])
+        return per_row[self.top : self.bottom].repeat_interleave(columns)
 
     def in_last_column(self, length: int) -> bool:
         """Whether every row lies in the last of ``length`` columns."""
-        return self.time is None or bool((self.time == length - 1).all())
+        if self.time is None:
+            return self.left in (-1, length - 1) and self.right in (None, length)
+        return bool((self.time == length - 1).all())
+
+    def batch_row(self, index: int) -> int:
+        """The row of the batch of the ``index``-th of these rows."""
+        return (self.top or 0) + index if self.batch is None else int(self.batch[index])
+
+
+@dataclass(frozen=True)
+class SpecialTokens:
+    """Tokens that are no text: ``bos`` begins one, ``pad`` fills a row up, ``eos`` ends a text."""
+
+    bos: tuple[int, ...] = ()
+    pad: tuple[int, ...] = ()
+    eos: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -60,6 +97,9 @@ class Call:
         past: tokens in the cache before this pass.
         mask: the attention mask: None, ``[B, past + T]``, 4-D, or one 4-D mask per attention type.
         input_ids: ``[B, T]``, None for a pass over embeddings.
+        texts: ``[B, T]`` or ``[1, T]``, True where a token does not go on with the text of the one before it; None: one
+            text per row.
+        device: of the inputs.
     """
 
     batch: int
@@ -67,17 +107,23 @@ class Call:
     past: int
     mask: Any
     input_ids: Tensor | None
+    texts: Tensor | None = None
+    device: torch.device | None = None
 
-    def real(self) -> Tensor | None:
+    def real(self, tokens: SpecialTokens | None = None) -> Tensor | None:
         """``[B, T]``, False for padding; None: no padding.
 
+        Args:
+            tokens: of the model, where padding is to be recognised without a mask.
+
         Raises:
-            ValueError: a mask that does not fit the inputs.
+            ValueError: a mask that does not fit the inputs; no mask, and a pad token that may as well end a text.
         """
         # Every attention type knows the padding.
         mask = next(iter(self.mask.values())) if isinstance(self.mask, Mapping) else self.mask
         if mask is None:
-            return None
+            real = None if tokens is None else self._without_mask(tokens)
+            return None if real is None or bool(real.all()) else real
         if not isinstance(mask, Tensor):
             raise ValueError(
                 f"attention_mask is a {type(mask).__name__}; expected a tensor or tensors by attention type"
@@ -98,23 +144,83 @@ class Call:
         itself = mask[:, 0].diagonal(start, dim1=-2, dim2=-1)
         return (itself if itself.dtype == torch.bool else itself == 0).expand(self.batch, self.length)
 
+    def _without_mask(self, tokens: SpecialTokens) -> Tensor | None:
+        """Runs of pad tokens at both ends of a row are padding."""
+        ids = self.input_ids
+        if ids is None or not tokens.pad or self.length == 0:
+            return None
+        pad = torch.isin(ids, torch.tensor(tokens.pad, device=ids.device, dtype=ids.dtype))
+        if not bool((pad[:, 0] | pad[:, -1]).any()):
+            return None
+        at_end = pad.flip(1).cumprod(1).flip(1).bool()
+        doubtful = set(tokens.pad) & set(tokens.eos)
+        if doubtful and bool(at_end.any()):
+            raise ValueError(
+                f"attention_mask is None, and a row ends in token {min(doubtful)}, which is both padding and the end "
+                "of a text of this model; pass attention_mask to say which tokens are real"
+            )
+        return ~(at_end | pad.cumprod(1).bool())
+
 
 def read_call(arguments: Mapping[str, Any]) -> Call:
     """Describe a forward pass from the arguments of a causal LM or its backbone.
 
     Raises:
-        ValueError: neither ids nor embeddings, or packed sequences.
+        ValueError: neither ids nor embeddings; a paged cache; packing that the texts cannot be told from.
     """
     ids, embeds = arguments.get("input_ids"), arguments.get("inputs_embeds")
     source = ids if ids is not None else embeds
     if source is None:
         raise ValueError("input_ids and inputs_embeds are both None; one of them is needed to know what to edit")
-    for name in ("cu_seq_lens_q", "block_table"):
+    for name in ("block_table", "read_index", "write_index", "logits_indices"):
         if arguments.get(name) is not None:
-            raise ValueError(f"{name} is given: packed sequences have no row per prompt and cannot be edited")
+            raise ValueError(
+                f"{name} is given: continuous batching packs prompts and decoded tokens into one row, and nothing says "
+                "which of them end a prompt; it cannot be edited"
+            )
     cache = arguments.get("past_key_values")
     past = 0 if cache is None else int(cache.get_seq_length())
-    return Call(int(source.shape[0]), int(source.shape[1]), past, arguments.get("attention_mask"), ids)
+    batch, length = int(source.shape[0]), int(source.shape[1])
+    texts = _beginnings(arguments, batch, length) if length > 1 else None
+    return Call(batch, length, past, arguments.get("attention_mask"), ids, texts, source.device)
+
+
+def _beginnings(arguments: Mapping[str, Any], batch: int, length: int) -> Tensor | None:
+    """See ``Call.texts``; where several arguments speak of packing, the first of these that is given is read."""
+    ends = next(
+        (arguments[name] for name in ("cu_seq_lens_q", "cu_seq_lens_k") if arguments.get(name) is not None), None
+    )
+    if ends is not None:
+        if batch != 1 or ends.dim() != 1 or int(ends[0]) != 0 or int(ends[-1]) != length:
+            raise ValueError(
+                f"cu_seq_lens_q is {ends.tolist()}, the input has shape {(batch, length)}; packed texts lie in one "
+                "row, and the cumulative lengths go from 0 to its length"
+            )
+        texts = torch.zeros(1, length, dtype=torch.bool, device=ends.device)
+        texts[0, ends[:-1].long()] = True
+        return texts
+    of_text = arguments.get("seq_idx")
+    if of_text is not None:
+        return _differs(of_text[:, 1:] != of_text[:, :-1])
+    positions = arguments.get("position_ids")
+    if positions is None or positions.shape[-1] != length:
+        return None
+    step = positions.diff(dim=-1)
+    if positions.dim() == 3:  # one axis per kind of position; that of time stands still within an image
+        return _some(_differs(step[0] < 0))
+    # Without a mask and a cache, transformers keeps texts apart wherever positions do not go up by one.
+    apart = arguments.get("attention_mask") is None and arguments.get("past_key_values") is None
+    alone = apart and arguments.get("use_cache") is False
+    return _some(_differs(step != 1 if alone else step <= 0))
+
+
+def _differs(from_the_one_before: Tensor) -> Tensor:
+    first = from_the_one_before.new_zeros(from_the_one_before.shape[0], 1)
+    return torch.cat([first, from_the_one_before], dim=1)
+
+
+def _some(texts: Tensor) -> Tensor | None:
+    return texts if bool(texts.any()) else None
 
 
 def select(
@@ -122,54 +228,84 @@ def select(
     positions: Positions,
     prompt_length: int,
     *,
-    bos_token_ids: tuple[int, ...] = (),
+    tokens: SpecialTokens | None = None,
     active: Tensor | None = None,
 ) -> Rows | None:
     """The rows to edit, None if there are none.
 
     Args:
         call: the forward pass.
-        positions: ``"last"`` - the last real token of each prompt; ``"generated"`` - it and every token after the
-            prompt; ``"all"`` - every real token.
+        positions: ``"last"`` - the last real token of each text of the prompt; ``"generated"`` - it and every token
+            after the prompt; ``"all"`` - every real token.
         prompt_length: how many leading columns of this pass belong to the prompt: T for a prompt, 0 for a decode step,
             in between for passes without a cache, which repeat the prompt before what was generated.
-        bos_token_ids: tokens that are not edited at the beginning of a row.
+        tokens: BOS at the beginning of a text is not edited, nor is padding.
         active: ``[B]``, False for rows with alpha = 0, which keep their bits.
     """
     if positions == "last" and prompt_length == 0:
         return None
-    given = call.real()
-    real = _everything(call) if given is None else given
-    chosen = _asked_for(positions, real, prompt_length)
-    if prompt_length and call.past == 0 and call.input_ids is not None and bos_token_ids:
-        chosen = chosen & ~_bos(call.input_ids, real, bos_token_ids)
+    tokens = tokens or SpecialTokens()
+    given = call.real(tokens if prompt_length else None)
+    real = torch.ones(call.batch, call.length, dtype=torch.bool, device=call.device) if given is None else given
+    begins = _texts(call, real)
+    chosen = _asked_for(positions, real, prompt_length, begins)
+    if prompt_length and call.past == 0 and call.input_ids is not None and tokens.bos:
+        chosen = chosen & ~_leading_bos(call.input_ids.to(real.device), real, begins, tokens.bos)
     if active is not None:
         chosen = chosen & active.to(chosen.device)[:, None]
-    if not bool(chosen.any()):
-        return None
-    if bool(chosen[:, -1].all()) and not bool(chosen[:, :-1].any()):
-        return Rows()
+    return _rows(chosen)
+
+
+def _rows(chosen: Tensor) -> Rows | None:
+    """A block where the chosen tokens are one, otherwise the pairs."""
     batch, time = chosen.nonzero(as_tuple=True)
-    return Rows(batch, time)
+    count = batch.numel()
+    if count == 0:
+        return None
+    rows, columns = chosen.shape
+    bounds = torch.stack([batch.amin(), batch.amax() + 1, time.amin(), time.amax() + 1]).tolist()
+    top, bottom, left, right = (int(bound) for bound in bounds)
+    if (bottom - top) * (right - left) != count:
+        return Rows(batch, time)
+    # As little of the sizes as can be: compiled code that reads "the last column" serves every length.
+    return Rows(
+        top=top or None,
+        bottom=None if bottom == rows else bottom,
+        left=-1 if left == columns - 1 else left or None,
+        right=None if right == columns else right,
+    )
 
 
-def _everything(call: Call) -> Tensor:
-    device = None if call.input_ids is None else call.input_ids.device
-    return torch.ones(call.batch, call.length, dtype=torch.bool, device=device)
+def _texts(call: Call, real: Tensor) -> Tensor | None:
+    """``[B, T]``, True at the first real token of every text but a row's first; None: one text per row."""
+    if call.texts is None:
+        return None
+    texts = call.texts.to(real.device).expand(call.batch, call.length)
+    # Positions of padding mean nothing: a text that begins behind it is the row's first.
+    before = torch.cat([real.new_zeros(call.batch, 1), real[:, :-1]], dim=1)
+    return _some(texts & real & before)
 
 
-def _asked_for(positions: Positions, real: Tensor, prompt_length: int) -> Tensor:
+def _asked_for(positions: Positions, real: Tensor, prompt_length: int, begins: Tensor | None) -> Tensor:
     """``[B, T]`` bool, before BOS and alpha are looked at."""
     if positions == "all":
         return real
     column = torch.arange(real.shape[1], device=real.device)
-    # Column numbers from 1, so that a row of padding alone has its last token at 0, which no column matches.
-    last = ((column + 1) * (real & (column < prompt_length))).amax(dim=1, keepdim=True)
-    chosen = column + 1 == last
+    prompt = real & (column < prompt_length)
+    if begins is None:
+        # Column numbers from 1, so that a row of padding alone has its last token at 0, which no column matches.
+        chosen = column + 1 == ((column + 1) * prompt).amax(dim=1, keepdim=True)
+    else:
+        text = begins.cumsum(1)
+        # The prompt's next real token after each column: T where there is none.
+        ahead = torch.where(prompt, column, len(column)).flip(1).cummin(1).values.flip(1)[:, 1:]
+        ahead = torch.cat([ahead, ahead.new_full((len(ahead), 1), len(column))], dim=1)
+        next_text = text.gather(1, ahead.clamp(max=len(column) - 1))
+        chosen = prompt & ((ahead == len(column)) | (next_text != text))
     return chosen if positions == "last" else chosen | (real & (column >= prompt_length))
 
 
-def _bos(input_ids: Tensor, real: Tensor, bos_token_ids: tuple[int, ...]) -> Tensor:
-    """``[B, T]`` bool: the BOS at the beginning of each row, one or several."""
-    is_bos = torch.isin(input_ids, torch.tensor(bos_token_ids, device=input_ids.device))
-    return leading_bos(is_bos.to(real.device), real)
+def _leading_bos(input_ids: Tensor, real: Tensor, begins: Tensor | None, bos: tuple[int, ...]) -> Tensor:
+    """``[B, T]`` bool: the BOS, one or several, that each text begins with."""
+    is_bos = torch.isin(input_ids, torch.tensor(bos, device=real.device, dtype=input_ids.dtype))
+    return leading_bos(is_bos, real, begins)

@@ -186,9 +186,20 @@ def _check_size(index: int, ids: list[int], limits: TokenLimits) -> None:
         raise PromptError(f"sentence {index} has {len(ids)} tokens; the model takes {limits.max_tokens}")
 
 
-def leading_bos(is_bos: Tensor, real: Tensor) -> Tensor:
-    """BOS at the beginning of each row, of bool ``[B, T]``: which tokens are BOS, and which are not padding."""
-    return ((is_bos | ~real).cumprod(1) != 0) & real
+def leading_bos(is_bos: Tensor, real: Tensor, begins: Tensor | None = None) -> Tensor:
+    """BOS at the beginning of each text, one or several, as bool ``[B, T]``.
+
+    Args:
+        is_bos: ``[B, T]``, which tokens are BOS.
+        real: ``[B, T]``, which are not padding.
+        begins: ``[B, T]``, the first token of every text but a row's first; None: one text per row.
+    """
+    other = (real & ~is_bos).long()
+    seen = other.cumsum(1)
+    if begins is not None:
+        # What was seen before a text began does not count in it.
+        seen = seen - torch.where(begins, seen - other, 0).cummax(1).values
+    return is_bos & real & (seen == 0)
 
 
 def left_padded(prompts: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:

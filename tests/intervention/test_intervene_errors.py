@@ -31,6 +31,7 @@ def fingerprint(model: nn.Module) -> list[tuple[object, ...]]:
             len(module._forward_pre_hooks),
             # torch.compile marks what it has wrapped.
             sorted(vars(module).keys() - {"_is_torch_compile"}),
+            type(module),
         )
         for name, module in model.named_modules()
     ]
@@ -142,14 +143,15 @@ def test_a_block_changed_underneath():
     assert block.input_layernorm is norm
 
 
-def test_hooks_and_forward_changed_underneath():
+def test_a_class_changed_underneath():
     model = tiny("olmo2")
+    before = fingerprint(model)
     run = intervene(model, ALIGNMENT, alpha=0.5).__enter__()
-    model.model.layers[1]._forward_pre_hooks.clear()
-    model.forward = lambda **kwargs: None
-    with pytest.raises(InterventionError, match=r"Olmo2ForCausalLM\.forward, model\.layers\.1 no longer held"):
+    model.model.layers[1].__class__ = nn.Identity
+    with pytest.raises(InterventionError, match=r"model\.layers\.1 no longer held"):
         run.__exit__(None, None, None)
-    assert "forward" not in vars(model)
+    assert fingerprint(model) == before
+    assert type(model.model.layers[1]) is type(model.model.layers[0])
 
 
 def test_a_change_underneath_does_not_hide_the_exception():
@@ -259,23 +261,13 @@ def test_continuous_batching_is_refused():
         model.generate_batch([[3, 4, 5]])
 
 
-def test_nested_generation_is_refused():
-    model, inputs = tiny("llama"), prompts((4,))
-
-    def nested(input_ids, scores):
-        return model.generate(input_ids, max_new_tokens=1)
-
-    with intervene(model, ALIGNMENT, alpha=0.5), pytest.raises(RuntimeError, match="nested generation"):
-        model.generate(**inputs, max_new_tokens=2, stopping_criteria=[nested])
-
-
-def test_packed_sequences_and_missing_inputs_are_refused():
+def test_missing_inputs_are_refused():
     model = tiny("llama")
-    with intervene(model, ALIGNMENT, alpha=0.5):
-        with pytest.raises(ValueError, match="packed sequences"):
-            model(torch.tensor([[3, 4, 5]]), cu_seq_lens_q=torch.tensor([0, 1, 3]))
-        with pytest.raises(ValueError, match="input_ids and inputs_embeds are both None"):
-            model()
+    with (
+        intervene(model, ALIGNMENT, alpha=0.5),
+        pytest.raises(ValueError, match="input_ids and inputs_embeds are both"),
+    ):
+        model()
 
 
 @pytest.mark.parametrize("mode", ["online", "clean"])
@@ -294,26 +286,6 @@ def test_a_block_alone_is_refused():
     model = tiny("llama")
     with intervene(model, ALIGNMENT, alpha=0.5), pytest.raises(RuntimeError, match="outside a call of the model"):
         model.model.norm(torch.zeros(1, 2, HIDDEN))
-
-
-def test_norms_with_hooks_are_refused():
-    model = tiny("llama")
-    before = fingerprint(model)
-    handle = model.model.layers[2].input_layernorm.register_forward_hook(lambda module, args, output: output)
-    with pytest.raises(ValueError, match=r"model\.layers\.2\.input_layernorm has forward hooks"):  # noqa: SIM117
-        with intervene(model, ALIGNMENT, alpha=0.5):
-            pass
-    handle.remove()
-    assert fingerprint(model) == before, "sites that were edited before the refusal are put back"
-    with intervene(model, ALIGNMENT, alpha=0.5):
-        pass
-
-
-def test_offloaded_weights_are_refused():
-    model = tiny("llama")
-    model.model.layers[1].input_layernorm.to("meta")
-    with pytest.raises(ValueError, match=r"model\.layers\.1\.input_layernorm has its weights offloaded"):
-        intervene(model, ALIGNMENT, alpha=0.5).__enter__()
 
 
 def test_clean_mode_refuses_what_it_cannot_do():

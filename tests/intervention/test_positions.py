@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import DynamicCache
 
-from incline_fast.intervention.positions import Call, Rows, read_call, select
+from incline_fast.intervention.positions import Call, Rows, SpecialTokens, read_call, select
 
 BOS = 1
 
@@ -24,7 +24,7 @@ def pairs(rows, call):
     if rows is None:
         return set()
     grid = torch.zeros(call.batch, call.length, dtype=torch.bool).unsqueeze(-1)
-    rows.put(grid, torch.ones(len(rows.take(grid)), 1, dtype=torch.bool))
+    rows.put(grid, torch.ones_like(rows.take(grid)))
     return {tuple(pair) for pair in grid.squeeze(-1).nonzero().tolist()}
 
 
@@ -36,8 +36,8 @@ def by_loops(mask, ids, past, positions, prompt_length, active):
         if wanted is None:
             prompt = [column for column in columns if column < prompt_length]
             wanted = prompt[-1:] + [c for c in columns if c >= prompt_length and positions == "generated"]
-        text = [column for column in columns if tokens[column] != BOS]
-        bos = columns[: columns.index(text[0]) if text else None] if past == 0 and prompt_length else []
+        leading = [c for i, c in enumerate(columns) if all(tokens[other] == BOS for other in columns[: i + 1])]
+        bos = leading if past == 0 and prompt_length else []
         chosen |= {(row, column) for column in wanted if column not in bos and active[row]}
     return chosen
 
@@ -59,14 +59,14 @@ def test_selection_is_the_definition(case, positions, past):
     expected = set()
     if positions != "last" or prompt_length:
         expected = by_loops(mask, ids, past, positions, prompt_length, active)
-    rows = select(call, positions, prompt_length, bos_token_ids=(BOS,), active=torch.tensor(active))
+    rows = select(call, positions, prompt_length, tokens=SpecialTokens((BOS,)), active=torch.tensor(active))
     assert pairs(rows, call) == expected
 
 
 @pytest.mark.parametrize("positions", ["last", "generated"])
 def test_prompts_without_right_padding_are_a_column(positions):
     call = call_of([[1, 1, 1], [0, 0, 1]])
-    rows = select(call, positions, 3, bos_token_ids=(BOS,))
+    rows = select(call, positions, 3, tokens=SpecialTokens((BOS,)))
     assert rows == Rows()
     assert rows.in_last_column(3)
     states = torch.arange(12.0).view(2, 3, 2)
@@ -79,7 +79,7 @@ def test_rows_take_put_and_per_row_values():
     rows.put(states, torch.tensor([[1.0] * 4, [2.0] * 4], dtype=torch.float64))
     assert rows.take(states).tolist() == [[1.0] * 4, [2.0] * 4]
     assert float(states.sum()) == 12
-    assert rows.of_batch(torch.tensor([5, 6, 7])).tolist() == [5, 7]
+    assert rows.per_token(torch.tensor([5, 6, 7]), 2).tolist() == [5, 7]
     assert not rows.in_last_column(2)
     assert Rows(torch.tensor([2]), torch.tensor([6])).as_only_column().time.tolist() == [0]
 
@@ -127,7 +127,9 @@ def test_decode_steps_do_not_read_the_mask_where_nothing_is_edited():
 def test_embeddings_have_no_bos():
     call = read_call({"inputs_embeds": torch.zeros(2, 3, 8)})
     assert (call.batch, call.length, call.past) == (2, 3, 0)
-    assert pairs(select(call, "all", 3, bos_token_ids=(BOS,)), call) == {(r, c) for r in range(2) for c in range(3)}
+    assert pairs(select(call, "all", 3, tokens=SpecialTokens((BOS,))), call) == {
+        (r, c) for r in range(2) for c in range(3)
+    }
 
 
 def test_read_call_counts_the_cache():
@@ -146,3 +148,109 @@ def test_masks_of_another_shape_are_refused(shape):
     call = Call(2, 3, 0, torch.ones(shape), torch.full((2, 3), 7))
     with pytest.raises(ValueError, match=r"attention_mask has shape .*; expected \[2, 3\]"):
         select(call, "last", 3)
+
+
+TOKENS = SpecialTokens(bos=(BOS,), pad=(0,), eos=(2,))
+
+
+def packed(texts, **arguments):
+    """One row that holds several texts, and the call that reads it."""
+    ids = torch.tensor([[token for text in texts for token in text]])
+    return read_call({"input_ids": ids, **arguments})
+
+
+TEXTS = [[5, 6, 7], [8], [BOS, 9, 4], [BOS], [BOS, BOS, 3]]
+LAST = {(0, 2), (0, 3), (0, 6), (0, 10)}
+ALL = {(0, c) for c in range(11)} - {(0, 4), (0, 7), (0, 8), (0, 9)}
+
+
+@pytest.mark.parametrize("past_bos", [True, False])
+@pytest.mark.parametrize("way", ["position_ids", "position_ids, one row", "cu_seq_lens_q", "cu_seq_lens_k", "seq_idx"])
+def test_every_text_of_a_packed_row_has_its_last_token(way, past_bos):
+    lengths = [len(text) for text in TEXTS]
+    counted = torch.tensor([[i for n in lengths for i in range(n)]])
+    ends = torch.tensor([0, *lengths]).cumsum(0).int()
+    arguments = {
+        "position_ids": {"position_ids": counted},
+        "position_ids, one row": {"position_ids": counted, "use_cache": False},
+        "cu_seq_lens_q": {"cu_seq_lens_q": ends, "cu_seq_lens_k": ends},
+        "cu_seq_lens_k": {"cu_seq_lens_k": ends},
+        "seq_idx": {"seq_idx": torch.tensor([[i for i, n in enumerate(lengths) for _ in range(n)]])},
+    }[way]
+    call = packed(TEXTS, **arguments)
+    tokens = TOKENS if past_bos else SpecialTokens()
+    assert pairs(select(call, "last", 11, tokens=tokens), call) == LAST | (set() if past_bos else {(0, 7)})
+    if past_bos:
+        assert pairs(select(call, "all", 11, tokens=tokens), call) == ALL
+
+
+def test_packed_rows_of_a_padded_batch():
+    mask = torch.tensor([[1, 1, 1, 1, 0, 0], [0, 1, 1, 1, 1, 1]])
+    positions = torch.tensor([[0, 1, 0, 1, 0, 0], [0, 0, 1, 2, 0, 1]])
+    ids = torch.full((2, 6), 7)
+    call = read_call({"input_ids": ids, "attention_mask": mask, "position_ids": positions})
+    assert pairs(select(call, "last", 6), call) == {(0, 1), (0, 3), (1, 3), (1, 5)}
+
+
+@pytest.mark.parametrize("fill", [0, 1])
+def test_positions_of_padding_pack_nothing(fill):
+    """generate counts positions over real tokens; what it writes for padding differs between its versions."""
+    mask = torch.tensor([[0, 0, 1, 1, 1], [1, 1, 1, 1, 1]])
+    positions = (mask.cumsum(1) - 1).masked_fill(mask == 0, fill)
+    call = read_call({"input_ids": torch.full((2, 5), 7), "attention_mask": mask, "position_ids": positions})
+    assert select(call, "last", 5) == Rows()
+
+
+@pytest.mark.parametrize(("cache", "expected"), [(False, {(0, 1), (0, 3)}), (None, {(0, 3)})])
+def test_a_gap_in_the_positions_is_a_new_text_where_transformers_takes_it_for_one(cache, expected):
+    arguments = {"input_ids": torch.full((1, 4), 7), "position_ids": torch.tensor([[0, 1, 5, 6]]), "use_cache": cache}
+    call = read_call(arguments)
+    assert pairs(select(call, "last", 4), call) == expected
+
+
+def test_positions_with_an_axis_per_kind_go_by_time():
+    image = torch.tensor([[[0, 1, 1, 1, 2]], [[0, 1, 1, 2, 3]], [[0, 1, 2, 1, 3]]])
+    call = read_call({"input_ids": torch.full((1, 5), 7), "position_ids": image})
+    assert select(call, "last", 5) == Rows()
+
+
+@pytest.mark.parametrize("name", ["block_table", "read_index", "write_index", "logits_indices"])
+def test_paged_caches_are_refused(name):
+    with pytest.raises(ValueError, match=f"{name} is given: continuous batching"):
+        read_call({"input_ids": torch.full((1, 5), 7), name: torch.zeros(1)})
+
+
+def test_cumulative_lengths_that_do_not_fit_are_refused():
+    with pytest.raises(ValueError, match=r"cu_seq_lens_q is \[0, 2, 4\].*from 0 to its length"):
+        read_call({"input_ids": torch.full((1, 5), 7), "cu_seq_lens_q": torch.tensor([0, 2, 4])})
+
+
+def test_pad_tokens_at_the_ends_are_padding_without_a_mask():
+    ids = torch.tensor([[0, 0, 5, 0, 6], [7, 8, 9, 0, 0], [0, 0, 0, 0, 0], [5, 5, 5, 5, 5]])
+    call = read_call({"input_ids": ids})
+    assert pairs(select(call, "last", 5, tokens=TOKENS), call) == {(0, 4), (1, 2), (3, 4)}
+    inner = {(0, 2), (0, 3), (0, 4), (1, 0), (1, 1), (1, 2)}
+    assert pairs(select(call, "all", 5, tokens=TOKENS), call) == inner | {(3, c) for c in range(5)}
+    masked = read_call({"input_ids": ids, "attention_mask": torch.ones_like(ids)})
+    assert select(masked, "last", 5, tokens=TOKENS) == Rows()
+
+
+def test_a_pad_token_that_also_ends_texts_is_refused_without_a_mask():
+    tokens = SpecialTokens(pad=(2,), eos=(2,))
+    ids = torch.tensor([[5, 2, 6], [7, 8, 2]])
+    with pytest.raises(ValueError, match="a row ends in token 2, which is both padding and the end of a text"):
+        select(read_call({"input_ids": ids}), "last", 3, tokens=tokens)
+    assert select(read_call({"input_ids": ids[:1]}), "last", 3, tokens=tokens) == Rows(left=-1)
+    masked = read_call({"input_ids": ids, "attention_mask": torch.ones_like(ids)})
+    assert select(masked, "last", 3, tokens=tokens) == Rows()
+
+
+def test_one_row_or_column_is_a_view():
+    states = torch.zeros(1, 6, 2)
+    call = call_of([[0, 1, 1, 1, 0, 0]])
+    for positions in ("last", "all"):
+        rows = select(call, positions, 6)
+        assert rows.batch is None
+        rows.take(states).add_(1)
+    assert states[0, :, 0].tolist() == [0, 1, 1, 2, 0, 0]
+    assert rows.per_token(torch.tensor([4.0]), 6).tolist() == [4.0, 4.0, 4.0]

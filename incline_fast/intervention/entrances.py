@@ -1,0 +1,370 @@
+"""The ways into an edited model: each forward pass is announced to the edited sites, whichever way it comes.
+
+For the time of an intervention the model, its backbone and their compilation wrappers have subclasses of their classes,
+whose ``__call__`` and ``forward`` make the :class:`ForwardPass` that the sites read. The outermost of them does so, in
+plain Python, so that compiled code contains the edits and no Python that would break its graph; further inside the pass
+only notes how far it has come. A pass that begins inside another one (a hook that calls the model) is one of its own.
+
+``generate`` decodes through ``_sample`` or ``_beam_search``, which transformers looks up in the class of the model.
+There a generation begins and ends for us, so that it does not matter how generate was reached: by a bound method saved
+before the intervention, ``GenerationMixin.generate(model, ...)`` or an override.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import lru_cache
+from typing import Any, NoReturn, ParamSpec, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from incline_fast.intervention.forward_pass import AtWork, Control, ForwardPass, Generation
+from incline_fast.intervention.positions import Positions, SpecialTokens, read_call, select
+from incline_fast.intervention.site_edits import InterventionError, refuse_copy, with_class
+from incline_fast.models.architectures import Architecture, text_config, unwrap
+
+__all__ = ["Calls", "Entrance", "by_name", "entrances", "outside_compiled_code"]
+
+_P = ParamSpec("_P")
+_T = TypeVar("_T")
+
+# Modes of ``generate`` whose forward passes are not "one prompt, then one token after another", by the setting that
+# turns them on. A setting that is None, False or one of the neutral values named here is off.
+REFUSED_SETTINGS: dict[str, tuple[str, tuple[Any, ...]]] = {
+    "assistant_model": ("assisted decoding", ()),
+    "assistant_early_exit": ("assisted decoding", ()),
+    "prompt_lookup_num_tokens": ("assisted decoding", ()),
+    "use_mtp": ("assisted decoding", ()),
+    "prefill_chunk_size": ("chunked prefill", ()),
+    "guidance_scale": ("classifier-free guidance", (1,)),
+    "token_healing": ("token healing", ()),
+    "custom_generate": ("a custom generation loop", ()),
+    "constraints": ("constrained beam search", ()),
+    "force_words_ids": ("constrained beam search", ()),
+    "num_beam_groups": ("group beam search", (1,)),
+    "penalty_alpha": ("contrastive search", (0,)),
+    "dola_layers": ("DoLa decoding", ()),
+}
+
+# Methods that run a generation's forward passes, one prompt and then single tokens.
+_DECODING = ("_sample", "_beam_search")
+
+
+def outside_compiled_code(function: Callable[_P, _T], recursive: bool = True) -> Callable[_P, _T]:
+    """Decorator: ``torch.compile`` breaks its graph here and runs the function as plain Python."""
+    disabled: Callable[_P, _T] = torch.compiler.disable(function, recursive=recursive)  # type: ignore[no-untyped-call]
+    return disabled
+
+
+def by_name(module: nn.Module) -> Callable[[tuple[Any, ...], dict[str, Any]], dict[str, Any]]:
+    """A function that turns the arguments of ``module.forward`` into keyword arguments."""
+    names = tuple(inspect.signature(type(module).forward).parameters)[1:]
+    return lambda args, kwargs: {**dict(zip(names, args, strict=False)), **kwargs}
+
+
+class Calls:
+    """Decides for every forward pass of one model what is edited in it.
+
+    A pass is a prompt when it is the first of a ``generate``, when nothing is in the cache yet, when it has more than
+    one token, or when :meth:`expect_prompt` said so; otherwise it is a decode step.
+    """
+
+    def __init__(
+        self,
+        architecture: Architecture,
+        control: Control,
+        positions: Positions,
+        row_alpha: Tensor | None,
+        interpolate: bool,
+        clone_embeddings: bool,
+        after: Callable[[ForwardPass], None] | None,
+    ) -> None:
+        self.control = control
+        self.at_work = AtWork()
+        self._positions = positions
+        self._row_alpha = row_alpha
+        self._interpolate = interpolate
+        self._clone_embeddings = clone_embeddings
+        self._after = after
+        self._tokens = special_tokens(architecture)
+
+    def expect_prompt(self) -> None:
+        """The next forward pass of this thread is a prompt, whatever it looks like."""
+        self.control.declared = True
+
+    def run(
+        self, entrance: Entrance, method: Callable[..., Any], inner: int, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
+        """``method(module, *args, **kwargs)`` as part of the pass under way, or as a new pass.
+
+        Args:
+            entrance: which module was called.
+            method: the plain method.
+            inner: number of this way in, the larger the further inside.
+            args, kwargs: of the call.
+        """
+        running = self.control.running
+        if running is not None and running.entrance < inner:
+            running.entrance = inner
+            return method(entrance.module, *args, **kwargs)
+        return self._new_pass(entrance, method, inner, args, kwargs)
+
+    @functools.partial(outside_compiled_code, recursive=False)
+    def _new_pass(
+        self, entrance: Entrance, method: Callable[..., Any], inner: int, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
+        if not self.at_work.enter():
+            return method(entrance.module, *args, **kwargs)
+        control = self.control
+        around = control.running
+        try:
+            arguments = entrance.by_name(args, kwargs)
+            control.running = running = self._announced(arguments)
+            running.entrance = inner
+            output = method(entrance.module, **arguments)
+            if self._after is not None and running.rows is not None:
+                self._after(running)
+            return output
+        finally:
+            control.running = around
+            self.at_work.exit()
+
+    @contextmanager
+    def generation(self, config: Any = None) -> Iterator[None]:
+        """A generation is under way; its first forward pass is the prompt.
+
+        Args:
+            config: the generation config with every setting of this generation.
+        """
+        if not self.at_work.enter():
+            yield
+            return
+        generations = self.control.generations
+        try:
+            if config is not None:
+                refuse_generation_modes({}, [config])
+            generations.append(Generation())
+            self.control.declared = False
+            try:
+                yield
+            finally:
+                generations.pop()
+        finally:
+            self.at_work.exit()
+
+    def _announced(self, arguments: dict[str, Any]) -> ForwardPass:
+        """The pass that is about to run; an argument is replaced where the edits would write to it."""
+        call = read_call(arguments)
+        prompt_length = self._prompt_length(call.length, call.past)
+        if self._positions == "last" and prompt_length == 0:
+            return ForwardPass()
+        per_row = self._expanded_alpha(call.batch)
+        active = None if per_row is None or bool((per_row != 0).all()) else per_row != 0
+        rows = select(call, self._positions, prompt_length, tokens=self._tokens, active=active)
+        if rows is None:
+            return ForwardPass()
+        embeddings = arguments.get("inputs_embeds")
+        if self._clone_embeddings and embeddings is not None:
+            # The first site edits the embedding output in place; the caller's tensor is not ours.
+            arguments["inputs_embeds"] = embeddings.clone()
+        if per_row is None:
+            return ForwardPass(rows)
+        alpha = rows.per_token(per_row, call.length)
+        return ForwardPass(rows, alpha, 1 - alpha if self._interpolate else None)
+
+    def _prompt_length(self, length: int, past: int) -> int:
+        control = self.control
+        if control.generations:
+            generation = control.generations[-1]
+            if generation.prompt is None:
+                generation.prompt, control.declared = length, False
+                return length
+            if past > 0 and length == 1:
+                return 0
+            if past == 0 and length > generation.prompt:  # no cache: prompt and answer run again at every step
+                return generation.prompt
+            raise RuntimeError(
+                f"generate ran a pass of {length} tokens after {past} cached ones; only one prompt followed by single "
+                "tokens can be edited (no chunked prefill, no assisted or speculative decoding)"
+            )
+        if control.declared:
+            control.declared = False
+            return length
+        return 0 if past > 0 and length == 1 else length
+
+    def _expanded_alpha(self, batch: int) -> Tensor | None:
+        """alpha per row of this pass: beams and several sequences per prompt repeat each prompt's value."""
+        alpha = self._row_alpha
+        if alpha is None:
+            return None
+        repeats, rest = divmod(batch, alpha.numel())
+        if rest or repeats == 0 or (repeats > 1 and not self.control.generations):
+            raise ValueError(f"alpha has {alpha.numel()} values; this forward pass has {batch} rows")
+        return alpha.repeat_interleave(repeats)
+
+
+class Entrance:
+    """A module through which a forward pass can enter the model, and the way back to its own class.
+
+    Attributes:
+        module: the LM, its backbone, or a compilation wrapper of one of them.
+        calls: who is told of a pass.
+        number: 0 for the outermost; ``__call__`` is way ``2 number`` into the model, ``forward`` way ``2 number + 1``.
+        clean: what to run instead of the plain ``forward``, None: the plain one.
+    """
+
+    def __init__(self, module: nn.Module, calls: Calls, number: int) -> None:
+        self.module = module
+        self.calls = calls
+        self.number = number
+        self.by_name = by_name(unwrap(module))
+        self.clean: Callable[..., Any] | None = None
+        self._own_forward = vars(module).get("forward")
+        self._undo = with_class(module, _entered)
+        self._class = type(module)
+        module.__dict__["_incline_fast_entrance"] = self
+
+    @property
+    def replaced(self) -> bool:
+        """Whether ``forward`` is not the class's: compiled on its own, or wrapped by another library."""
+        return self._own_forward is not None or self.module._compiled_call_impl is not None
+
+    def intact(self) -> bool:
+        """Whether a pass still enters here."""
+        return type(self.module) is self._class
+
+    def remove(self) -> None:
+        """The module has its own class again."""
+        self._undo()
+        self.module.__dict__.pop("_incline_fast_entrance", None)
+
+
+@lru_cache(maxsize=64)
+def _entered(cls: type) -> type:
+    """The subclass of a model's class whose passes and generations are announced."""
+    forward_of_class: Any = cls.forward  # type: ignore[attr-defined]
+
+    def call(self: Any, *args: Any, **kwargs: Any) -> Any:
+        entrance: Entrance = self._incline_fast_entrance
+        plain: Any = cls.__call__
+        method = entrance.clean if entrance.clean is not None and entrance.replaced else plain
+        return entrance.calls.run(entrance, method, 2 * entrance.number, args, kwargs)
+
+    @functools.wraps(forward_of_class)
+    def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
+        entrance: Entrance = self._incline_fast_entrance
+        method = entrance.clean if entrance.clean is not None and not entrance.replaced else forward_of_class
+        return entrance.calls.run(entrance, method, 2 * entrance.number + 1, args, kwargs)
+
+    names = {"__call__": call, "forward": forward, "__reduce_ex__": refuse_copy}
+    names |= {"__module__": cls.__module__, "__qualname__": cls.__qualname__, "__doc__": cls.__doc__}
+    if hasattr(cls, "generate"):
+        names |= _generation_methods(cls)
+    return type(cls.__name__, (cls,), names)
+
+
+def _generation_methods(cls: Any) -> dict[str, Any]:
+    names: dict[str, Any] = {"generate": _generate(cls)}
+    names |= {name: _decoding(getattr(cls, name)) for name in _DECODING if hasattr(cls, name)}
+    for name in ("init_continuous_batching", "generate_batch", "continuous_batching_context_manager"):
+        if hasattr(cls, name):
+            names[name] = _refuse_continuous_batching
+    for name in ("_assisted_decoding", "_validate_generation_mode", "_extract_generation_mode_kwargs"):
+        if hasattr(cls, name):
+            names[name] = _checked(getattr(cls, name))
+    return names
+
+
+def _generate(cls: Any) -> Callable[..., Any]:
+    parameters = tuple(inspect.signature(cls.generate).parameters)[1:]
+
+    @functools.wraps(cls.generate)
+    def generate(self: Any, *args: Any, **kwargs: Any) -> Any:
+        calls: Calls = self._incline_fast_entrance.calls
+        if not calls.at_work.enter():
+            return cls.generate(self, *args, **kwargs)
+        try:
+            given = {**dict(zip(parameters, args, strict=False)), **kwargs}
+            refuse_generation_modes(given, [given.get("generation_config"), getattr(self, "generation_config", None)])
+            return cls.generate(self, *args, **kwargs)
+        finally:
+            calls.at_work.exit()
+
+    return generate
+
+
+def _decoding(method: Callable[..., Any]) -> Callable[..., Any]:
+    """A decoding loop: a generation from its first pass to its last."""
+
+    @functools.wraps(method)
+    def decode(self: Any, *args: Any, **kwargs: Any) -> Any:
+        entrance = self.__dict__.get("_incline_fast_entrance")
+        if entrance is None:  # looked up during an intervention that is over
+            return method(self, *args, **kwargs)
+        with entrance.calls.generation(kwargs.get("generation_config")):
+            return method(self, *args, **kwargs)
+
+    return decode
+
+
+def _checked(method: Callable[..., Any]) -> Callable[..., Any]:
+    """A step of generate that knows all settings of the generation, whichever way it was reached."""
+
+    @functools.wraps(method)
+    def check_and_run(self: Any, *args: Any, **kwargs: Any) -> Any:
+        given = inspect.signature(method).bind(self, *args, **kwargs).arguments
+        known = {**given, **(given.get("generation_mode_kwargs") or {})}
+        refuse_generation_modes(known, [given.get("generation_config")])
+        return method(self, *args, **kwargs)
+
+    return check_and_run
+
+
+def _refuse_continuous_batching(*args: Any, **kwargs: Any) -> NoReturn:
+    raise InterventionError("continuous batching packs prompts into one row, which intervene cannot edit; use generate")
+
+
+def refuse_generation_modes(arguments: Mapping[str, Any], configs: Sequence[Any]) -> None:
+    """Raise for generation modes whose forward passes are not a prompt followed by single tokens.
+
+    Raises:
+        ValueError: names the setting, its value and the mode.
+    """
+
+    def setting(name: str) -> Any:
+        known = (arguments.get(name), *(getattr(config, name, None) for config in configs if config is not None))
+        return next((value for value in known if value is not None), None)
+
+    for name, (mode, neutral) in REFUSED_SETTINGS.items():
+        value = setting(name)
+        if value is not None and value is not False and value not in neutral:
+            shown = type(value).__name__ if isinstance(value, nn.Module) else repr(value)
+            raise ValueError(f"{name}={shown} asks generate for {mode}, which intervene does not support")
+    if setting("cache_implementation") == "paged":
+        raise ValueError("cache_implementation='paged' asks generate for continuous batching; it cannot be edited")
+
+
+def special_tokens(architecture: Architecture) -> SpecialTokens:
+    """The tokens that are no text, from the model's configuration and its generation config."""
+    model = architecture.model
+    configs = (text_config(model), getattr(model, "config", None), getattr(model, "generation_config", None))
+
+    def ids(name: str) -> tuple[int, ...]:
+        found: set[int] = set()
+        for config in configs:
+            value = getattr(config, name, None)
+            found.update(value if isinstance(value, list | tuple) else [] if value is None else [value])
+        return tuple(sorted(found))
+
+    return SpecialTokens(architecture.bos_token_ids, ids("pad_token_id"), ids("eos_token_id"))
+
+
+def entrances(model: nn.Module, architecture: Architecture) -> list[nn.Module]:
+    """Modules through which a forward pass can enter the model, outermost first."""
+    inner, outer = architecture.backbone, architecture.model
+    wrappers = [module for module in outer.modules() if module is not inner and unwrap(module) is inner]
+    return list(dict.fromkeys([model, outer, *reversed(wrappers), inner]))

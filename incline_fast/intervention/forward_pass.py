@@ -1,0 +1,131 @@
+"""The state of one forward pass, and who is at work on an edited model at the moment.
+
+Threads may run an edited model at the same time: each has its own passes and generations. The block that edits the
+model is left when no pass or generation that began in it is still at work.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from enum import Enum
+
+from torch import Tensor
+
+from incline_fast.intervention.positions import Rows
+
+__all__ = ["AtWork", "Control", "ForwardPass", "Generation", "Stage"]
+
+
+class Stage(Enum):
+    """What a site does with the rows of a forward pass."""
+
+    EDIT = "edit"
+    """Replace the state by its edited value."""
+    RECORD = "record"
+    """Remember the state, change nothing."""
+    SET = "set"
+    """Replace the state by the edited value of the state that was remembered."""
+
+
+class ForwardPass:
+    """What is edited in one forward pass. Made for each pass; every site reads it, nothing of it is shared.
+
+    Attributes:
+        rows: what is edited, None: nothing.
+        alpha, beta: ``[N]``, one per edited row, or None (each site's own number).
+        row_map: int32 ``[N]``, the map of each edited row in a site's stack, -1 for a row that keeps its bits; None:
+            map 0 for all.
+        stage: see :class:`Stage`.
+        entrance: number of the innermost entrance of the model that the pass has come through, see ``entrances``.
+        states: site -> remembered states of the rows.
+        measures: site -> largest magnitude of each edited row, and its norm over the norm before; under ``watch``.
+    """
+
+    def __init__(
+        self,
+        rows: Rows | None = None,
+        alpha: Tensor | None = None,
+        beta: Tensor | None = None,
+        row_map: Tensor | None = None,
+        entrance: int = 0,
+    ) -> None:
+        self.rows = rows
+        self.alpha = alpha
+        self.beta = beta
+        self.row_map = row_map
+        self.stage = Stage.EDIT
+        self.entrance = entrance
+        self.states: dict[int, Tensor] = {}
+        self.measures: dict[int, tuple[Tensor, Tensor]] = {}
+
+
+class Generation:
+    """One call of ``generate`` that is under way: ``prompt`` is the length of its first pass, None before it."""
+
+    def __init__(self) -> None:
+        self.prompt: int | None = None
+
+
+class Control(threading.local):
+    """What a thread is doing with one edited model.
+
+    Attributes:
+        running: the pass that is under way; None: none was announced.
+        generations: the calls of generate that are under way, the innermost last.
+        declared: whether the next pass was said to be a prompt.
+    """
+
+    def __init__(self) -> None:
+        self.running: ForwardPass | None = None
+        self.generations: list[Generation] = []
+        self.declared = False
+
+
+class AtWork:
+    """Counts the passes and generations that began inside a block, so that nobody leaves it under them."""
+
+    def __init__(self) -> None:
+        self._changed = threading.Condition()
+        self._by_thread: dict[int, int] = {}
+        self._open = True
+        self._when_done: Callable[[], object] | None = None
+
+    def enter(self) -> bool:
+        """Begin; False where the block has been left, so that the work runs on the plain model.
+
+        Waits while another thread is leaving the block.
+        """
+        me = threading.get_ident()
+        with self._changed:
+            if not self._open and me not in self._by_thread:
+                self._changed.wait_for(lambda: not self._by_thread)
+                return False
+            self._by_thread[me] = self._by_thread.get(me, 0) + 1
+        return True
+
+    def exit(self) -> None:
+        """The work that :meth:`enter` began is over."""
+        me, done = threading.get_ident(), None
+        with self._changed:
+            self._by_thread[me] -= 1
+            if not self._by_thread[me]:
+                del self._by_thread[me]
+            if not self._by_thread and not self._open:
+                done, self._when_done = self._when_done, None
+                self._changed.notify_all()
+        if done is not None:
+            done()
+
+    def close(self, when_done: Callable[[], object]) -> bool:
+        """Let nobody in any more and wait for the other threads; False: this thread itself is at work.
+
+        ``when_done`` is then called at the end of its work.
+        """
+        with self._changed:
+            self._open = False
+            if threading.get_ident() in self._by_thread:
+                self._when_done = when_done
+                return False
+            self._changed.wait_for(lambda: not self._by_thread)
+        return True
