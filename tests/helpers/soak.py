@@ -32,7 +32,7 @@ from transformers.generation.stopping_criteria import StoppingCriteria
 from incline_fast.alignment.alignment import Alignment
 from incline_fast.intervention.forward_pass import ForwardPass
 from incline_fast.intervention.intervene import Intervention, InterventionError, intervene
-from incline_fast.intervention.site_edits import ACTIVE
+from incline_fast.models.active import ACTIVE
 
 NAMES = ("llama", "gpt2", "olmo2", "opt-post", "gemma3")
 STEPS = 3
