@@ -25,7 +25,7 @@ from incline_fast.alignment.metadata import Form
 from incline_fast.arguments import matrix
 from incline_fast.maps import AffineMap
 from incline_fast.solver.least_squares import SolvePath
-from incline_fast.solver.preprocess import check_lam, check_matrix, frame_of, prepare
+from incline_fast.solver.preprocess import check_lam, check_matrix, frame_of, prepare, units_of
 from incline_fast.solver.ridge import DEFAULT_LAMS, Ridge
 
 __all__ = ["ESTIMATORS", "Estimator", "Fitted", "Lam", "affine_ridge", "get_estimator", "shuffled"]
@@ -160,8 +160,11 @@ def procrustes(X: Tensor, Y: Tensor, lam: Lam = 0.0) -> Fitted:
     dimensions they leave W open on the rest; there it is the rotation nearest to the identity, so that what the data do
     not determine is moved as little as can be.
     """
-    frame = frame_of(X, Y, None, intercept=True, standardize=False)
-    rows = prepare(X, Y, None, frame, intercept=True)
+    units = units_of(X, Y, None, by_column=False)
+    x, y = (X, Y) if units is None else (X / units.x, Y / units.y)  # a rotation does not depend on the scale
+    frame = frame_of(x, y, None, intercept=True, standardize=False)
+    rows = prepare(x, y, None, frame, intercept=True)
+    frame = frame if units is None else units.in_units_of_data(frame)
     U, S, Vh = torch.linalg.svd(rows.X.T @ rows.Y)
     known = S[0] * len(S) * torch.finfo(S.dtype).eps < S
     W = Vh[known].T @ U[:, known].T
@@ -256,4 +259,6 @@ def _to_fp32(value: Tensor) -> Tensor:
     single = value.float()
     if not bool(single.isfinite().all()):
         raise ValueError("the fitted map has values beyond the range of float32; scale the states or raise lam")
+    if bool(value.any()) and not bool(single.any()):
+        raise ValueError(f"the fitted map has no value above {float(value.abs().max()):.3g}, which float32 makes zero")
     return single

@@ -306,10 +306,13 @@ def relative_error(predicted: Tensor, target: Tensor, fitted_target: Tensor) -> 
     1 is the error of a constant prediction, the mean of the target states that were fitted. None where the target
     states equal that mean up to fp32 rounding, as embeddings of a template's last token do: nothing is to be predicted.
     """
-    spread = float((target.double() - fitted_target.double().mean(0)).norm())
-    if spread <= torch.finfo(torch.float32).eps * float(target.double().norm()):
+    # In units of the largest value, whose square fp64 can hold.
+    unit = float(torch.linalg.vector_norm(target.double(), torch.inf)) or 1.0
+    predicted, target, fitted_target = (part.double() / unit for part in (predicted, target, fitted_target))
+    spread = float((target - fitted_target.mean(0)).norm())
+    if spread <= torch.finfo(torch.float32).eps * float(target.norm()):
         return None
-    return float((predicted.double() - target.double()).norm()) / spread
+    return float((predicted - target).norm()) / spread
 
 
 @contextmanager

@@ -19,14 +19,21 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from incline_fast.models.errors import UnsupportedModelError
+from incline_fast.models.wrappers import (
+    epsilon,
+    execution_device,
+    floating_dtype,
+    plain_model,
+    unwrap,
+    weight_of,
+    weight_offset,
+)
+
 __all__ = ["ARCHITECTURES", "Architecture", "Site", "UnsupportedModelError", "describe", "text_config", "unwrap"]
 
 NormKind = Literal["rms", "layer"]
 Tap = Literal["norm", "block_input", "block_output"]
-
-
-class UnsupportedModelError(ValueError):
-    """The model's architecture is not known, or this variant cannot be edited; the message says what is missing."""
 
 
 def _always(config: Any) -> bool:
@@ -121,29 +128,23 @@ class Site:
     @property
     def device(self) -> torch.device:
         """Where the state is when it passes this site."""
-        return self._parameter.device
+        return execution_device(self.module, self.owner)  # a norm without weights is where its block is
 
     @property
     def dtype(self) -> torch.dtype:
         """Dtype of the model's weights here."""
-        return self._parameter.dtype
-
-    @property
-    def _parameter(self) -> Tensor:
-        # Blocks may lie on several devices; a norm without weights is where its block is.
-        return next(parameter for module in (self.module, self.owner) for parameter in module.parameters())
+        return floating_dtype(self.module, self.owner)
 
     @property
     def weight(self) -> Tensor:
         """The norm's weight ``[d]``; ones for a norm without one."""
-        weight = getattr(self.module, "weight", None)
+        weight = weight_of(self.module, "weight")
         return torch.ones(self.hidden_size, device=self.device, dtype=self.dtype) if weight is None else weight
 
     @property
     def bias(self) -> Tensor | None:
         """The norm's bias ``[d]`` or None."""
-        bias: Tensor | None = getattr(self.module, "bias", None)
-        return bias
+        return weight_of(self.module, "bias")
 
     def observe(self, callback: Callable[[Tensor], None]) -> RemovableHandle:
         """Call ``callback(h)`` with this site's state ``[B, T, d]`` in every forward, until the handle is removed."""
@@ -180,13 +181,6 @@ class Architecture:
         return len(self.sites) - 1
 
 
-def unwrap(module: nn.Module) -> nn.Module:
-    """The module inside the wrapper that ``torch.compile(module)`` returns; other modules as they are."""
-    while isinstance(module, torch._dynamo.eval_frame.OptimizedModule):
-        module = module._orig_mod
-    return module
-
-
 def text_config(model: nn.Module) -> Any:
     """The configuration of the model's text decoder."""
     config: Any = model.config
@@ -206,12 +200,13 @@ def block_output(output: Any) -> Tensor:
 
 
 def describe(model: nn.Module) -> Architecture:
-    """Find the sites of a transformers decoder: a causal LM or its backbone, compiled or not.
+    """Find the sites of a transformers decoder: a causal LM or its backbone, compiled or not, with adapters or without.
 
     Raises:
+        TypeError: not a module.
         UnsupportedModelError: unknown architecture, or a module that its row of the table names is not there.
     """
-    model = unwrap(model)
+    model = plain_model(model)
     model_type, row = _row(model)
     config = text_config(model)
     backbone = unwrap(cast(nn.Module, getattr(model, "base_model", model)))
@@ -261,8 +256,8 @@ def _child(owner: nn.Module, name: str, model_type: str, meaning: str) -> Any:
     child = getattr(owner, name, None)
     if child is None:
         raise UnsupportedModelError(
-            f"{type(owner).__name__} has no {name!r}, which the table of architectures names as {meaning} of "
-            f"{model_type!r}; correct that row of ARCHITECTURES in incline_fast/models/architectures.py"
+            f"{type(owner).__name__} has no {name!r}, which is {meaning} in a {model_type!r} of transformers: parts of "
+            "the model are wrapped or replaced. Take the model as transformers loads it, or the one inside the wrapper"
         )
     return child
 
@@ -308,6 +303,6 @@ class _Where:
 
     def _site(self, index: int, tap: Tap, path: str, owner: nn.Module, name: str, module: nn.Module) -> Site:
         full = f"{self.prefix}.{path}".lstrip(".")
-        eps = float(_child(module, self.row.eps, self.model_type, "a norm's epsilon")) if tap == "norm" else 0.0
-        offset = self.row.weight_offset
+        eps = epsilon(module, self.row.eps, full) if tap == "norm" else 0.0
+        offset = weight_offset(module, self.row.weight_offset)
         return Site(index, tap, full, owner, name, module, self.row.kind, eps, offset, self.hidden_size)

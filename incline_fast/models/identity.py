@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
-from incline_fast.models.architectures import describe, text_config, unwrap
+from incline_fast.models.architectures import describe, text_config
+from incline_fast.models.wrappers import plain_model, raw_bytes
 
 __all__ = ["ModelIdentity", "config_hash", "identify", "identify_config", "weights_hash"]
 
@@ -79,18 +79,11 @@ def weights_hash(model: nn.Module) -> str:
     Cheap enough for every run (no weight is read whole) and different for a fine-tuned copy of the same architecture.
     """
     digest = hashlib.sha256()
-    for name, tensor in unwrap(model).state_dict().items():
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(_sample(tensor))
+    for name, value in plain_model(model).state_dict().items():
+        digest.update(name.encode())
+        for part in raw_bytes(value, _SAMPLES_PER_TENSOR):
+            digest.update(part)
     return digest.hexdigest()[:16]
-
-
-def _sample(tensor: Tensor) -> bytes:
-    if tensor.is_meta:
-        return b""  # a weight that is offloaded has no values here; its name and shape are hashed
-    flat = tensor.detach().reshape(-1)
-    picked = flat[:: max(1, flat.numel() // _SAMPLES_PER_TENSOR)].contiguous().cpu()
-    return picked.view(torch.uint8).numpy().tobytes()
 
 
 def _model_id(name: str) -> str:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from incline_fast.arguments import matrix
 from incline_fast.solver.moments import Moments
-from incline_fast.solver.preprocess import check_pair
+from incline_fast.solver.preprocess import check_pair, check_products
 from incline_fast.solver.ridge import Ridge
 
 __all__ = ["RidgeAccumulator"]
@@ -47,10 +47,12 @@ class RidgeAccumulator:
 
         Raises:
             TypeError: an argument is not a floating-point tensor.
-            ValueError: shapes or devices do not agree, or a value is not finite.
+            ValueError: shapes or devices do not agree, a value is not finite, or its square does not fit fp64.
         """
         X, Y = matrix("X", X), matrix("Y", Y)
         check_pair(X, Y)
+        check_products("X", X)
+        check_products("Y", Y)
         if (X.shape[1], Y.shape[1], X.device) != (self.d, self.t, self._moments.mean_x.device):
             raise ValueError(
                 f"X is {tuple(X.shape)} and Y {tuple(Y.shape)} on {X.device}; expected [m, {self.d}] and [m, {self.t}] "

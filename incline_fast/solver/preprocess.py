@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from numbers import Real
 from typing import Any
 
@@ -12,12 +12,26 @@ from torch import Tensor
 from incline_fast.arguments import plain
 from incline_fast.solver.lam_selection import Rows
 
-__all__ = ["Frame", "check_lam", "check_matrix", "check_pair", "check_weight", "frame_of", "from_spread", "prepare"]
+__all__ = [
+    "Frame",
+    "Units",
+    "check_lam",
+    "check_matrix",
+    "check_pair",
+    "check_products",
+    "check_weight",
+    "frame_of",
+    "from_spread",
+    "prepare",
+    "units_of",
+]
 
 # A dimension whose spread is below this fraction of its mean is a constant in bf16 (8 bits), and in fp32 scaling it up
 # would amplify rounding: its standard deviation is taken to be this fraction.
 _MIN_SPREAD = 2.0**-12
 _EPS = torch.finfo(torch.float64).eps
+# Squares of 2^480 and sums of many of them are below 2^1024, squares of 2^-480 above the smallest normal 2^-1022.
+_SAFE_EXPONENT = 480
 
 
 @dataclass(frozen=True)
@@ -39,6 +53,82 @@ class Frame:
     constant: Tensor
     unit_y: Tensor
     notes: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Units:
+    """Powers of two in which data are counted while they are fitted, so that no product of them over- or underflows.
+
+    fp64 reaches from 1e-308 to 1e308, its squares from the square roots of these: beyond 2^480 (3e144) and below
+    2^-480 a Gram matrix would be infinite or zero. Powers of two round nothing.
+
+    Attributes:
+        x: ``[d]``.
+        y: ``[t]``.
+        weight: of the sample weights.
+    """
+
+    x: Tensor
+    y: Tensor
+    weight: float
+
+    @property
+    def lam(self) -> float:
+        """What an absolute lam of these features is multiplied by, where all have one unit."""
+        unit = float(self.x[0])
+        return 1.0 / unit / unit / self.weight
+
+    def in_units_of_data(self, frame: Frame) -> Frame:
+        """The frame of the data as they came."""
+        return replace(
+            frame,
+            mean_x=frame.mean_x * self.x,
+            mean_y=frame.mean_y * self.y,
+            scale=frame.scale * self.x,
+            unit_y=frame.unit_y * self.y,
+        )
+
+
+def units_of(X: Tensor, Y: Tensor, weight: Tensor | None, *, by_column: bool) -> Units | None:
+    """The units of fp64 data; None where they can be taken as they are, which is nearly always.
+
+    Args:
+        X: ``[n, d]``.
+        Y: ``[n, t]``.
+        weight: ``[n]`` or None.
+        by_column: whether every column may have its own unit, as it may where columns are scaled anyway.
+    """
+    of_x, of_y = _units(X, by_column), _units(Y, by_column)
+    of_weight = 1.0 if weight is None else float(_units(weight.unsqueeze(-1), by_column=False)[0])
+    return None if of_weight == 1.0 and bool((of_x == 1).all() & (of_y == 1).all()) else Units(of_x, of_y, of_weight)
+
+
+def _units(value: Tensor, by_column: bool) -> Tensor:
+    """A power of two per column: 1 where the column is of a usual size."""
+    largest = torch.linalg.vector_norm(value, torch.inf, dim=0)
+    if not by_column:
+        largest = largest.amax().expand_as(largest)
+    exponent = torch.frexp(largest).exponent
+    usual = (largest == 0) | (exponent.abs() <= _SAFE_EXPONENT)
+    return torch.where(usual, 1.0, torch.ldexp(torch.ones_like(largest), exponent - 1))
+
+
+def check_products(name: str, value: Tensor) -> None:
+    """Refuse a column whose squares fp64 cannot hold.
+
+    Raises:
+        ValueError: the largest magnitude of a column is beyond 2^480 or, not being 0, below 2^-480.
+    """
+    if value.dtype != torch.float64:
+        return
+    bad = (_units(value, by_column=True) != 1).nonzero()
+    if len(bad):
+        column = int(bad[0])
+        largest = float(value[:, column].abs().max())
+        raise ValueError(
+            f"{name} has the magnitude {largest:.3g} in column {column}, whose squares fp64 cannot hold; "
+            "scale it to lie between 1e-144 and 1e144"
+        )
 
 
 def check_lam(lam: Any) -> float:

@@ -34,6 +34,7 @@ from incline_fast.solver.least_squares import (
 from incline_fast.solver.moments import Moments
 from incline_fast.solver.preprocess import (
     Frame,
+    Units,
     check_lam,
     check_matrix,
     check_pair,
@@ -41,6 +42,7 @@ from incline_fast.solver.preprocess import (
     frame_of,
     from_spread,
     prepare,
+    units_of,
 )
 
 __all__ = ["DEFAULT_LAMS", "Ridge", "RidgeBreakdownError", "Select"]
@@ -144,9 +146,21 @@ class Ridge:
         if weight is not None and not bool(weight.all()):
             kept = weight > 0
             x, y, weight = x[kept], y[kept], weight[kept]
+        units = units_of(x, y, weight, by_column=self.standardize)
+        if units is not None:
+            x, y = x / units.x, y / units.y
+            weight = None if weight is None else weight / units.weight
+        self._lam_unit = 1.0 if units is None or self.standardize else units.lam
+        self._fit(x, y, weight, X.dtype)
+        if units is not None:
+            self._count_in(units)
+        return self
+
+    def _fit(self, x: Tensor, y: Tensor, weight: Tensor | None, dtype: torch.dtype) -> Ridge:
+        """Fit fp64 rows of usual size, all of positive weight."""
         frame = frame_of(x, y, weight, intercept=self.fit_intercept, standardize=self.standardize)
         rows = prepare(x, y, weight, frame, intercept=self.fit_intercept)
-        self._begin(frame, X.dtype)
+        self._begin(frame, dtype)
         if self.fit_intercept and not bool(rows.X.any()):
             return self._finish_mean()
         # One Gram matrix serves the scores and, unless another form was asked for, the solve; both have its trace.
@@ -157,6 +171,27 @@ class Ridge:
         known = kernel if is_dual(rows.X, self.form) == is_dual(rows.X, "auto") else None
         lam = self.lam_ * unit
         return self._finish(solve(rows.X, rows.Y, lam, form=self.form, on_breakdown=self.on_breakdown, kernel=known))
+
+    def _count_in(self, units: Units) -> None:
+        """Turn the result of scaled data into that of the data as they came."""
+        up, down = self.factors_
+        scaled = up.any()
+        if down is None:
+            up = up / units.x
+        else:
+            down = down / units.x
+        up = up * units.y.unsqueeze(-1)
+        self.factors_ = (up, down)
+        self.intercept_ = self.intercept_ * units.y
+        self.frame_ = units.in_units_of_data(self.frame_)
+        parts = [part for part in (up, down, self.intercept_) if part is not None]
+        if not all(bool(part.isfinite().all()) for part in parts) or bool(scaled & ~(up.any())):
+            raise ValueError(
+                f"X has magnitudes up to {float(units.x.max()):.3g}, Y up to {float(units.y.max()):.3g}; "
+                "the map between them does not fit fp64, scale them"
+            )
+        if self.scores_ is not None and not self.standardize:
+            self.scores_ = self.scores_ * units.y[0].square()
 
     def predict(self, X: Tensor) -> Tensor:
         """Predicted targets ``[m, t]`` for ``X [m, d]``, computed in fp64 and returned in the dtype of X."""
@@ -190,6 +225,7 @@ class Ridge:
                 f"form is {self.form!r}, select {self.select!r}; from moments of more rows than features only the "
                 "primal form can be solved and only 'gcv' can choose lam"
             )
+        self._lam_unit = 1.0
         n, G, M, yy = moments.n, moments.xx, moments.xy, moments.yy
         mean_x, mean_y = moments.mean_x, moments.mean_y
         if not self.fit_intercept:
@@ -213,7 +249,12 @@ class Ridge:
         return self._finish(solve_moments(G, M, self.lam_ * unit, on_breakdown=self.on_breakdown))
 
     def _unit(self, trace: Tensor, d: int) -> float:
-        return float(trace) / d if self.relative else 1.0
+        unit = float(trace) / d if self.relative else self._lam_unit
+        if not max(self.lams) * unit < float("inf"):
+            raise ValueError(
+                f"lam is {max(self.lams):.3g} in units of {unit:.3g}, which does not fit fp64; scale X or lower lam"
+            )
+        return unit
 
     def _grid(self, unit: float) -> Tensor:
         return torch.tensor(self.lams, dtype=torch.float64, device=self.frame_.mean_x.device) * unit

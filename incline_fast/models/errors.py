@@ -1,0 +1,9 @@
+"""What is refused."""
+
+from __future__ import annotations
+
+__all__ = ["UnsupportedModelError"]
+
+
+class UnsupportedModelError(ValueError):
+    """The model's architecture is not known, or this variant cannot be edited; the message says what is missing."""

@@ -1,0 +1,204 @@
+"""Models that are not plain: compiled, adapted, replicated, offloaded, quantised, patched.
+
+Each is seen through where what lies inside is all that runs, and refused with what to do about it where it is not.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator, Mapping
+from itertools import chain
+from numbers import Number
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from incline_fast.models.errors import UnsupportedModelError
+
+__all__ = [
+    "epsilon",
+    "execution_device",
+    "floating_dtype",
+    "plain_model",
+    "raw_bytes",
+    "unwrap",
+    "weight_of",
+    "weight_offset",
+]
+
+_EPSILONS = ("variance_epsilon", "eps", "epsilon", "norm_eps")
+
+
+def unwrap(module: nn.Module) -> nn.Module:
+    """The module inside the wrapper that ``torch.compile(module)`` returns; other modules as they are."""
+    while isinstance(module, torch._dynamo.eval_frame.OptimizedModule):
+        module = module._orig_mod
+    return module
+
+
+def plain_model(model: Any) -> nn.Module:
+    """The transformers model in a compilation wrapper or a PEFT model whose adapters lie inside it.
+
+    Raises:
+        TypeError: not a module.
+        UnsupportedModelError: a wrapper that does more than call the model.
+    """
+    if not isinstance(model, nn.Module):
+        inner = "; pass its .model" if isinstance(getattr(model, "model", None), nn.Module) else ""
+        raise TypeError(f"model is a {type(model).__name__}; expected a model of transformers{inner}")
+    model = unwrap(model)
+    if hasattr(model, "get_base_model") and hasattr(model, "peft_config"):
+        active = getattr(model, "active_peft_config", None)
+        if getattr(active, "is_prompt_learning", False):
+            raise UnsupportedModelError(
+                f"{type(model).__name__} puts tokens of its own before every prompt; unwrap it with "
+                "model.get_base_model() to leave them out"
+            )
+        return plain_model(model.get_base_model())
+    inside = getattr(model, "module", None)
+    if isinstance(inside, nn.Module) and not hasattr(model, "config") and hasattr(unwrap(inside), "config"):
+        raise UnsupportedModelError(
+            f"{type(model).__name__} runs copies or parts of the model, which cannot be read or edited in one place; "
+            "pass the model inside: model.module"
+        )
+    return model
+
+
+def execution_device(*modules: nn.Module) -> torch.device:
+    """Where the first of these modules that says so computes.
+
+    Weights say it by where they are. Weights that accelerate has offloaded are on the meta device between two calls;
+    the hook that brings them in knows where to.
+
+    Raises:
+        UnsupportedModelError: nothing says so, as in a model that was made on the meta device and never loaded.
+    """
+    for module in modules:
+        for tensor in _tensors(module):
+            if not tensor.is_meta:
+                return tensor.device
+        for hook in chain.from_iterable(map(_hooks, module.modules())):
+            device = getattr(hook, "execution_device", None)
+            if device is not None:
+                return torch.device(device)
+    if any(tensor.is_meta for module in modules for tensor in _tensors(module)):
+        raise UnsupportedModelError(
+            f"the weights of {type(modules[0]).__name__} are on the meta device, and nothing brings them in; "
+            "load the model's weights, or offload them with accelerate"
+        )
+    return torch.device("cpu")
+
+
+def floating_dtype(*modules: nn.Module) -> torch.dtype:
+    """Dtype of the first floating-point weight of these modules; quantised ones say nothing of the states."""
+    found = (tensor.dtype for module in modules for tensor in _tensors(module) if tensor.is_floating_point())
+    return next(found, torch.get_default_dtype())
+
+
+def weight_of(norm: nn.Module, name: str) -> Tensor | None:
+    """A parameter of a norm, None if it has none; brought in where accelerate has offloaded it.
+
+    Raises:
+        UnsupportedModelError: it has no values.
+    """
+    weight = getattr(norm, name, None)
+    if not isinstance(weight, Tensor) or not weight.is_meta:
+        return weight if isinstance(weight, Tensor) else None
+    for hook in _hooks(norm):
+        kept = getattr(hook, "weights_map", None)
+        if kept is not None and name in kept:
+            offloaded: Tensor = kept[name]
+            return offloaded.to(execution_device(norm))
+    raise UnsupportedModelError(
+        f"{type(norm).__name__}.{name} is on the meta device, and nothing brings it in; load the model's weights"
+    )
+
+
+def epsilon(norm: nn.Module, preferred: str, path: str) -> float:
+    """The epsilon of a norm, also of one that a library of kernels has put in the place of the model's own.
+
+    Raises:
+        UnsupportedModelError: it is under no known name, or other modules lie in the norm.
+    """
+    if any(True for _ in norm.children()):
+        raise UnsupportedModelError(
+            f"{path} is a {type(norm).__name__}, which wraps the norm; merge what it adds into the model, as "
+            "merge_and_unload() of PEFT does"
+        )
+    for name in (preferred, *_EPSILONS):
+        found = getattr(norm, name, None)
+        if isinstance(found, Number) and not isinstance(found, bool | complex):
+            return float(found)  # type: ignore[arg-type]
+    if isinstance(norm, nn.RMSNorm):  # None stands for the epsilon of the states' dtype
+        return torch.finfo(floating_dtype(norm)).eps
+    raise UnsupportedModelError(
+        f"{path} is a {type(norm).__name__} without an epsilon ({', '.join(_EPSILONS)}): it is not the norm that "
+        "this model came with. Take the model as transformers loads it"
+    )
+
+
+def weight_offset(norm: nn.Module, usual: float) -> float:
+    """What a norm adds to its weight; Liger's norms say it themselves."""
+    said = getattr(norm, "offset", None)
+    return float(said) if isinstance(said, int | float) else usual
+
+
+def raw_bytes(value: Any, samples: int) -> Iterator[bytes]:
+    """Bytes that stand for an entry of a state dict: dtype, shape and some values of a tensor, the same in every run.
+
+    Quantised weights are tensors in other clothes, and modules keep what they like as extra state.
+    """
+    if isinstance(value, Tensor):
+        yield f"{value.dtype} {tuple(value.shape)}".encode()
+        yield from _tensor_bytes(value, samples)
+    elif isinstance(value, Mapping):
+        for key in sorted(value, key=str):
+            yield str(key).encode()
+            yield from raw_bytes(value[key], samples)
+    elif isinstance(value, list | tuple):
+        for item in value:
+            yield from raw_bytes(item, samples)
+    elif isinstance(value, bytes | bytearray):
+        yield bytes(value)
+    elif isinstance(value, io.BytesIO):
+        yield value.getvalue()
+    elif value is None or isinstance(value, str | Number | torch.dtype | torch.device):
+        yield repr(value).encode()
+    elif isinstance(value, torch.ScriptObject) and hasattr(value, "unpack"):
+        yield from raw_bytes(value.unpack(), samples)
+    else:
+        yield type(value).__qualname__.encode()  # its repr may name an address, which is another one in every run
+
+
+def _tensor_bytes(tensor: Tensor, samples: int) -> Iterator[bytes]:
+    tensor = tensor.detach()
+    if hasattr(tensor, "__tensor_flatten__"):
+        names, context = tensor.__tensor_flatten__()
+        yield from raw_bytes([getattr(tensor, name) for name in names], samples)
+        yield from raw_bytes(context, samples)
+    elif tensor.is_quantized:
+        yield from raw_bytes(tensor.int_repr(), samples)
+        yield str(tensor.qscheme()).encode()
+        per_tensor = tensor.qscheme() in (torch.per_tensor_affine, torch.per_tensor_symmetric)
+        scales = (tensor.q_scale(),) if per_tensor else (tensor.q_per_channel_scales(), tensor.q_per_channel_axis())
+        yield from raw_bytes(scales, samples)
+    elif tensor.layout is torch.sparse_coo:
+        tensor = tensor.coalesce()
+        yield from raw_bytes((tensor.indices(), tensor.values()), samples)
+    elif tensor.layout is not torch.strided or tensor.is_meta:
+        yield b""  # a weight that is offloaded has no values here; its name and shape are hashed
+    else:
+        flat = tensor.reshape(-1)
+        picked = flat[:: max(1, flat.numel() // samples)].contiguous().cpu()
+        yield picked.view(torch.uint8).numpy().tobytes()
+
+
+def _tensors(module: nn.Module) -> Iterator[Tensor]:
+    return chain(module.parameters(), module.buffers())
+
+
+def _hooks(module: nn.Module) -> list[Any]:
+    """The hooks of accelerate on one module; several may be joined in one."""
+    hook = getattr(module, "_hf_hook", None)
+    return [] if hook is None else list(getattr(hook, "hooks", [hook]))
