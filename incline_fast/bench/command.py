@@ -48,7 +48,7 @@ def main(
         ValueError: an unknown table or provider, a malformed shape.
         ArithmeticError: a provider disagrees with the fp64 reference.
     """
-    console = Console(width=None if sys.stdout.isatty() else 110)
+    console = Console(width=None if sys.stdout.isatty() else 110, markup=False, emoji=False)
     plan = _plan(tables, shapes, providers)
     with torch_threads(threads):
         console.print(explain(), highlight=False)

@@ -47,22 +47,22 @@ def plain_model(model: Any) -> nn.Module:
     if not isinstance(model, nn.Module):
         inner = "; pass its .model" if isinstance(getattr(model, "model", None), nn.Module) else ""
         raise TypeError(f"model is a {type(model).__name__}; expected a model of transformers{inner}")
-    model = unwrap(model)
-    if hasattr(model, "get_base_model") and hasattr(model, "peft_config"):
-        active = getattr(model, "active_peft_config", None)
+    found: nn.Module = unwrap(model)
+    if hasattr(found, "get_base_model") and hasattr(found, "peft_config"):
+        active = getattr(found, "active_peft_config", None)
         if getattr(active, "is_prompt_learning", False):
             raise UnsupportedModelError(
-                f"{type(model).__name__} puts tokens of its own before every prompt; unwrap it with "
+                f"{type(found).__name__} puts tokens of its own before every prompt; unwrap it with "
                 "model.get_base_model() to leave them out"
             )
-        return plain_model(model.get_base_model())
-    inside = getattr(model, "module", None)
-    if isinstance(inside, nn.Module) and not hasattr(model, "config") and hasattr(unwrap(inside), "config"):
+        return plain_model(found.get_base_model())  # type: ignore[operator]
+    inside = getattr(found, "module", None)
+    if isinstance(inside, nn.Module) and not hasattr(found, "config") and hasattr(unwrap(inside), "config"):
         raise UnsupportedModelError(
-            f"{type(model).__name__} runs copies or parts of the model, which cannot be read or edited in one place; "
+            f"{type(found).__name__} runs copies or parts of the model, which cannot be read or edited in one place; "
             "pass the model inside: model.module"
         )
-    return model
+    return found
 
 
 def execution_device(*modules: nn.Module) -> torch.device:

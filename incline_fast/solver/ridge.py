@@ -88,6 +88,8 @@ class Ridge:
     scores_: Tensor | None
     factors_: tuple[Tensor, Tensor | None]
     intercept_: Tensor
+    frame_: Frame
+    notes_: tuple[str, ...]
     path_taken_: SolvePath | Literal["mean"]
 
     def __init__(

@@ -10,6 +10,7 @@ from interventions import generate, random_maps
 from tiny_models import HIDDEN, LAYERS, prompts, tiny
 from tiny_tokenizer import sentences, tiny_tokenizer
 from torch import nn
+from torch.testing._internal.two_tensor import TwoTensor
 
 from incline_fast import Alignment, UnsupportedModelError, fit, intervene
 from incline_fast.intervention.sweep import sweep
@@ -258,6 +259,7 @@ class TestQuantised:
         io.BytesIO(b"bytes"), [1, (2.5, None)], torch.float8_e4m3fn, torch.eye(2).to_sparse(), object(),
         torch.tensor(True), torch.quantize_per_tensor(torch.ones(3), 0.5, 0, torch.qint8),
         torch.quantize_per_channel(torch.ones(2, 2), torch.ones(2), torch.zeros(2), 0, torch.qint8),
+        TwoTensor(torch.ones(2), torch.zeros(2)),
     )  # fmt: skip
 
     @pytest.mark.parametrize("state", STATES, ids=lambda state: type(state).__name__)
