@@ -1,19 +1,25 @@
-"""The compiled kernels of the Cholesky factorisation: stacks of matrices of at most 1024 rows, fp32 or fp64, CPU.
+"""The kernels of the Cholesky factorisation: stacks of small matrices in fp32 or fp64.
+
+The CPU's compiled kernels take up to 1024 rows. On a GPU the compiled kernels take up to 128, and where their library
+is absent those of Triton serve the same calls.
 
 One elimination of ``[A | I]`` gives ``[L^T | L^-1]``; the inverse makes matrix products of the solves with the block.
 """
 
 from __future__ import annotations
 
+from importlib import import_module
+from typing import Any
+
 import torch
 from torch import Tensor
 
-from incline_fast.ops._extension import EXTENSION
+from incline_fast.ops._extension import CUDA_EXTENSION, EXTENSION
 
 __all__ = ["MAX_SIZE", "cholesky_block", "cholesky_block_", "triangular_inverse"]
 
 MAX_SIZE = 1024
-"""Rows of the largest matrix that the kernels take."""
+"""Rows of the largest matrix that the CPU's kernels take."""
 
 
 def cholesky_block(A: Tensor) -> tuple[Tensor, Tensor]:
@@ -22,7 +28,7 @@ def cholesky_block(A: Tensor) -> tuple[Tensor, Tensor]:
     Only the lower triangle of A is read. info is 0, or the 1-based index of the first pivot that is not a positive
     finite number; L is then unspecified.
     """
-    result: tuple[Tensor, Tensor] = torch.ops.incline_fast.cholesky_block.default(A)
+    result: tuple[Tensor, Tensor] = _op("cholesky_block", A)(A)
     return result
 
 
@@ -36,13 +42,24 @@ def cholesky_block_(A: Tensor, inverse: Tensor | None, info: Tensor, first: int)
             left alone; a bad pivot's 1-based index, plus ``first``, is written. Both get an inverse of zeros.
         first: index of the block's first row in its matrix.
     """
-    torch.ops.incline_fast.cholesky_block_.default(A, inverse, info, first)
+    _op("cholesky_block_", A)(A, inverse, info, first)
 
 
 def triangular_inverse(L: Tensor) -> Tensor:
     """``L^-1`` of lower triangular ``[..., n, n]``; the strict upper triangle is not read."""
-    result: Tensor = torch.ops.incline_fast.triangular_inverse.default(L)
+    result: Tensor = _op("triangular_inverse", L)(L)
     return result
+
+
+def _op(name: str, stack: Tensor) -> Any:
+    """The compiled op, or Triton's where none is compiled for the stack's device."""
+    if _needs_triton(stack):
+        return getattr(import_module("incline_fast.ops.triton_kernels.cholesky_block"), name)
+    return getattr(torch.ops.incline_fast, name).default
+
+
+def _needs_triton(stack: Tensor) -> bool:
+    return stack.is_cuda and CUDA_EXTENSION is None
 
 
 def _check_block(name: str, stack: Tensor) -> None:

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from incline_fast.ops._dispatch import differentiates
-from incline_fast.ops._extension import CUDA_EXTENSION, EXTENSION
+from incline_fast.ops._extension import CUDA_EXTENSION, EXTENSION, TRITON
 from incline_fast.solver import blocked_cholesky
 
 __all__ = ["BACKENDS", "cholesky_ex", "cholesky_inverse_diagonal", "cholesky_solve", "explain"]
@@ -223,10 +223,10 @@ def _choose(
 
 
 def _obstacle(device: torch.device, gradient: bool) -> str:
-    if EXTENSION is None:
+    if device.type == "cpu" and EXTENSION is None:
         return "no compiled extension is installed"
-    if device.type == "cuda" and CUDA_EXTENSION is None:
-        return f'its CUDA kernels are not installed, and the tensors are on "{device}"'
+    if device.type == "cuda" and CUDA_EXTENSION is None and not TRITON:
+        return f'neither its CUDA kernels nor Triton are installed, and the tensors are on "{device}"'
     if device.type not in ("cpu", "cuda"):
         return f'its kernels run on CPU and CUDA, and the tensors are on "{device}"'
     return "it has no gradient, and an input requires one" if gradient else ""

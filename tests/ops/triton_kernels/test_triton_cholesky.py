@@ -9,8 +9,10 @@ import torch
 from test_cholesky_block import TOLERANCE, by_dtype, spd
 
 from emulator.triton_driver import Launch
+from incline_fast.ops import cholesky_block as cholesky_kernels
 from incline_fast.ops import reference
 from incline_fast.ops.triton_kernels.cholesky_block import MAX_SIZE, cholesky_block, cholesky_block_, triangular_inverse
+from incline_fast.solver import blocked_cholesky, linalg
 
 pytestmark = pytest.mark.gpu_emulated
 
@@ -72,6 +74,24 @@ def test_a_panel_is_stored_before_the_next_one_reads_it(launches: list[Launch]) 
     panel, pivot = re.findall(r"(?:st\.global )+(\S+)", found)  # what follows each group of stores
     assert panel == "bar.sync"
     assert pivot == "bra"
+
+
+@by_dtype
+def test_it_serves_where_there_is_no_cuda_library(
+    dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch, launches: list[Launch]
+) -> None:
+    """The blocked factorisation, a solve and an inverse with Triton's kernels; tensors of a GPU are pretended."""
+    monkeypatch.setattr(cholesky_kernels, "_needs_triton", lambda stack: True)
+    monkeypatch.setitem(blocked_cholesky.WHOLE, dtype, MAX_SIZE)  # as on a GPU
+    A = spd(2, 136, dtype=dtype)
+    expected, _ = reference.cholesky_ex(A.double())
+    L, info = linalg.cholesky_ex(A, backend="blocked")
+    assert not info.any()
+    assert len(launches) == 2 * (2 + 1)  # per matrix: two blocks' factors, the first one's inverse
+    bound = {"rtol": 0, "atol": TOLERANCE[dtype]}
+    torch.testing.assert_close(L.double(), expected, **bound)
+    diagonal = linalg.cholesky_inverse_diagonal(L, backend="blocked")
+    torch.testing.assert_close(diagonal.double(), reference.cholesky_inverse_diagonal(expected), **bound)
 
 
 def test_refused_arguments() -> None:
