@@ -279,6 +279,7 @@ def suitable(configs: list[triton.Config], named_args: dict, **kwargs) -> list[t
 )
 @triton.jit(do_not_specialize=["num_tokens"])
 def decode(
+    # inputs; None where absent
     x,
     residual,
     down,
@@ -291,24 +292,30 @@ def decode(
     row_map,
     weight,
     norm_bias,
+    # outputs
     y,
     edited,
+    # workspace
     z,
     image,
     counters,
+    # sizes
     num_tokens,
     hidden,
     rank,
     num_maps,
+    # strides, in elements
     x_stride,
     residual_stride,
     y_stride,
     edited_stride,
     bias_stride,
+    # numbers of the call
     alpha,
     beta,
     eps,
     weight_offset,
+    # constants: the tiles, how their products are formed, the norm
     TOKENS: tl.constexpr,
     SLOTS: tl.constexpr,
     SPLITS: tl.constexpr,

@@ -132,6 +132,7 @@ def finish_row(
 
 @triton.jit
 def epilogue(
+    # inputs; None where absent
     x,
     residual,
     image,
@@ -142,19 +143,24 @@ def epilogue(
     row_map,
     weight,
     norm_bias,
+    # outputs
     y,
     edited,
+    # sizes
     hidden,
     num_maps,
+    # strides, in elements
     x_stride,
     residual_stride,
     y_stride,
     edited_stride,
     bias_stride,
+    # numbers of the call
     alpha,
     beta,
     eps,
     weight_offset,
+    # constants of the norm
     CENTRE: tl.constexpr,
     BLOCK_D: tl.constexpr,
     RESIDENT: tl.constexpr,

@@ -14,15 +14,17 @@ keeps such calls in the one launch too.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from inspect import Parameter, Signature
+from typing import Any, get_type_hints
 
 import torch
 import triton
 from torch import Tensor
 from torch.library import triton_op, wrap_triton
 
-from incline_fast.ops._arguments import check
+from incline_fast.ops._arguments import DECODE_TOKENS, check
 from incline_fast.ops._extension import batch_invariant
 from incline_fast.ops.triton_kernels import _counters
 from incline_fast.ops.triton_kernels._decode import (
@@ -38,8 +40,6 @@ from incline_fast.ops.triton_kernels._rows import WARPS, epilogue
 
 __all__ = ["affine_layer_norm", "affine_layer_norm_", "affine_rms_norm", "affine_rms_norm_"]
 
-_DECODE_TOKENS = 64
-"""Above so many tokens of one map torch's product is faster than weights that are read again for every tile."""
 _MIN_TOKENS = 8
 """Narrowest tile: the eight columns of a tensor core instruction."""
 _MAX_RESIDENT = 4096
@@ -48,7 +48,7 @@ _MAX_RESIDENT = 4096
 
 @dataclass(frozen=True)
 class _Arguments:
-    """What all four forms share, named as in the schemas."""
+    """What all four forms share, named and ordered as in their schemas, but for ``centre``: LayerNorm."""
 
     weight: Tensor
     norm_bias: Tensor | None
@@ -86,107 +86,8 @@ class _Arguments:
                 raise ValueError(f"{name} has strides {tensor.stride()}; expected contiguous: pass {name}.contiguous()")
 
 
-@triton_op("incline_fast_triton::affine_rms_norm", mutates_args=())
-def affine_rms_norm(
-    x: Tensor,
-    residual: Tensor | None,
-    weight: Tensor,
-    down: Tensor | None,
-    up: Tensor,
-    down_scale: Tensor | None,
-    up_scale: Tensor | None,
-    bias: Tensor | None,
-    row_alpha: Tensor | None,
-    row_beta: Tensor | None,
-    row_map: Tensor | None,
-    alpha: float,
-    beta: float,
-    eps: float,
-    weight_offset: float,
-) -> tuple[Tensor, Tensor]:
-    """``(y, r')`` with RMSNorm."""
-    maps = (down, up, down_scale, up_scale)
-    rows = (bias, row_alpha, row_beta, row_map)
-    return _functional(x, residual, _Arguments(weight, None, *maps, *rows, alpha, beta, eps, weight_offset, False))
-
-
-@triton_op("incline_fast_triton::affine_layer_norm", mutates_args=())
-def affine_layer_norm(
-    x: Tensor,
-    residual: Tensor | None,
-    weight: Tensor,
-    norm_bias: Tensor | None,
-    down: Tensor | None,
-    up: Tensor,
-    down_scale: Tensor | None,
-    up_scale: Tensor | None,
-    bias: Tensor | None,
-    row_alpha: Tensor | None,
-    row_beta: Tensor | None,
-    row_map: Tensor | None,
-    alpha: float,
-    beta: float,
-    eps: float,
-    weight_offset: float,
-) -> tuple[Tensor, Tensor]:
-    """``(y, r')`` with LayerNorm."""
-    maps = (down, up, down_scale, up_scale)
-    rows = (bias, row_alpha, row_beta, row_map)
-    return _functional(x, residual, _Arguments(weight, norm_bias, *maps, *rows, alpha, beta, eps, weight_offset, True))
-
-
-@triton_op("incline_fast_triton::affine_rms_norm_", mutates_args=("y", "stream"))
-def affine_rms_norm_(
-    y: Tensor,
-    stream: Tensor,
-    add_y: bool,
-    weight: Tensor,
-    down: Tensor | None,
-    up: Tensor,
-    down_scale: Tensor | None,
-    up_scale: Tensor | None,
-    bias: Tensor | None,
-    row_alpha: Tensor | None,
-    row_beta: Tensor | None,
-    row_map: Tensor | None,
-    alpha: float,
-    beta: float,
-    eps: float,
-    weight_offset: float,
-) -> None:
-    """RMSNorm in place: r is ``stream``, or ``y + stream`` with ``add_y``; ``stream <- r'`` and ``y <- y``."""
-    maps = (down, up, down_scale, up_scale)
-    rows = (bias, row_alpha, row_beta, row_map)
-    _in_place(y, stream, add_y, _Arguments(weight, None, *maps, *rows, alpha, beta, eps, weight_offset, False))
-
-
-@triton_op("incline_fast_triton::affine_layer_norm_", mutates_args=("y", "stream"))
-def affine_layer_norm_(
-    y: Tensor,
-    stream: Tensor,
-    add_y: bool,
-    weight: Tensor,
-    norm_bias: Tensor | None,
-    down: Tensor | None,
-    up: Tensor,
-    down_scale: Tensor | None,
-    up_scale: Tensor | None,
-    bias: Tensor | None,
-    row_alpha: Tensor | None,
-    row_beta: Tensor | None,
-    row_map: Tensor | None,
-    alpha: float,
-    beta: float,
-    eps: float,
-    weight_offset: float,
-) -> None:
-    """LayerNorm in place: r is ``stream``, or ``y + stream`` with ``add_y``; ``stream <- r'`` and ``y <- y``."""
-    maps = (down, up, down_scale, up_scale)
-    rows = (bias, row_alpha, row_beta, row_map)
-    _in_place(y, stream, add_y, _Arguments(weight, norm_bias, *maps, *rows, alpha, beta, eps, weight_offset, True))
-
-
 def _functional(x: Tensor, residual: Tensor | None, arguments: _Arguments) -> tuple[Tensor, Tensor]:
+    """``(y, r')``."""
     arguments.check(x, residual)
     y = x.new_empty(x.shape)
     edited = (x if residual is None else residual).new_empty(x.shape)
@@ -195,6 +96,7 @@ def _functional(x: Tensor, residual: Tensor | None, arguments: _Arguments) -> tu
 
 
 def _in_place(y: Tensor, stream: Tensor, add_y: bool, arguments: _Arguments) -> None:
+    """r is ``stream``, or ``y + stream`` with ``add_y``; ``stream <- r'`` and ``y <- y``."""
     arguments.check(y, stream)
     if y is stream:
         raise ValueError("y and stream are the same tensor; they receive two outputs and must be different")
@@ -217,7 +119,7 @@ def _run(x: Tensor, residual: Tensor | None, y: Tensor, edited: Tensor, argument
     x_rows, y_rows, edited_rows = _as_rows(x), _as_rows(y), _as_rows(edited)
     residual_rows = None if residual is None else _as_rows(residual)
     with on_device_of(x):
-        if len(x_rows) <= _DECODE_TOKENS or len(arguments.up) > 1 or batch_invariant():
+        if len(x_rows) <= DECODE_TOKENS or len(arguments.up) > 1 or batch_invariant():
             _decode(x_rows, residual_rows, y_rows, edited_rows, arguments)
         else:
             _prefill(x_rows, residual_rows, y_rows, edited_rows, arguments)
@@ -323,3 +225,36 @@ def _prefill(x: Tensor, residual: Tensor | None, y: Tensor, edited: Tensor, argu
             value *= a.down_scale[0]
     image = product(value, a.up[0], bits)
     wrap_triton(epilogue)[(len(x),)](**_tail(x, residual, y, edited, a), image=image, num_warps=WARPS)
+
+
+def _registered(name: str, first: dict[str, Any], centre: bool, run: Callable[..., Any], returns: Any) -> Any:
+    """The op ``incline_fast_triton::<name>``, whose arguments are ``first`` and then the fields of _Arguments.
+
+    ``triton_op`` reads the schema from a signature and no other way. In place, what it writes to is named y and stream.
+    """
+
+    def op(*given: Any) -> Any:
+        values = [*given[len(first) :], centre]
+        if not centre:
+            values.insert(1, None)  # norm_bias
+        return run(*given[: len(first)], _Arguments(*values))
+
+    types = {**first, **get_type_hints(_Arguments)}
+    left_out = {"centre"} if centre else {"centre", "norm_bias"}
+    parameters = [
+        Parameter(argument, Parameter.POSITIONAL_OR_KEYWORD, annotation=kind)
+        for argument, kind in types.items()
+        if argument not in left_out
+    ]
+    op.__signature__ = Signature(parameters, return_annotation=returns)  # type: ignore[attr-defined]
+    return triton_op(f"incline_fast_triton::{name}", op, mutates_args=first.keys() & {"y", "stream"})
+
+
+_FUNCTIONAL = {"x": Tensor, "residual": Tensor | None}
+_IN_PLACE = {"y": Tensor, "stream": Tensor, "add_y": bool}
+_BOTH = tuple[Tensor, Tensor]
+
+affine_rms_norm = _registered("affine_rms_norm", _FUNCTIONAL, False, _functional, _BOTH)
+affine_layer_norm = _registered("affine_layer_norm", _FUNCTIONAL, True, _functional, _BOTH)
+affine_rms_norm_ = _registered("affine_rms_norm_", _IN_PLACE, False, _in_place, None)
+affine_layer_norm_ = _registered("affine_layer_norm_", _IN_PLACE, True, _in_place, None)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import pytest
@@ -31,6 +32,16 @@ def test_opcheck(norm: str, rank: int | None, residual: torch.dtype | None) -> N
     torch.library.opcheck(getattr(namespace, f"affine_{norm}_norm").default, functional, test_utils=TESTS)
     in_place = (case.x.clone(), case.x.clone(), residual is not None, *case.arguments())
     torch.library.opcheck(getattr(namespace, f"affine_{norm}_norm_").default, in_place, test_utils=TESTS)
+
+
+@pytest.mark.parametrize("name", ["affine_rms_norm", "affine_layer_norm", "affine_rms_norm_", "affine_layer_norm_"])
+def test_schemas_are_those_of_the_compiled_ops(name: str) -> None:
+    ours, compiled = (
+        str(getattr(namespace, name).default._schema)
+        for namespace in (torch.ops.incline_fast_triton, torch.ops.incline_fast)
+    )
+    plain = re.sub(r"\((\w+)!\)", "(!)", ours.replace("incline_fast_triton::", "incline_fast::"))
+    assert plain == re.sub(r"\((\w+)!\)", "(!)", compiled)
 
 
 def test_opcheck_cholesky() -> None:
