@@ -59,9 +59,9 @@ FAULTS = (
         "g + 8 * (i / 2)] = d[i];\n    __syncthreads();", "g + 8 * (i / 2)] = d[i];", BOTH,
     ),
     Fault(
-        "the next octet overwrites sums that are still read", "projection.h",
-        "      finish(first + octet * kOctet + row, column, sum);\n    }\n    __syncthreads();",
-        "      finish(first + octet * kOctet + row, column, sum);\n    }", ("many rows",),
+        "the next row tile overwrites sums that are still read", "projection.h",
+        "      finish(first + row_tile * kTileRows + row, column, sum);\n    }\n    __syncthreads();",
+        "      finish(first + row_tile * kTileRows + row, column, sum);\n    }", ("many rows",),
     ),
     Fault(
         "stale prefetch: a step's weights are used again", "projection.h",

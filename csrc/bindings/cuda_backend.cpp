@@ -27,7 +27,7 @@ Tensor multiply(const Tensor& rows, const Tensor& map) {
 }
 
 // M r, [rows, d], by torch.
-Tensor image(const AffineNorm& op, const AffineTensors& tensors) {
+Tensor mapped(const AffineNorm& op, const AffineTensors& tensors) {
   const Tensor r =
       tensors.residual.has_value() ? torch::stable::subtract(tensors.x, *tensors.residual, -1.0) : tensors.x;
   const Tensor rows = torch::stable::reshape(r, {op.num_rows, op.hidden_size});
@@ -48,20 +48,20 @@ void affine_norm(const AffineNorm& op, const AffineTensors& tensors) {
   cuda::check_maps(op);
   const cuda::OnDeviceOf here(tensors.x);
   if (takes_gemm(op)) {
-    const Tensor z = image(op, tensors);
+    const Tensor z = mapped(op, tensors);
     const Rows rows = {const_cast<void*>(z.const_data_ptr()), dtype_of(z.scalar_type()), z.dim(), z.sizes().data(),
                        z.strides().data()};
-    cuda::affine_norm_epilogue(op, rows, here.stream());
+    cuda::affine_norm_epilogue(op, rows, here.cuda_stream());
     return;
   }
   // From torch's allocator, which knows the stream and, during a capture, the graph; freed memory waits for both.
   const Tensor workspace = torch::stable::new_empty(tensors.x, {cuda::workspace_bytes(op)}, ScalarType::Byte);
-  cuda::affine_norm(op, {workspace.mutable_data_ptr(), here.tickets()}, here.stream());
+  cuda::affine_norm(op, {workspace.mutable_data_ptr(), here.tickets()}, here.cuda_stream());
 }
 
 void cholesky_block(const CholeskyBlock& op, const Tensor& A) {
   const cuda::OnDeviceOf here(A);
-  cuda::cholesky_block(op, here.stream());
+  cuda::cholesky_block(op, here.cuda_stream());
 }
 
 }  // namespace incline_fast::backend

@@ -10,7 +10,7 @@
 namespace incline_fast::cuda {
 namespace {
 
-using GetStream = AOTITorchError (*)(std::int32_t device, void** stream);
+using GetStream = AOTITorchError (*)(std::int32_t device, void** cuda_stream);
 
 // libtorch_cuda is looked up when it is needed: a CPU build of torch, against which this library can be linked as well,
 // has none.
@@ -27,9 +27,9 @@ GetStream find_get_stream() {
 
 void* current_stream(int device) {
   static const GetStream get_stream = find_get_stream();
-  void* stream = nullptr;
-  TORCH_ERROR_CODE_CHECK(get_stream(device, &stream));
-  return stream;
+  void* cuda_stream = nullptr;
+  TORCH_ERROR_CODE_CHECK(get_stream(device, &cuda_stream));
+  return cuda_stream;
 }
 
 }  // namespace
@@ -37,8 +37,8 @@ void* current_stream(int device) {
 bool is_served(const torch::stable::Tensor& tensor) { return tensor.is_cuda(); }
 
 OnDeviceOf::OnDeviceOf(const torch::stable::Tensor& tensor)
-    : device_(tensor.get_device_index()), stream_(current_stream(device_)), guard_(device_) {}
+    : device_(tensor.get_device_index()), cuda_stream_(current_stream(device_)), guard_(device_) {}
 
-unsigned* OnDeviceOf::tickets() const { return tickets_for(device_, stream_); }
+unsigned* OnDeviceOf::tickets() const { return tickets_for(device_, cuda_stream_); }
 
 }  // namespace incline_fast::cuda

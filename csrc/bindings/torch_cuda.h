@@ -17,14 +17,14 @@ class OnDeviceOf {
   explicit OnDeviceOf(const torch::stable::Tensor& tensor);
 
   // torch's current stream of that device.
-  void* stream() const { return stream_; }
+  void* cuda_stream() const { return cuda_stream_; }
 
   // kTicketCount counters for the next launch on that stream, as Workspace wants them.
   unsigned* tickets() const;
 
  private:
   int device_ = -1;
-  void* stream_ = nullptr;
+  void* cuda_stream_ = nullptr;
   std::optional<torch::stable::accelerator::DeviceGuard> guard_;
 };
 

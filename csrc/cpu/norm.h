@@ -12,9 +12,9 @@ template <class V>
 auto combination(const typename V::Scalar* z, const typename V::Scalar* r, const typename V::Scalar* bias,
                  typename V::Scalar alpha, typename V::Scalar beta) {
   return [=, a = V::broadcast(alpha), b = V::broadcast(beta)](std::int64_t i) {
-    auto image = V::load(z + i);
-    if (bias != nullptr) image = V::add(image, V::load(bias + i));
-    return V::fma(a, image, V::mul(b, V::load(r + i)));
+    auto mapped = V::load(z + i);
+    if (bias != nullptr) mapped = V::add(mapped, V::load(bias + i));
+    return V::fma(a, mapped, V::mul(b, V::load(r + i)));
   };
 }
 

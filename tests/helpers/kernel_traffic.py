@@ -78,7 +78,7 @@ def bf16_case(rank: int | None, num_tokens: int) -> Case:
 
 def cuda(name: str, case: Case, image: Tensor | None = None) -> Counted:
     """nvcc's code for sm_80."""
-    y, edited, report = run_ptx(prepare(case, image=image), "sm_80")
+    y, edited, report = run_ptx(prepare(case, mapped=image), "sm_80")
     maps = [buffer for buffer in ("down", "up") if buffer in report.reads]
     return Counted(name, case, (y, edited), compulsory_bytes(case, (y, edited), image), report, maps)
 
@@ -110,7 +110,7 @@ def triton(name: str, case: Case) -> Counted:
 
 CASES: dict[str, Callable[[str], Counted]] = {
     "CUDA, dense": lambda name: cuda(name, bf16_case(None, 1)),
-    "CUDA, dense, an octet": lambda name: cuda(name, bf16_case(None, 8)),
+    "CUDA, dense, a row tile": lambda name: cuda(name, bf16_case(None, 8)),
     "CUDA, rank 512": lambda name: cuda(name, bf16_case(512, 1)),
     "CUDA, after a GEMM": cuda_after_a_gemm,
     "Triton, dense": lambda name: triton(name, bf16_case(None, 1)),

@@ -155,15 +155,15 @@ std::vector<Launch> plan(const AffineNorm& op, const Workspace& workspace) {
   return launches;
 }
 
-std::vector<Launch> plan_epilogue(const AffineNorm& op, const Rows& image) {
+std::vector<Launch> plan_epilogue(const AffineNorm& op, const Rows& mapped) {
   if (op.num_rows == 0) return {};
   AffineCall call = describe(op);
-  call.image = view("image", image);
+  call.mapped = view("mapped", mapped);
   const auto bytes = call.tiles * static_cast<std::int64_t>(sizeof(Moments));
   return {{epilogue_kernel(), dim3(static_cast<unsigned>(op.num_rows)), bytes, call}};
 }
 
-void run(const std::vector<Launch>& launches, void* stream) {
+void run(const std::vector<Launch>& launches, void* cuda_stream) {
   for (const Launch& launch : launches) {
     if (launch.dynamic_bytes > 48 << 10) {
       check(cudaFuncSetAttribute(reinterpret_cast<const void*>(launch.kernel),
@@ -171,15 +171,17 @@ void run(const std::vector<Launch>& launches, void* stream) {
             "shared memory for the statistics of a row of x");
     }
     LAUNCH(launch.kernel, launch.grid, dim3(kThreads), static_cast<std::size_t>(launch.dynamic_bytes),
-           static_cast<cudaStream_t>(stream), launch.call);
+           static_cast<cudaStream_t>(cuda_stream), launch.call);
     check(cudaGetLastError(), "launch of a kernel of affine_norm");
   }
 }
 
-void affine_norm(const AffineNorm& op, const Workspace& workspace, void* stream) { run(plan(op, workspace), stream); }
+void affine_norm(const AffineNorm& op, const Workspace& workspace, void* cuda_stream) {
+  run(plan(op, workspace), cuda_stream);
+}
 
-void affine_norm_epilogue(const AffineNorm& op, const Rows& image, void* stream) {
-  run(plan_epilogue(op, image), stream);
+void affine_norm_epilogue(const AffineNorm& op, const Rows& mapped, void* cuda_stream) {
+  run(plan_epilogue(op, mapped), cuda_stream);
 }
 
 }  // namespace incline_fast::cuda

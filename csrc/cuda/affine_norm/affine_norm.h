@@ -1,5 +1,5 @@
 // The launcher of the fused op on a GPU, for code that nvcc does not compile. It allocates nothing, and everything that
-// it starts goes to `stream` of the current device.
+// it starts goes to `cuda_stream` of the current device.
 #pragma once
 
 #include <cstdint>
@@ -26,9 +26,9 @@ std::int64_t workspace_bytes(const AffineNorm& op);
 void check_maps(const AffineNorm& op);
 
 // Carries out `op` in launches of at most kMaxRows rows.
-void affine_norm(const AffineNorm& op, const Workspace& workspace, void* stream);
+void affine_norm(const AffineNorm& op, const Workspace& workspace, void* cuda_stream);
 
-// Likewise where `image` [rows, d] already holds M r, of whichever map a row has; the maps are not read.
-void affine_norm_epilogue(const AffineNorm& op, const Rows& image, void* stream);
+// Likewise where `mapped` [rows, d] already holds M r, of whichever map a row has; the maps are not read.
+void affine_norm_epilogue(const AffineNorm& op, const Rows& mapped, void* cuda_stream);
 
 }  // namespace incline_fast::cuda

@@ -8,7 +8,7 @@
 namespace incline_fast::cuda {
 
 constexpr int kTileColumns = 16;  // output columns of a block, and of one slot of the row statistics
-constexpr int kOctet = 8;         // rows that one tensor-core product takes
+constexpr int kTileRows = 8;      // rows that one tensor-core product takes
 
 // Mean and sum of squared deviations of the elements of a row that lie in one tile of columns.
 struct Moments {
@@ -25,7 +25,7 @@ struct MapView {
   bool wide = false;  // every row begins at a multiple of 16 bytes
 };
 
-// Rows first_row to first_row + num_rows - 1 of an AffineNorm. `image` holds M r where a GEMM has computed it.
+// Rows first_row to first_row + num_rows - 1 of an AffineNorm. `mapped` holds M r where a GEMM has computed it.
 struct AffineCall {
   Norm norm = Norm::kRms;
   bool normalise = true;  // the last block normalises the rows; otherwise another launch does
@@ -37,7 +37,7 @@ struct AffineCall {
   int tiles = 0;   // of kTileColumns output columns
   int splits = 1;  // pieces into which the depth of `down` is cut
   std::int64_t first_row = 0;
-  RowView x, residual, edited, y, image;
+  RowView x, residual, edited, y, mapped;
   Row weight, norm_bias, bias, row_alpha, row_beta;
   std::int64_t bias_stride = 0;  // from one map's bias to the next one's, in elements
   MapView down, up;

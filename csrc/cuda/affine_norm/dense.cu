@@ -6,7 +6,7 @@ namespace incline_fast::cuda {
 Kernel dense_kernel_for(const AffineNorm& op, int num_rows) {
   return with_products(op, [&](auto product, auto) -> Kernel {
     using Product = typename decltype(product)::type;
-    return num_rows <= kOctet ? &dense_kernel<Product, 1> : &dense_kernel<Product, Product::kOctets>;
+    return num_rows <= kTileRows ? &dense_kernel<Product, 1> : &dense_kernel<Product, Product::kRowTiles>;
   });
 }
 

@@ -18,14 +18,14 @@ namespace incline_fast::cuda {
 constexpr int kOneLaunchRows = 16;
 
 // Columns tile * 16 to + 15 of r' for a group's rows, as far as the map's product goes: into the slots.
-template <class Product, int octets, class Source, class Wait>
+template <class Product, int row_tiles, class Source, class Wait>
 __device__ __forceinline__ void edit_tile(const AffineCall& call, const Group& group, const Source& source, int tile,
                                           WarpSums& shared, Wait wait) {
-  for (int first = 0; first < group.count; first += octets * kOctet) {
-    typename Product::Sums sums[octets];
-    project<Product, octets>(call.up, group.map, tile * kTileColumns, 0, static_cast<int>(call.up.depth), source, first,
-                             wait, sums);
-    combine<Product, octets>(shared, sums, first, group.count, [&](int index, int column, float sum) {
+  for (int first = 0; first < group.count; first += row_tiles * kTileRows) {
+    typename Product::Sums sums[row_tiles];
+    project<Product, row_tiles>(call.up, group.map, tile * kTileColumns, 0, static_cast<int>(call.up.depth), source,
+                                first, wait, sums);
+    combine<Product, row_tiles>(shared, sums, first, group.count, [&](int index, int column, float sum) {
       const bool valid = index < group.count && column < columns_of(call, tile);
       const int row = index < group.count ? group.rows[index] : 0, place = tile * kTileColumns + column;
       float value = 0.0f;
@@ -49,13 +49,13 @@ __device__ inline void finish_launch(const AffineCall& call) {
 }
 
 // Two blocks to a multiprocessor: 16 warps, at most 128 registers a thread.
-template <class Product, int octets>
+template <class Product, int row_tiles>
 __global__ void __launch_bounds__(kThreads, 2) dense_kernel(const __grid_constant__ AffineCall call) {
   __shared__ Group group;
   __shared__ WarpSums shared;
   const int tile = static_cast<int>(blockIdx.x);
   find_group(call, static_cast<int>(blockIdx.y), group);
-  edit_tile<Product, octets>(call, group, StreamSource{call, group}, tile, shared, NoWait{});
+  edit_tile<Product, row_tiles>(call, group, StreamSource{call, group}, tile, shared, NoWait{});
   if (blockIdx.y == 0) store_unedited(call, tile);
   if (publish_is_last(call.tickets + kFinished, gridDim.x * gridDim.y)) finish_launch(call);
 }

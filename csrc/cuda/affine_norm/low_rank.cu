@@ -7,7 +7,7 @@ Kernel low_rank_kernel_for(const AffineNorm& op, int num_rows) {
   return with_products(op, [&](auto inner, auto outer) -> Kernel {
     using Inner = typename decltype(inner)::type;
     using Outer = typename decltype(outer)::type;
-    return num_rows <= kOctet ? &low_rank_kernel<Inner, Outer, 1> : &low_rank_kernel<Inner, Outer, Outer::kOctets>;
+    return num_rows <= kTileRows ? &low_rank_kernel<Inner, Outer, 1> : &low_rank_kernel<Inner, Outer, Outer::kRowTiles>;
   });
 }
 

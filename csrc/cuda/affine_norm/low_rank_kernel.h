@@ -40,16 +40,16 @@ __device__ inline Work work_of(const AffineCall& call, unsigned number) {
   return {rest % tiles, rest / tiles % call.groups, rest / tiles / call.groups, inner};
 }
 
-template <class Product, int octets>
+template <class Product, int row_tiles>
 __device__ __forceinline__ void inner_piece(const AffineCall& call, const Group& group, const Work& work,
                                             WarpSums& shared) {
   const int begin = work.split * kPieceDepth, end = min(call.hidden, begin + kPieceDepth);
   const int column = work.tile * kTileColumns, pitch = inner_pitch(call.rank);
-  for (int first = 0; first < group.count; first += octets * kOctet) {
-    typename Product::Sums sums[octets];
-    project<Product, octets>(call.down, group.map, column, begin, end, StreamSource{call, group}, first, NoWait{},
-                             sums);
-    combine<Product, octets>(shared, sums, first, group.count, [&](int index, int place, float sum) {
+  for (int first = 0; first < group.count; first += row_tiles * kTileRows) {
+    typename Product::Sums sums[row_tiles];
+    project<Product, row_tiles>(call.down, group.map, column, begin, end, StreamSource{call, group}, first, NoWait{},
+                                sums);
+    combine<Product, row_tiles>(shared, sums, first, group.count, [&](int index, int place, float sum) {
       if (index >= group.count) return;
       if (call.down.scale != nullptr && column + place < call.rank) {
         sum *= call.down.scale[group.map * call.rank + column + place];
@@ -61,19 +61,19 @@ __device__ __forceinline__ void inner_piece(const AffineCall& call, const Group&
 }
 
 // Inner multiplies the rows with `down`, Outer the result with `up`. Two blocks to a multiprocessor, as dense_kernel.
-template <class Inner, class Outer, int octets>
+template <class Inner, class Outer, int row_tiles>
 __global__ void __launch_bounds__(kThreads, 2) low_rank_kernel(const __grid_constant__ AffineCall call) {
   __shared__ Group group;
   __shared__ WarpSums shared;
   const Work work = work_of(call, take_work(call.tickets + kNextWork));
   find_group(call, work.group, group);
   if (work.inner) {
-    inner_piece<Inner, octets>(call, group, work, shared);
+    inner_piece<Inner, row_tiles>(call, group, work, shared);
     publish_is_last(call.tickets + kInnerDone, count_inner(call));
     return;
   }
   const auto wait = [&] { wait_for(call.tickets + kInnerDone, count_inner(call)); };
-  edit_tile<Outer, octets>(call, group, InnerSource{call, group}, work.tile, shared, wait);
+  edit_tile<Outer, row_tiles>(call, group, InnerSource{call, group}, work.tile, shared, wait);
   if (group.count == 0) wait();
   if (work.group == 0) store_unedited(call, work.tile);
   if (publish_is_last(call.tickets + kFinished, count_outer(call))) finish_launch(call);

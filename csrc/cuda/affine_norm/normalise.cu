@@ -10,21 +10,22 @@ __global__ void __launch_bounds__(kThreads, 4) normalise_rows(const __grid_const
   normalise_row(call, static_cast<int>(blockIdx.x), static_cast<int>(threadIdx.x), kThreads);
 }
 
-// After a GEMM that left M r in call.image: bias, strengths, residual, rounding and norm of a row, edited or not. Every
-// thread reads back the elements of r' that it wrote itself. For equal r' the bits are those of the decode kernels.
+// After a GEMM that left M r in call.mapped: bias, strengths, residual, rounding and norm of a row, edited or not.
+// Every thread reads back the elements of r' that it wrote itself. For equal r' the bits are those of the decode
+// kernels.
 __global__ void __launch_bounds__(kThreads, 2) edit_and_normalise_rows(const __grid_constant__ AffineCall call) {
   DYNAMIC_SHARED(Moments, moments);
   const std::int64_t row = call.first_row + blockIdx.x;
   const int map = map_of(call, blockIdx.x);
   const Row edited = row_of(call.edited, row), y = row_of(call.y, row), x = row_of(call.x, row);
   const Row residual = call.residual.first.data == nullptr ? Row{} : row_of(call.residual, row);
-  const Row image = row_of(call.image, row);
+  const Row mapped = row_of(call.mapped, row);
   const int first = 4 * static_cast<int>(threadIdx.x);
   for (int begin = 0; begin < call.hidden; begin += 4 * kThreads) {  // all lanes: they share the sums of a tile
     const int k = begin + first, tile = k / kTileColumns;
     float r[4], z[4], values[4] = {};
     load_elements(x, k, call.hidden, r);
-    load_elements(image, k, call.hidden, z);
+    load_elements(mapped, k, call.hidden, z);
     if (residual.data != nullptr) {
       float more[4];
       load_elements(residual, k, call.hidden, more);

@@ -18,8 +18,8 @@ struct Launch {
 };
 
 std::vector<Launch> plan(const AffineNorm& op, const Workspace& workspace);
-std::vector<Launch> plan_epilogue(const AffineNorm& op, const Rows& image);
-void run(const std::vector<Launch>& launches, void* stream);
+std::vector<Launch> plan_epilogue(const AffineNorm& op, const Rows& mapped);
+void run(const std::vector<Launch>& launches, void* cuda_stream);
 
 // Kernels for a call's maps and rows; defined beside their instantiations.
 Kernel dense_kernel_for(const AffineNorm& op, int num_rows);

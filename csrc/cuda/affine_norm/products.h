@@ -55,8 +55,8 @@ template <DType kMap, bool kExact>
 struct TensorCoreProduct {
   static constexpr int kChunk = 16 / bytes_of(kMap);
   static constexpr int kStep = 4 * kChunk;
-  static constexpr int kPiece = 8;                // elements of a row that are loaded at once
-  static constexpr int kOctets = kExact ? 8 : 4;  // that one pass over the map serves; more would spill registers
+  static constexpr int kPiece = 8;                  // elements of a row that are loaded at once
+  static constexpr int kRowTiles = kExact ? 8 : 4;  // that one pass over the map serves; more would spill registers
   static constexpr bool kHalf = kMap == DType::kFloat16 && kExact;
   static constexpr int kMapParts = kMap == DType::kFloat16 && !kExact ? 2 : 1;
   // See project(). Maps that are converted while rows are split leave no registers for a second step.
@@ -146,11 +146,11 @@ struct TensorCoreProduct {
 struct Fp32Product {
   static constexpr int kChunk = 4;
   static constexpr int kStep = 4 * kChunk;
-  static constexpr int kOctets = 1;
+  static constexpr int kRowTiles = 1;
   static constexpr int kAhead = 2;
 
   struct Sums {
-    float rows[2][kOctet] = {};
+    float rows[2][kTileRows] = {};
   };
 
   using Columns = Chunks;
@@ -161,7 +161,7 @@ struct Fp32Product {
   static __device__ __forceinline__ void step(Sums& sums, const Columns& columns, const Source& source, int first,
                                               int k) {
 #pragma unroll
-    for (int i = 0; i < kOctet; ++i) {
+    for (int i = 0; i < kTileRows; ++i) {
       if (first + i >= source.count()) continue;
       float values[kChunk];
       source.load(first + i, k, values);
@@ -178,7 +178,7 @@ struct Fp32Product {
   static __device__ __forceinline__ void collect(const Sums& sums, float (&d)[4]) {
     const int t = lane_id() % 4;
     for (int row = 0; row < 2; ++row) {
-      for (int i = 0; i < kOctet; ++i) {
+      for (int i = 0; i < kTileRows; ++i) {
         float sum = sums.rows[row][i];
         sum += __shfl_xor_sync(kAllLanes, sum, 1);
         sum += __shfl_xor_sync(kAllLanes, sum, 2);

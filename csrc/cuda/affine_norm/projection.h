@@ -98,15 +98,15 @@ __device__ __forceinline__ Chunks load_chunks(const MapView& map, int index, int
   return chunks;
 }
 
-// Sums over k in [begin, end) for rows first to first + 8 octets - 1 of the source. Weights are requested two steps
-// ahead, or one where several octets keep a warp busy: with two blocks of eight warps on a multiprocessor that is 32 or
-// 16 KB in flight, and the bandwidth of an H100 times its latency asks for 18 KB (3.35 TB/s, 132 multiprocessors, 0.7
-// us). `wait` runs after the first request and before the source is read.
-template <class Product, int octets, class Source, class Wait>
+// Sums over k in [begin, end) for rows first to first + 8 row tiles - 1 of the source. Weights are requested two steps
+// ahead, or one where several row tiles keep a warp busy: with two blocks of eight warps on a multiprocessor that is 32
+// or 16 KB in flight, and the bandwidth of an H100 times its latency asks for 18 KB (3.35 TB/s, 132 multiprocessors,
+// 0.7 us). `wait` runs after the first request and before the source is read.
+template <class Product, int row_tiles, class Source, class Wait>
 __device__ __forceinline__ void project(const MapView& map, int index, int column, int begin, int end,
                                         const Source& source, int first, Wait wait,
-                                        typename Product::Sums (&sums)[octets]) {
-  constexpr int ahead = octets == 1 ? Product::kAhead : 1, stride = kWarps * Product::kStep;
+                                        typename Product::Sums (&sums)[row_tiles]) {
+  constexpr int ahead = row_tiles == 1 ? Product::kAhead : 1, stride = kWarps * Product::kStep;
   const int lane_k = lane_id() % 4 * Product::kChunk;
   int k = begin + warp_id() * Product::kStep;
   Chunks next[ahead];
@@ -126,9 +126,9 @@ __device__ __forceinline__ void project(const MapView& map, int index, int colum
       if (k + i * stride >= end) break;
       const typename Product::Columns columns = Product::columns(now[i]);
 #pragma unroll
-      for (int octet = 0; octet < octets; ++octet) {
-        if (first + octet * kOctet < source.count()) {
-          Product::step(sums[octet], columns, source, first + octet * kOctet, k + i * stride + lane_k);
+      for (int row_tile = 0; row_tile < row_tiles; ++row_tile) {
+        if (first + row_tile * kTileRows < source.count()) {
+          Product::step(sums[row_tile], columns, source, first + row_tile * kTileRows, k + i * stride + lane_k);
         }
       }
     }
@@ -136,31 +136,31 @@ __device__ __forceinline__ void project(const MapView& map, int index, int colum
   }
 }
 
-// One octet's sums of every warp. 20 floats from row to row: the lanes of a warp write without a bank conflict and read
-// with at most two to a bank.
+// One row tile's sums of every warp. 20 floats from row to row: the lanes of a warp write without a bank conflict and
+// read with at most two to a bank.
 struct WarpSums {
   static constexpr int kPitch = 20;
-  float values[kWarps][kOctet][kPitch];
+  float values[kWarps][kTileRows][kPitch];
 };
 
-// Adds the warps' sums and calls finish(row, column, sum) for the 16 columns and 8 rows of every octet in use, with the
+// Adds the warps' sums and calls finish(row, column, sum) for the 16 columns and 8 rows of every tile in use, with the
 // 16 columns of a row in 16 neighbouring lanes, whether or not the row is one of the source's.
-template <class Product, int octets, class Finish>
-__device__ __forceinline__ void combine(WarpSums& shared, const typename Product::Sums (&sums)[octets], int first,
+template <class Product, int row_tiles, class Finish>
+__device__ __forceinline__ void combine(WarpSums& shared, const typename Product::Sums (&sums)[row_tiles], int first,
                                         int count, Finish finish) {
   const int g = lane_id() / 4, t = lane_id() % 4;
   const int row = static_cast<int>(threadIdx.x) / kTileColumns, column = static_cast<int>(threadIdx.x) % kTileColumns;
 #pragma unroll
-  for (int octet = 0; octet < octets; ++octet) {
-    if (first + octet * kOctet >= count) break;
+  for (int row_tile = 0; row_tile < row_tiles; ++row_tile) {
+    if (first + row_tile * kTileRows >= count) break;
     float d[4];
-    Product::collect(sums[octet], d);
+    Product::collect(sums[row_tile], d);
     for (int i = 0; i < 4; ++i) shared.values[warp_id()][2 * t + i % 2][g + 8 * (i / 2)] = d[i];
     __syncthreads();
-    if (row < kOctet) {
+    if (row < kTileRows) {
       float sum = shared.values[0][row][column];
       for (int warp = 1; warp < kWarps; ++warp) sum += shared.values[warp][row][column];
-      finish(first + octet * kOctet + row, column, sum);
+      finish(first + row_tile * kTileRows + row, column, sum);
     }
     __syncthreads();
   }

@@ -33,9 +33,9 @@ struct Slots {
 
 }  // namespace
 
-unsigned* tickets_for(int device, void* stream) {
+unsigned* tickets_for(int device, void* cuda_stream) {
   cudaStreamCaptureStatus status;
-  check(cudaStreamIsCapturing(static_cast<cudaStream_t>(stream), &status), "state of the current stream");
+  check(cudaStreamIsCapturing(static_cast<cudaStream_t>(cuda_stream), &status), "state of the current stream");
   void* first = nullptr;
   check(cudaGetSymbolAddress(&first, pool), "counters of incline_fast");
   static Slots slots;
@@ -43,11 +43,11 @@ unsigned* tickets_for(int device, void* stream) {
   int slot;
   if (status != cudaStreamCaptureStatusNone) {
     slot = slots.take(device);
-  } else if (const auto found = slots.of_stream.find({device, stream}); found != slots.of_stream.end()) {
+  } else if (const auto found = slots.of_stream.find({device, cuda_stream}); found != slots.of_stream.end()) {
     slot = found->second;
   } else {
     slot = slots.take(device);
-    slots.of_stream[{device, stream}] = slot;
+    slots.of_stream[{device, cuda_stream}] = slot;
   }
   return static_cast<unsigned*>(first) + slot * kSlotWords;
 }

@@ -166,7 +166,7 @@ MatrixView<T> view(const char* name, const Matrices& matrices) {
 }
 
 template <class T>
-void launch(const CholeskyBlock& op, void* stream) {
+void launch(const CholeskyBlock& op, void* cuda_stream) {
   const CholeskyCall<T> call = {view<T>("A", op.source),
                                 view<T>("A", op.factor),
                                 view<T>("inverse", op.inverse),
@@ -175,25 +175,25 @@ void launch(const CholeskyBlock& op, void* stream) {
                                 static_cast<int>(op.size)};
   const dim3 grid(static_cast<unsigned>(op.count)), block(kThreads);
   if (op.factor.data != nullptr) {
-    LAUNCH((cholesky_kernel<T, true>), grid, block, 0, static_cast<cudaStream_t>(stream), call);
+    LAUNCH((cholesky_kernel<T, true>), grid, block, 0, static_cast<cudaStream_t>(cuda_stream), call);
   } else {
-    LAUNCH((cholesky_kernel<T, false>), grid, block, 0, static_cast<cudaStream_t>(stream), call);
+    LAUNCH((cholesky_kernel<T, false>), grid, block, 0, static_cast<cudaStream_t>(cuda_stream), call);
   }
   check(cudaGetLastError(), "launch of the Cholesky kernel");
 }
 
 }  // namespace
 
-void cholesky_block(const CholeskyBlock& op, void* stream) {
+void cholesky_block(const CholeskyBlock& op, void* cuda_stream) {
   if (op.size > kMaxCholeskyBlock) {
     throw std::invalid_argument("A has " + std::to_string(op.size) + " rows; allowed on CUDA: up to " +
                                 std::to_string(kMaxCholeskyBlock));
   }
   if (op.size == 0 || op.count == 0) return;
   if (op.dtype == DType::kFloat64) {
-    launch<double>(op, stream);
+    launch<double>(op, cuda_stream);
   } else {
-    launch<float>(op, stream);
+    launch<float>(op, cuda_stream);
   }
 }
 

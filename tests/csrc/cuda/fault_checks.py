@@ -25,8 +25,8 @@ SCHEDULES = ((0, 4), (7, 1), (8, 3), (9, 6))
 def after_a_gemm(sanitizer: str) -> Call:
     """The launch that finishes what torch's GEMM began."""
     case = make("layer", 100, (3,), dtype=BF16)
-    image = case.x.double() @ case.map.up[0].double().T
-    return prepare(case, image=image.float(), sanitizer=sanitizer)
+    mapped = case.x.double() @ case.map.up[0].double().T
+    return prepare(case, mapped=mapped.float(), sanitizer=sanitizer)
 
 
 CASES: dict[str, Callable[[str], Call]] = {

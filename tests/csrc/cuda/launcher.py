@@ -104,15 +104,15 @@ class Call:
     op: AffineNorm
     workspace: Tensor
     tickets: Tensor
-    image: Tensor | None
+    mapped: Tensor | None
     buffers: dict[str, Tensor]
 
     def plan(self, fibers: FiberLibrary) -> None:
         """Let the library describe the launches; it holds them until the next plan."""
-        image = None if self.image is None else ctypes.byref(rows(self.image))
+        mapped = None if self.mapped is None else ctypes.byref(rows(self.mapped))
         function = fibers.function("cuda_plan", *[Pointer] * 4, restype=ctypes.c_char_p)
         workspace = self.workspace.data_ptr() if self.workspace.numel() else None
-        raise_if(function(ctypes.byref(self.op), workspace, self.tickets.data_ptr(), image))
+        raise_if(function(ctypes.byref(self.op), workspace, self.tickets.data_ptr(), mapped))
 
 
 def raise_if(message: bytes | None) -> None:
@@ -120,7 +120,7 @@ def raise_if(message: bytes | None) -> None:
         raise ValueError(message.decode())
 
 
-def prepare(case: Case, *, in_place: bool = False, image: Tensor | None = None, sanitizer: Sanitizer = "none") -> Call:
+def prepare(case: Case, *, in_place: bool = False, mapped: Tensor | None = None, sanitizer: Sanitizer = "none") -> Call:
     """Describe a case to the launcher. In place, x (and the residual) are copied first and then written to."""
     x, residual = case.x, case.options.get("residual")
     stream = x if residual is None else residual
@@ -154,14 +154,14 @@ def prepare(case: Case, *, in_place: bool = False, image: Tensor | None = None, 
     workspace = torch.full((bytes_needed // 4,), torch.nan)
     tickets = torch.zeros(fibers.function("cuda_ticket_count", restype=ctypes.c_int)(), dtype=torch.int32)
     named = {"x": x, "residual": residual, "edited": edited, "y": y, "workspace": workspace, "tickets": tickets}
-    named |= {"weight": case.weight, "norm_bias": case.norm_bias, "image": image}
+    named |= {"weight": case.weight, "norm_bias": case.norm_bias, "mapped": mapped}
     named |= {name: getattr(case.map, name) for name in ("down", "up", "down_scale", "up_scale")}
     named |= {name: value for name, value in options.items() if isinstance(value, Tensor) and name != "residual"}
     present = {name: tensor for name, tensor in named.items() if tensor is not None and tensor.numel()}
     # In place, an output is an input under a second name.
     first = {tensor.data_ptr(): name for name, tensor in reversed(present.items())}
     buffers = {name: tensor for name, tensor in present.items() if first[tensor.data_ptr()] == name}
-    return Call(case, y, edited, op, workspace, tickets, image, buffers)
+    return Call(case, y, edited, op, workspace, tickets, mapped, buffers)
 
 
 def like(tensor: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""The launch after a GEMM: bias, strengths, residual, rounding and norm of rows whose image is given."""
+"""The launch after a GEMM: bias, strengths, residual, rounding and norm of rows whose M r is given."""
 
 from __future__ import annotations
 
@@ -31,12 +31,12 @@ def test_against_the_reference(hidden: int, dtype: torch.dtype, residual: torch.
     options = {"row_map": torch.arange(5, dtype=torch.int32) % 3 - 1, "alpha": torch.linspace(-1, 1, 5)}
     case = make(norm, hidden, (5,), dtype=dtype, residual_dtype=residual, **options)
     case = case.but(row_map=options["row_map"].clamp(max=0))
-    image = image_of(case)
-    y, edited = run_fibers(prepare(case, image=image))
+    mapped = image_of(case)
+    y, edited = run_fibers(prepare(case, mapped=mapped))
     assert_close(edited, case.expected()[1], hidden)
     assert_close(y, case.normed(edited), hidden)
-    assert both_equal(run_fibers(prepare(case, image=image, in_place=True), seed=5, resident=2), (y, edited))
-    assert both_equal(run_ptx(prepare(case, image=image), "sm_80"), (y, edited))
+    assert both_equal(run_fibers(prepare(case, mapped=mapped, in_place=True), seed=5, resident=2), (y, edited))
+    assert both_equal(run_ptx(prepare(case, mapped=mapped), "sm_80"), (y, edited))
 
 
 @pytest.mark.parametrize("norm", ["rms", "layer"])
@@ -44,18 +44,18 @@ def test_rows_without_a_map_have_the_bits_of_the_decode_kernels(norm: str) -> No
     """Both take the statistics by the same tree of sums."""
     case = make(norm, 777, (3,), dtype=BF16, row_map=torch.full((3,), -1, dtype=torch.int32))
     decoded = run_fibers(prepare(case))
-    assert both_equal(run_fibers(prepare(case, image=torch.zeros(3, 777))), decoded)
+    assert both_equal(run_fibers(prepare(case, mapped=torch.zeros(3, 777))), decoded)
 
 
 def test_the_map_is_not_read() -> None:
     case = make("rms", 64, (2,), dtype=BF16)
-    image = image_of(case)
-    expected = run_fibers(prepare(case, image=image))
+    mapped = image_of(case)
+    expected = run_fibers(prepare(case, mapped=mapped))
     case = replace(case, map=AffineMap.dense(torch.full((64, 64), torch.nan, dtype=BF16)))
-    assert both_equal(run_fibers(prepare(case, image=image)), expected)
+    assert both_equal(run_fibers(prepare(case, mapped=mapped)), expected)
 
 
 def test_no_data_race() -> None:
     case = make("layer", 300, (3,), dtype=BF16, residual_dtype=FP32)
     for seed in (1, 2):
-        run_fibers(prepare(case, image=image_of(case), sanitizer="races"), seed=seed, sanitizer="races")
+        run_fibers(prepare(case, mapped=image_of(case), sanitizer="races"), seed=seed, sanitizer="races")

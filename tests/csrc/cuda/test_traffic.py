@@ -28,7 +28,7 @@ def counted(name: str) -> Counted:
 
 
 @pytest.mark.parametrize(
-    ("name", "limit"), [("CUDA, dense", 1.03), ("CUDA, dense, an octet", 1.03), ("CUDA, rank 512", 1.05)]
+    ("name", "limit"), [("CUDA, dense", 1.03), ("CUDA, dense, a row tile", 1.03), ("CUDA, rank 512", 1.05)]
 )
 def test_compulsory_bytes(name: str, limit: float) -> None:
     """Each sector is counted once in each direction, as memory behind a 50 MB cache sees it; see the next lines for
