@@ -8,7 +8,7 @@ import os
 import torch
 from torch import Tensor
 
-from incline_fast.maps import AffineMap
+from incline_fast.maps import MAP_DTYPES, AffineMap
 from incline_fast.packing import is_packed, packed_shape, rank_of
 
 __all__ = ["PerRow", "check", "check_in_place", "check_row_map", "num_rows", "op_tail", "per_row"]
@@ -16,8 +16,12 @@ __all__ = ["PerRow", "check", "check_in_place", "check_row_map", "num_rows", "op
 PerRow = float | Tensor
 
 FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
-MAP_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.int8)
+SINGLE_MAP_DTYPES = tuple(dtype for dtype in MAP_DTYPES if dtype is not torch.float64)
 """What goes with sums in fp32; with sums in fp64 maps are fp64."""
+
+DECODE_TOKENS = 64
+"""A call with up to so many tokens is a decode step: one launch of the GPUs' decode kernels (kMaxRows in csrc/cuda).
+Above it, torch's product is faster than weights that are read again for every tile of tokens."""
 
 
 def _check_is_asked_for() -> bool:
@@ -138,7 +142,7 @@ def check(
 
 def _check_maps(x: Tensor, residual: Tensor | None, down: Tensor | None, up: Tensor) -> None:
     double = torch.float64 in (x.dtype, x.dtype if residual is None else residual.dtype)
-    allowed = (torch.float64,) if double else MAP_DTYPES
+    allowed = (torch.float64,) if double else SINGLE_MAP_DTYPES
     hidden = x.shape[-1]
     _dtype("up", up, allowed)
     if down is None:

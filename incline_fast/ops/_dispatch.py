@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.autograd.graph import increment_version
 
 from incline_fast.maps import AffineMap
-from incline_fast.ops._arguments import num_rows
+from incline_fast.ops._arguments import DECODE_TOKENS, num_rows
 from incline_fast.ops._extension import CUDA_EXTENSION, CUDA_PROBLEM, EXTENSION, TRITON, batch_invariant
 
 __all__ = [
@@ -30,9 +30,6 @@ __all__ = [
 Backend = Literal["auto", "cpu", "cuda", "triton", "reference"]
 BACKENDS: tuple[Backend, ...] = ("auto", "cpu", "cuda", "triton", "reference")
 Route = Literal["cpu", "cuda", "triton", "reference"]
-
-DECODE_TOKENS = 64
-"""Up to so many tokens "auto" takes the CUDA kernels: one launch of them serves as many."""
 
 
 def choose(device: torch.device, backend: str, num_tokens: int = 1, gradient: bool = False) -> Route:

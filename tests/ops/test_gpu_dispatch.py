@@ -51,6 +51,11 @@ def test_auto_on_cuda(installed, cuda: bool, triton: bool, num_tokens: int, grad
         assert told.endswith("This choice has not yet been measured on a GPU")
 
 
+def test_a_decode_step_is_one_launch_of_the_cuda_kernels() -> None:
+    header = Path(__file__).parents[2] / "csrc" / "cuda" / "affine_norm" / "affine_norm.h"
+    assert f"constexpr int kMaxRows = {_arguments.DECODE_TOKENS};" in header.read_text(encoding="utf-8")
+
+
 @pytest.mark.parametrize(("cuda", "route"), [(True, "cuda"), (False, "triton")])
 def test_batch_invariance_keeps_to_one_family(
     installed, monkeypatch: pytest.MonkeyPatch, cuda: bool, route: str
@@ -145,11 +150,15 @@ def test_kernels_for_a_device(installed) -> None:
 
 def test_linalg_on_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
     """The vendor's until the blocked algorithm is measured there; blocked where it is asked for and installed."""
-    assert linalg.explain(512, device=CUDA).startswith("torch: its CUDA kernels are not installed")
-    monkeypatch.setattr(linalg, "CUDA_EXTENSION", LIBRARY)
-    monkeypatch.setattr(linalg, "EXTENSION", LIBRARY)
-    assert linalg.explain(512, device=CUDA) == "torch: the blocked algorithm has not yet been measured on a GPU"
-    assert linalg.explain(512, device=CUDA, backend="blocked") == 'blocked: backend="blocked" was asked for'
+    for cuda, triton in ((None, False), (LIBRARY, False), (None, True)):
+        monkeypatch.setattr(linalg, "CUDA_EXTENSION", cuda)
+        monkeypatch.setattr(linalg, "TRITON", triton)
+        if cuda is None and not triton:
+            told = "torch: neither its CUDA kernels nor Triton are installed"
+            assert linalg.explain(512, device=CUDA).startswith(told)
+            continue
+        assert linalg.explain(512, device=CUDA) == "torch: the blocked algorithm has not yet been measured on a GPU"
+        assert linalg.explain(512, device=CUDA, backend="blocked") == 'blocked: backend="blocked" was asked for'
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.int8])
