@@ -222,7 +222,7 @@ def shuffled(estimator: str | Estimator, seed: int = 0) -> Estimator:
     inner = get_estimator(estimator)
 
     def solve_shuffled(X: Tensor, Y: Tensor, lam: Lam) -> Fitted:
-        order = torch.randperm(len(Y), generator=torch.Generator().manual_seed(seed))
+        order = torch.randperm(len(Y), generator=torch.Generator().manual_seed(seed), device="cpu")
         return inner.solve(X, Y[order.to(Y.device)], lam)
 
     return replace(inner, name=f"shuffled({inner.name}, seed={seed})", solve=solve_shuffled, min_pairs=2)

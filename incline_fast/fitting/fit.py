@@ -380,5 +380,5 @@ def _split(n: int, holdout: float, seed: int) -> tuple[Tensor, Tensor]:
             f"holdout is {holdout} of {n} pairs; expected 0, a share below 1 or a whole number of pairs, "
             "which leaves at least one pair on each side"
         )
-    order = torch.randperm(n, generator=torch.Generator().manual_seed(seed))
+    order = torch.randperm(n, generator=torch.Generator().manual_seed(seed), device="cpu")
     return order[count:].sort().values, order[:count].sort().values

@@ -55,7 +55,7 @@ class SiteEdit:
         self._source = (map, bias)
         # As tensors for compiled code, which takes a number for a constant and compiles anew for another one.
         self._numbers = torch.tensor(
-            [alpha, beta], dtype=torch.float64 if map.dtype is torch.float64 else torch.float32
+            [alpha, beta], dtype=torch.float64 if map.dtype is torch.float64 else torch.float32, device=map.device
         )
         self._fit(map.device, map.dtype is torch.float64)
 

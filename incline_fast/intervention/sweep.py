@@ -143,7 +143,7 @@ def compare(
                 prefix = prompts.prefill([source_ids[i] for i in batch], shared)
                 base.keep(batch, prompts.step(prefix, 1), wanted)
                 for name, alignment in alignments.items():
-                    strengths = torch.tensor(grids[name]).repeat(len(batch))
+                    strengths = torch.tensor(grids[name], dtype=torch.float32, device="cpu").repeat(len(batch))
                     with intervene(model, alignment, alpha=strengths, layers=layers) as run:
                         edited[name].keep(batch, prompts.step(prefix, len(grids[name]), run), wanted)
                     bar.update(len(batch))
@@ -154,8 +154,8 @@ class _Measures:
     """What a sweep keeps per alpha and prompt."""
 
     def __init__(self, alphas: int, prompts: int) -> None:
-        self.kl = torch.full((alphas, prompts), torch.nan)
-        self.norm = torch.full((alphas, prompts), torch.nan)
+        self.kl = torch.full((alphas, prompts), torch.nan, dtype=torch.float32, device="cpu")
+        self.norm = torch.full((alphas, prompts), torch.nan, dtype=torch.float32, device="cpu")
 
     def keep(self, batch: Sequence[int], step: Step, wanted: Mapping[int, Tensor]) -> None:
         self.norm[:, batch] = step.norms.view(len(batch), -1).T.cpu()

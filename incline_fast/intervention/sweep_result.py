@@ -82,10 +82,12 @@ class SweepResult:
         """
         edited, plain = self.kl[self.index(alpha)].double(), self.kl[self.index(0.0)].double()
         n = len(plain)
-        draws = torch.randint(n, (_RESAMPLES, n), generator=torch.Generator().manual_seed(seed))
+        draws = torch.randint(n, (_RESAMPLES, n), generator=torch.Generator().manual_seed(seed), device="cpu")
         changes = edited[draws].mean(1) / plain[draws].mean(1) - 1
         # Draws with an infinite divergence sort last; interpolation between two of them would be NaN.
-        low, high = changes.quantile(torch.tensor([(1 - level) / 2, (1 + level) / 2]).double(), interpolation="nearest")
+        low, high = changes.quantile(
+            torch.tensor([(1 - level) / 2, (1 + level) / 2], dtype=torch.float64, device="cpu"), interpolation="nearest"
+        )
         return float(low), float(high)
 
     def rows(self) -> list[dict[str, float | int | bool]]:

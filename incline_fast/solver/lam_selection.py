@@ -94,7 +94,7 @@ def kfold_scores(
             the absolute lams of the fold.
         device: of the rows.
     """
-    order = torch.randperm(n, generator=torch.Generator().manual_seed(0)).to(device)
+    order = torch.randperm(n, generator=torch.Generator().manual_seed(0), device="cpu").to(device)
     total = torch.zeros(lams, dtype=torch.float64, device=device)
     for held_out in order.tensor_split(min(FOLDS, n)):
         inside = torch.ones(n, dtype=torch.bool, device=device)

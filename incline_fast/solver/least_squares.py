@@ -251,7 +251,7 @@ def _condition(kernel: Tensor, inverse: Tensor) -> float:
 
 def _probe(kernel: Tensor) -> Tensor:
     """Four fixed random right-hand sides ``[n, 4]``: a wrong factor leaves a residual in them with probability 1."""
-    probe = torch.randn(len(kernel), 4, dtype=kernel.dtype, generator=torch.Generator().manual_seed(0))
+    probe = torch.randn(len(kernel), 4, dtype=kernel.dtype, device="cpu", generator=torch.Generator().manual_seed(0))
     # In units of the matrix's own scale, so that a massive row does not hide the others.
     return probe.to(kernel.device) * kernel.diagonal().sqrt().unsqueeze(-1)
 

@@ -91,7 +91,7 @@ class Moments:
     def state_dict(self) -> dict[str, Tensor]:
         """Tensors by name."""
         names = {"mean_x": self.mean_x, "mean_y": self.mean_y, "xx": self.xx, "xy": self.xy, "yy": self.yy}
-        return {"n": torch.tensor(self.n)} | {name: value.clone() for name, value in names.items()}
+        return {"n": torch.tensor(self.n, device="cpu")} | {name: value.clone() for name, value in names.items()}
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         """Take over what :meth:`state_dict` returned."""

@@ -163,7 +163,10 @@ class Collection:
         """The states; see :func:`collect`."""
         rank, size = rank_and_size(distributed)
         sites = self.sites
-        states = {site: torch.zeros(len(self.prompts), self.architecture.hidden_size) for site in sites}
+        states = {
+            site: torch.zeros(len(self.prompts), self.architecture.hidden_size, dtype=torch.float32, device="cpu")
+            for site in sites
+        }
         done = set() if self.shards is None else self.shards.restore(states)
         waiting = [prompt for prompt in self.prompts if prompt.index not in done]
         if size > 1:
@@ -180,7 +183,7 @@ class Collection:
         ):
             for number, batch in enumerate(_batches(waiting, self.batch_tokens)):
                 if number % size == rank:
-                    indices = torch.tensor([prompt.index for prompt in batch])
+                    indices = torch.tensor([prompt.index for prompt in batch], device="cpu")
                     pooled = recorder.run(batch)
                     _check_finite(pooled, batch, self.architecture.model)
                     for site in sites:
@@ -206,7 +209,7 @@ class _Recorder:
         self._shared_tokens = _shared_tokens(collection.prompts, collection.pooling)
         self._shared = SharedPrefix((), {})
         self._stack = ExitStack()
-        self._real = torch.empty(0)
+        self._real = torch.empty(0, device="cpu")
         self._pooled: HiddenStates = {}
 
     def __enter__(self) -> _Recorder:
@@ -226,13 +229,13 @@ class _Recorder:
         """Pooled states ``{site: fp32 [len(batch), d]}`` on the CPU."""
         skip = len(self._shared)
         width = max(len(text.ids) for text in batch) - skip
-        ids = torch.zeros(len(batch), width, dtype=torch.long)
-        mask = torch.zeros(len(batch), skip + width, dtype=torch.long)
-        real = torch.zeros(len(batch), width, dtype=torch.bool)
+        ids = torch.zeros(len(batch), width, dtype=torch.long, device="cpu")
+        mask = torch.zeros(len(batch), skip + width, dtype=torch.long, device="cpu")
+        real = torch.zeros(len(batch), width, dtype=torch.bool, device="cpu")
         for row, text in enumerate(batch):
-            ids[row, : len(text.ids) - skip] = torch.tensor(text.ids[skip:])
+            ids[row, : len(text.ids) - skip] = torch.tensor(text.ids[skip:], device="cpu")
             mask[row, : len(text.ids)] = 1
-            real[row, : len(text.ids) - skip] = torch.tensor(text.real[skip:])
+            real[row, : len(text.ids) - skip] = torch.tensor(text.real[skip:], device="cpu")
         self._real = real
         self._pooled = {}
         cache = None

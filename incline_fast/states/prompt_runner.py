@@ -107,7 +107,7 @@ class PromptRunner:
         # Architectures without this argument take the positions from the mask.
         self._takes_positions = "position_ids" in inspect.signature(self.architecture.backbone.forward).parameters
         self._tuples = blocks_return_tuples(self.architecture)
-        self._norms = torch.empty(0)
+        self._norms = torch.empty(0, device="cpu")
 
     def ids(self, sentences: Iterable[str], template: str | None) -> list[list[int]]:
         """Token ids of every prompt up to its last real token."""
@@ -136,7 +136,7 @@ class PromptRunner:
         skip = len(shared)
         tokens, mask = left_padded([prompt[skip:] for prompt in ids])
         width = tokens.shape[1]
-        mask = torch.cat([torch.ones(len(ids), skip, dtype=torch.long), mask], 1)
+        mask = torch.cat([torch.ones(len(ids), skip, dtype=torch.long, device="cpu"), mask], 1)
         tokens, mask = tokens.to(self.device), mask.to(self.device)
         batch = PromptBatch(tokens[:, -1:], mask, shared, {})
         cache = None

@@ -205,8 +205,8 @@ def leading_bos(is_bos: Tensor, real: Tensor, begins: Tensor | None = None) -> T
 def left_padded(prompts: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
     """Tokens and attention mask, both int64 ``[B, T]``, of prompts that all end in the last column."""
     width = max(map(len, prompts))
-    tokens, mask = torch.zeros(2, len(prompts), width, dtype=torch.long)
+    tokens, mask = torch.zeros(2, len(prompts), width, dtype=torch.long, device="cpu")
     for row, prompt in enumerate(prompts):
-        tokens[row, width - len(prompt) :] = torch.tensor(prompt)
+        tokens[row, width - len(prompt) :] = torch.tensor(prompt, device="cpu")
         mask[row, width - len(prompt) :] = 1
     return tokens, mask
