@@ -164,7 +164,13 @@ class Calls:
             return ForwardPass()
         per_row = self._expanded_alpha(call.batch)
         active = None if per_row is None or bool((per_row != 0).all()) else per_row != 0
-        rows = select(call, self._positions, prompt_length, tokens=self._tokens, active=active)
+        rows = select(call, self._positions, prompt_length, tokens=self._tokens)
+        row_map = None
+        if active is not None and rows is not None:
+            if rows.batch is None and bool(active.any()):  # a block stays one: its rows with alpha = 0 have no map
+                row_map = rows.per_token(active.int() - 1, call.length)
+            else:
+                rows = select(call, self._positions, prompt_length, tokens=self._tokens, active=active)
         if rows is None:
             return ForwardPass()
         embeddings = arguments.get("inputs_embeds")
@@ -174,7 +180,7 @@ class Calls:
         if per_row is None:
             return ForwardPass(rows)
         alpha = rows.per_token(per_row, call.length)
-        return ForwardPass(rows, alpha, 1 - alpha if self._interpolate else None)
+        return ForwardPass(rows, alpha, 1 - alpha if self._interpolate else None, row_map)
 
     def _prompt_length(self, length: int, past: int) -> int:
         control = self.control
@@ -366,5 +372,10 @@ def special_tokens(architecture: Architecture) -> SpecialTokens:
 def entrances(model: nn.Module, architecture: Architecture) -> list[nn.Module]:
     """Modules through which a forward pass can enter the model, outermost first."""
     inner, outer = architecture.backbone, architecture.model
-    wrappers = [module for module in outer.modules() if module is not inner and unwrap(module) is inner]
-    return list(dict.fromkeys([model, outer, *reversed(wrappers), inner]))
+    wrappers = []
+    for module in outer.modules():
+        if module is inner:  # its wrappers hold it, so they come first
+            break
+        if unwrap(module) is inner:
+            wrappers.append(module)
+    return list(dict.fromkeys([model, outer, *wrappers, inner]))

@@ -119,6 +119,7 @@ class SiteEdit:
             or running.stage is not Stage.EDIT
             or hidden.shape[1] != 1
             or running.rows.batch is not None
+            or running.row_map is not None
             or running.rows.top is not None
             or running.rows.bottom is not None
             or not _is_bare(norm)
@@ -154,13 +155,18 @@ class SiteEdit:
         alpha, beta = self._strengths(running, state)
         before = torch.linalg.vector_norm(state, dim=-1, dtype=torch.float32) if self.watch else None
         backend = backend_for(self._device, state.dtype)
+        row_map = None if running.row_map is None else running.row_map.to(state.device)
         normed = op.in_place(
-            state, vectors, self.map, None, self.bias, alpha, beta, running.row_map, eps, weight_offset, backend
+            state, vectors, self.map, None, self.bias, alpha, beta, row_map, eps, weight_offset, backend
         )
         if before is not None:
             after = torch.linalg.vector_norm(state, dim=-1, dtype=torch.float32)
             growth = after / before.clamp_min(torch.finfo(torch.float32).tiny)
-            running.measures[self.index] = state.abs().amax(-1).flatten(), growth.flatten()
+            peak, growth = state.abs().amax(-1).flatten(), growth.flatten()
+            if running.row_map is not None:  # rows that were not edited count for nothing
+                untouched = running.row_map.to(state.device) < 0
+                peak, growth = peak.masked_fill(untouched, 0), growth.masked_fill(untouched, 0)
+            running.measures[self.index] = peak, growth
         return normed
 
     def _strengths(self, running: ForwardPass, state: Tensor) -> tuple[PerRow, PerRow]:

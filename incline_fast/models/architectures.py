@@ -11,7 +11,7 @@ Adding an architecture takes one row of :data:`ARCHITECTURES` and one configurat
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Literal, cast
 
@@ -227,9 +227,9 @@ def describe(model: nn.Module) -> Architecture:
     return Architecture(model_type, model, backbone, tuple(sites), where.hidden_size, _bos_token_ids(model))
 
 
-def _named_modules(model: nn.Module) -> list[tuple[str, nn.Module]]:
+def _named_modules(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     """Like ``model.named_modules()`` with compilation wrappers seen through."""
-    return [(name, unwrap(module)) for name, module in model.named_modules()]
+    return ((name, unwrap(module)) for name, module in model.named_modules())
 
 
 def _row(model: nn.Module) -> tuple[str, Row]:
