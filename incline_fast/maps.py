@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from numpy.typing import ArrayLike
 from torch import Tensor
+from torch.compiler import is_dynamo_compiling
 
 from incline_fast.arguments import matrix
 from incline_fast.packing import PANEL, on_huge_pages, pack
@@ -217,8 +218,8 @@ class AffineMap:
         Packed once and kept, on huge pages, except where a gradient has to flow back to the weights.
         """
         kept, up, down = self._packed, self.up, self.down
-        # _still_holds, without its calls: a small problem is over in a few microseconds.
-        if kept is not None and not torch.compiler.is_compiling() and not up.requires_grad and kept.version is not None:
+        # _still_holds, without its calls: a small problem is over in a few microseconds. Dynamo has no versions.
+        if kept is not None and not is_dynamo_compiling() and not up.requires_grad and kept.version is not None:
             if down is None:
                 if kept.version == up._version:
                     return kept.parts  # type: ignore[return-value]

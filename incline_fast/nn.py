@@ -70,7 +70,7 @@ class _AffineNorm(torch.nn.Module):
         # Whoever replaces the state (load_state_dict, functional_call, to) replaces what the map is made of.
         if (
             buffers.get("map_up") is map.up
-            and buffers.get("map_down") is map.down
+            and (map.down is None or buffers.get("map_down") is map.down)
             and (map.up_scale is None or buffers.get("map_up_scale") is map.up_scale)
             and (map.down_scale is None or buffers.get("map_down_scale") is map.down_scale)
         ):

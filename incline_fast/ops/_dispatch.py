@@ -8,7 +8,6 @@ from typing import Literal
 
 import torch
 from torch import Tensor
-from torch.autograd.graph import increment_version
 
 from incline_fast.maps import AffineMap
 from incline_fast.ops._arguments import DECODE_TOKENS, num_rows
@@ -22,7 +21,6 @@ __all__ = [
     "differentiates",
     "explain",
     "has_kernels",
-    "mark_written",
     "route_of",
     "triton_ops",
 ]
@@ -115,11 +113,6 @@ def differentiates(*arguments: Tensor | AffineMap | float | None) -> bool:
         if any(isinstance(tensor, Tensor) and tensor.requires_grad for tensor in tensors):
             return True
     return False
-
-
-def mark_written(x: Tensor, residual: Tensor | None) -> None:
-    """Tell autograd that the op wrote to these tensors, so that a graph which saved them reports it."""
-    increment_version(x if residual is None else (x, residual))
 
 
 def explain(backend: str = "auto", *, device: torch.device | str = "cpu", num_tokens: int = 1) -> str:

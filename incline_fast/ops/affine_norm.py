@@ -19,11 +19,12 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
+from torch.autograd.graph import increment_version
 
 from incline_fast.maps import AffineMap
 from incline_fast.ops import _autograd, reference
 from incline_fast.ops._arguments import PerRow, check, check_in_place, check_row_map, op_tail, per_row
-from incline_fast.ops._dispatch import Route, differentiates, mark_written, route_of, triton_ops
+from incline_fast.ops._dispatch import Route, differentiates, route_of, triton_ops
 from incline_fast.ops._extension import EXTENSION
 from incline_fast.torch_modes import full_precision, functorch_level, is_wrapped
 
@@ -79,8 +80,12 @@ class NormOp:
         """``(y, r')``; nothing is written to."""
         gradient = torch.is_grad_enabled() and differentiates(x, residual, *vectors, map, bias, alpha, beta)
         # Asked here and not in a function: on a small problem every call costs.
-        plain = functorch_level() is None and forward_ad._current_level < 0
-        route = route_of(x, backend, gradient) if plain else _transformed_route(backend)
+        if functorch_level() is not None or forward_ad._current_level >= 0:
+            route = _transformed_route(backend)
+        elif backend == "auto" and EXTENSION is not None and x.is_cpu:
+            route = "cpu"
+        else:
+            route = route_of(x, backend, gradient)
         if route == "reference":
             weights = (map.down, map.up, map.down_scale, map.up_scale)
             weight, norm_bias = self._weight_and_bias(vectors)
@@ -125,8 +130,12 @@ class NormOp:
         stream = x if residual is None else residual
         gradient = torch.is_grad_enabled() and differentiates(x, residual, *vectors, map, bias, alpha, beta)
         # Asked here and not in a function: on a small problem every call costs.
-        plain = functorch_level() is None and forward_ad._current_level < 0
-        route = route_of(x, backend, gradient) if plain else _transformed_route(backend)
+        if functorch_level() is not None or forward_ad._current_level >= 0:
+            route = _transformed_route(backend)
+        elif backend == "auto" and EXTENSION is not None and x.is_cpu:
+            route = "cpu"
+        else:
+            route = route_of(x, backend, gradient)
         if route != "reference" and not gradient:
             y = torch.empty_like(x) if residual is None else x
             tail = op_tail(route, map, bias, alpha, beta, row_map, eps, weight_offset)
@@ -136,7 +145,7 @@ class NormOp:
             else:
                 with _sums_in_full(route, x):
                     kernel(y, stream, residual is not None, *vectors, *tail)
-            mark_written(x, residual)
+            increment_version(x if residual is None else (x, residual))  # for graphs that saved what was written to
             return y
         check_in_place(x, residual)
         copy = None if residual is None else residual.clone()
