@@ -21,8 +21,8 @@ from rich.table import Table
 from benchmarks.serving.server import Server, serve
 from demo.fetch import CACHE, Prepared, prepare
 from incline_fast import fit
-from incline_fast.fitting.fit import DEFAULT_TEMPLATE
 from incline_fast.text.parallel_text import ParallelText
+from incline_fast.text.prompts import DEFAULT_TEMPLATE
 
 __all__ = ["learn_maps"]
 

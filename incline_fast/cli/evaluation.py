@@ -9,7 +9,7 @@ import typer
 
 from incline_fast.cli.inputs import load_model, parallel_text, parse_alphas, parse_layers, unescape
 from incline_fast.cli.options import Artifact, Device, Dtype, Languages, Layers, Model, Pairs, Skip, Source, Target
-from incline_fast.cli.output import check_outputs
+from incline_fast.cli.output import check_outputs, shown
 
 if TYPE_CHECKING:
     from incline_fast.evaluation import LabelTask
@@ -105,7 +105,7 @@ def tune(
         target_language=text.target_language,
         resume=resume,
     )
-    typer.echo(found.table())
+    typer.echo(shown(found.table()))
     if found.alignment is not None:
         found.alignment.save(output)
         typer.echo(f"wrote {output}")
@@ -150,7 +150,7 @@ def evaluate(
     loaded, tokenizer = load_model(model, dtype, device)
     maps.check(loaded)
     report = run_evaluate(loaded, tokenizer, maps, task, other, alpha=alpha)
-    typer.echo(report.table())
+    typer.echo(shown(report.table()))
     if output:
         report.to_csv(output)
 

@@ -266,10 +266,10 @@ def score_continuations(
     prompts = {text: number for number, text in enumerate(dict.fromkeys(prompt for prompt, _ in pairs))}
     ids = runner.ids(list(prompts), None)
     ends: list[list[tuple[int, list[int]]]] = [[] for _ in ids]
-    for place, (prompt, end) in enumerate(pairs):
+    wholes = runner.ids([prompt + end for prompt, end in pairs], None)
+    for place, ((prompt, end), whole) in enumerate(zip(pairs, wholes, strict=True)):
         number = prompts[prompt]
-        whole = tokenizer(prompt + end).input_ids
-        ends[number].append((place, list(whole[len(ids[number]) :])))
+        ends[number].append((place, whole[len(ids[number]) :]))
         if not ends[number][-1][1]:
             raise TaskError(f"{task.name}: continuation {end!r} of {prompt!r} has no token of its own")
     found = torch.zeros(len(variants), len(pairs))

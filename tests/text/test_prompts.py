@@ -11,6 +11,8 @@ from tiny_tokenizer import tiny_tokenizer
 from transformers import PreTrainedTokenizer
 
 from incline_fast import Alignment, intervene
+from incline_fast.cli.output import continue_prompts
+from incline_fast.evaluation import PLAIN, ContinuationTask, score_continuations
 from incline_fast.intervention.sweep import sweep
 from incline_fast.models.architectures import block_output
 from incline_fast.states.hidden_states import collect
@@ -128,6 +130,17 @@ def test_fitting_sweeping_and_editing_mean_the_same_token():
     expected = (target.exp() * (target - logits.log_softmax(-1))).sum()
     result = sweep(model, tokenizer, alignment, [text], ["w9"], alphas=[0.5], progress=False)
     assert torch.allclose(result.kl[result.index(0.5), 0], expected, atol=1e-5)
+
+
+def test_an_end_that_the_tokenizer_adds_is_neither_continued_nor_scored():
+    model = tiny("llama")
+    plain, adding = tiny_tokenizer(eos=False), tiny_tokenizer(eos=True)
+    task = ContinuationTask("tiny", "", [["w5 w6", "w7"]], [[" w8", " w9 w10"]], [0], ["a"])
+    scored = [score_continuations(model, one, task, [PLAIN], progress=False) for one in (plain, adding)]
+    assert torch.equal(scored[0][1], scored[1][1])
+    assert torch.allclose(scored[0][0], scored[1][0], atol=1e-5)
+    texts = ["w5 w6 w7", "w8"]
+    assert continue_prompts(model, plain, texts, 4) == continue_prompts(model, adding, texts, 4)
 
 
 @pytest.mark.parametrize("ids", [[[1, 1, 5, 1]], [[1, 5, 1, 1]], [[1, 1, 1, 1]], [[0, 0, 1, 5]], [[5, 1, 1, 0]]])
