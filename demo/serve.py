@@ -22,7 +22,7 @@ from benchmarks.serving.server import Server, serve
 from demo.fetch import CACHE, Prepared, prepare
 from incline_fast import fit
 from incline_fast.text.parallel_text import ParallelText
-from incline_fast.text.prompts import DEFAULT_TEMPLATE
+from incline_fast.text.prompts import DEFAULT_TEMPLATE, fill
 
 __all__ = ["learn_maps"]
 
@@ -69,7 +69,7 @@ def _answers(server: Server, unused: dict[str, ParallelText]) -> list[tuple[str,
 
     def ask(job: tuple[str, str | None]) -> str:
         sentence, map = job
-        answer = server.complete(DEFAULT_TEMPLATE.replace("{sentence}", sentence), map, max_tokens=TOKENS)
+        answer = server.complete(fill(DEFAULT_TEMPLATE, sentence), map, max_tokens=TOKENS)
         answer.raise_for_status()
         text: str = answer.json()["choices"][0]["text"]
         return " ".join(text.split())
