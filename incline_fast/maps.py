@@ -29,7 +29,7 @@ INT8_MAX = 127
 Aligned = tuple[Tensor | None, Tensor, Tensor | None, Tensor | None]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class _Kept:
     """A layout of a map's weights.
 
