@@ -121,7 +121,8 @@ def epsilon(norm: nn.Module, preferred: str, path: str) -> float:
     Raises:
         UnsupportedModelError: it is under no known name, or other modules lie in the norm.
     """
-    if any(True for _ in norm.children()):
+    # torch keeps parametrisations of a module's own weight in a child of that name.
+    if any(name != "parametrizations" for name, _ in norm.named_children()):
         raise UnsupportedModelError(
             f"{path} is a {type(norm).__name__}, which wraps the norm; merge what it adds into the model, as "
             "merge_and_unload() of PEFT does"
