@@ -189,7 +189,7 @@ class Calls:
             if generation.prompt is None:
                 generation.prompt, control.declared = length, False
                 return length
-            if past > 0 and length == 1:
+            if length == 1:  # without a cache, a later pass has the prompt and an answer in it: two tokens at least
                 return 0
             if past == 0 and length > generation.prompt:  # no cache: prompt and answer run again at every step
                 return generation.prompt

@@ -139,10 +139,11 @@ class Intervention:
 
     def describe(self) -> str:
         """Which sites are edited, how strongly, at which tokens, and by which backend."""
-        device = self._architecture.sites[0].device
+        device, note = self._architecture.sites[0].device, self._architecture.note
         head = (
             f"{len(self.layers)} of {self._architecture.num_layers + 1} sites edited, form={self._alignment.form!r}, "
             f"positions={self._positions!r}, mode={self._mode!r}\n"
+            f"  sites found by the {self._architecture.found_by}{'; ' * bool(note)}{note}\n"
             f"  backend: {explain(backend_for(device), device=device)}"
         )
         lines = [

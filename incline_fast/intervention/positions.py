@@ -21,6 +21,10 @@ __all__ = ["Call", "Positions", "Rows", "SpecialTokens", "read_call", "select"]
 Positions = Literal["last", "generated", "all"]
 
 
+# Names under which models take what earlier passes left.
+_CACHES = ("past_key_values", "cache_params", "state")
+
+
 @dataclass(frozen=True)
 class Rows:
     """Tokens of states ``[B, T, d]``: a block of rows and columns, or single (row, column) pairs.
@@ -178,11 +182,24 @@ def read_call(arguments: Mapping[str, Any]) -> Call:
                 f"{name} is given: continuous batching packs prompts and decoded tokens into one row, and nothing says "
                 "which of them end a prompt; it cannot be edited"
             )
-    cache = arguments.get("past_key_values")
-    past = 0 if cache is None else int(cache.get_seq_length())
+    past = _cached_tokens(arguments)
     batch, length = int(source.shape[0]), int(source.shape[1])
     texts = _beginnings(arguments, batch, length) if length > 1 else None
     return Call(batch, length, past, arguments.get("attention_mask"), ids, texts, source.device)
+
+
+def _cached_tokens(arguments: Mapping[str, Any]) -> int:
+    """Tokens before this pass. Recurrent states do not count theirs: 1 if there are any."""
+    cache = next((arguments[name] for name in _CACHES if arguments.get(name) is not None), None)
+    if cache is None:
+        return 0
+    try:
+        return int(cache.get_seq_length())
+    except (AttributeError, ValueError):  # a cache of recurrent states alone
+        layers = getattr(cache, "layers", None)
+        if layers is None:
+            return 1
+        return int(any(any(getattr(layer, "has_previous_state", {}).values()) for layer in layers))
 
 
 def _beginnings(arguments: Mapping[str, Any], batch: int, length: int) -> Tensor | None:

@@ -18,7 +18,14 @@ from torch.nn.modules.module import _has_any_global_hook
 
 from incline_fast.intervention.forward_pass import Control, ForwardPass, Stage
 from incline_fast.maps import AffineMap
-from incline_fast.models.architectures import Site, block_output, state_argument, unwrap
+from incline_fast.models.sites import (
+    Site,
+    block_output,
+    state_argument,
+    unwrap,
+    with_block_output,
+    with_state_argument,
+)
 from incline_fast.ops._arguments import PerRow
 from incline_fast.ops._dispatch import has_kernels
 from incline_fast.ops.affine_norm import LAYER_NORM, RMS_NORM, NormOp
@@ -105,6 +112,29 @@ class SiteEdit:
         self._transform(running, state, RMS_NORM, (self._unit,), 0.0, 0.0)
         if running.stage is Stage.SET or rows.batch is not None:
             rows.put(hidden, state)
+
+    def edited(self, hidden: Tensor) -> Tensor:
+        """``hidden`` with its rows edited, for a state that no norm reads; ``hidden`` itself where nothing is edited.
+
+        Who else holds ``hidden`` (a skip connection over several blocks) goes on with the unedited state.
+        """
+        running = self.pending(hidden)
+        if running is None:
+            return hidden
+        axis, rows = self.site.stream_axis, running.rows
+        assert rows is not None
+        new = hidden.clone() if axis is None else hidden.mean(axis)
+        before = None if axis is None else rows.take(new).clone()
+        self.edit(new)
+        if running.stage is Stage.RECORD:
+            return hidden
+        if axis is None or before is None:
+            return new
+        change = rows.take(new) - before
+        streams = hidden.clone()
+        for stream in streams.unbind(axis):
+            rows.put(stream, rows.take(stream) + change)
+        return streams
 
     def edit_and_normalise(self, norm: nn.Module, hidden: Tensor) -> Tensor | None:
         """Edit a state that ``norm`` is about to read; the normalised state where one kernel does both.
@@ -237,7 +267,7 @@ class Taps:
 
     def add(self, edit: SiteEdit) -> None:
         """Edit one more state here."""
-        if edit.site.tap == "block_output":
+        if edit.site.tap not in ("norm", "block_input"):
             self.after = edit
         else:
             self.before = edit
@@ -270,11 +300,9 @@ def _tapped(cls: type) -> type:
                 if normed is not None:
                     return normed
             else:
-                before.edit(hidden)
+                args, kwargs = with_state_argument(args, kwargs, before.edited(hidden))
         output = cls.__call__(self, *args, **kwargs)
-        if after is not None:
-            after.edit(block_output(output))
-        return output
+        return output if after is None else with_block_output(output, after.edited(block_output(output)))
 
     return type(
         cls.__name__,

@@ -22,7 +22,7 @@ from incline_fast.alignment.alignment import Alignment
 from incline_fast.arguments import numbers, whole, wholes
 from incline_fast.intervention.intervene import intervene
 from incline_fast.intervention.sweep_result import SweepResult
-from incline_fast.states.hidden_states import evaluated
+from incline_fast.models.sites import evaluated
 from incline_fast.states.prompt_runner import PromptRunner, Step, like_batches
 
 __all__ = ["DEFAULT_ALPHAS", "SweepResult", "compare", "sweep"]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from os import PathLike
@@ -20,6 +20,7 @@ from incline_fast.models.active import ACTIVE
 from incline_fast.models.architectures import Architecture, describe
 from incline_fast.models.identity import identify, weights_hash
 from incline_fast.models.inputs import input_device, token_limits
+from incline_fast.models.sites import evaluated
 from incline_fast.states.shards import Shards, StatesError, text_hash
 from incline_fast.states.shared_prefix import SharedPrefix, common_prefix, key_value_cache, run_shared_prefix
 from incline_fast.text.prompts import Prompt, render, tokenize
@@ -272,18 +273,6 @@ def pool(h: Tensor, real: Tensor, pooling: Pooling) -> Tensor:
     positions = torch.arange(real.shape[1], device=h.device)
     last = torch.where(real, positions, -1).amax(1)
     return h[torch.arange(len(h), device=h.device), last].float()
-
-
-@contextmanager
-def evaluated(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode inside, every module's own mode afterwards."""
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, mode in modes:
-            module.training = mode
 
 
 def _check_layers(layers: Iterable[int] | None, num_layers: int) -> list[int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -14,8 +15,17 @@ from transformers.cache_utils import Cache
 
 
 def blocks_of(model: nn.Module) -> nn.ModuleList:
-    """The longest list of modules in the model: its blocks."""
-    return max((m for m in model.modules() if isinstance(m, nn.ModuleList)), key=len)
+    """The blocks of the text decoder: its longest list of modules that is not inside another one."""
+    lists: dict[str, nn.ModuleList] = {}
+    for name, module in model.named_modules():
+        inside = any(name.startswith(f"{outer}.") for outer in lists)
+        if (
+            isinstance(module, nn.ModuleList)
+            and not inside
+            and not re.search("vision|image|video|visual|audio|perceiver", name)
+        ):
+            lists[name] = module
+    return max(lists.values(), key=len)
 
 
 @dataclass
@@ -32,6 +42,8 @@ class HookedEdit:
     """Site -> states of the last pass after the edit."""
     recorded: dict[int, Tensor] | None = None
     """Site -> states ``[B, T, d]`` of an unedited run, from which edited values are computed (clean mode)."""
+    streams: int | None = None
+    """Axis of parallel streams: every one of them moves by what the edit moves their mean."""
 
     def strength(self, site: int, row: int) -> float:
         if isinstance(self.alpha, dict):
@@ -39,6 +51,12 @@ class HookedEdit:
         return float(self.alpha[row]) if isinstance(self.alpha, Tensor) else self.alpha
 
     def edited(self, site: int, states: Tensor) -> Tensor:
+        if self.streams is None:
+            return self.edited_state(site, states)
+        mean = states.mean(self.streams)
+        return states + (self.edited_state(site, mean) - mean).unsqueeze(self.streams)
+
+    def edited_state(self, site: int, states: Tensor) -> Tensor:
         new = states.clone()
         for row, token in self.where(states) if callable(self.where) else self.where:
             alpha = self.strength(site, row)
@@ -61,12 +79,13 @@ class HookedEdit:
         def first(module: nn.Module, args: Any, kwargs: Any) -> Any:
             if args:
                 return (self.edited(0, args[0]), *args[1:]), kwargs
-            return args, {**kwargs, "hidden_states": self.edited(0, kwargs["hidden_states"])}
+            name = next(name for name in ("hidden_states", "x") if name in kwargs)
+            return args, {**kwargs, name: self.edited(0, kwargs[name])}
 
         def after(site: int) -> Any:
             def hook(module: nn.Module, args: Any, output: Any) -> Any:
-                if isinstance(output, tuple):
-                    return (self.edited(site, output[0]), *output[1:])
+                if isinstance(output, tuple | list):
+                    return type(output)([self.edited(site, output[0]), *output[1:]])
                 return self.edited(site, output)
 
             return hook

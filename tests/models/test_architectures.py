@@ -6,7 +6,6 @@ import pytest
 import torch
 from tiny_models import CONFIGS, HIDDEN, LAYERS, prompts, tiny
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM
 
 from incline_fast.models.architectures import ARCHITECTURES, UnsupportedModelError, describe, unwrap
 
@@ -70,28 +69,36 @@ def test_backbone_alone_and_compiled_models_are_described():
     assert describe(llama).backbone is inner
 
 
-def test_unknown_architecture_is_refused_with_what_is_missing():
-    config = AutoConfig.for_model("mamba", hidden_size=16, num_hidden_layers=2, vocab_size=31)
-    model = AutoModelForCausalLM.from_config(config)
-    with pytest.raises(UnsupportedModelError, match=r"model_type 'mamba'.*final norm.*one row of ARCHITECTURES.*llama"):
-        describe(model)
+def test_what_is_no_decoder_is_refused():
     with pytest.raises(UnsupportedModelError, match="Linear has no transformers config"):
         describe(nn.Linear(2, 2))
 
 
-def test_a_renamed_norm_is_refused_by_name():
+def test_a_model_that_is_not_built_like_its_row_of_the_table_is_probed():
     model = tiny("llama")
     block = model.model.layers[1]
     block.norm_of_another_name = block.input_layernorm
     del block.input_layernorm
-    with pytest.raises(UnsupportedModelError, match="LlamaDecoderLayer has no 'input_layernorm'"):
-        describe(model)
+    block.forward = _forward_with_the_other_name(block)
+    architecture = describe(model)
+    assert architecture.found_by == "probe"
+    assert architecture.sites[1].path == "model.layers.1.norm_of_another_name"
+    assert [site.tap for site in architecture.sites] == ["norm"] * (LAYERS + 1)
 
 
-def test_cross_attention_and_layer_count_mismatch_are_refused():
+def _forward_with_the_other_name(block):
+    def forward(hidden_states, **kwargs):
+        attended, _ = block.self_attn(hidden_states=block.norm_of_another_name(hidden_states), **kwargs)
+        hidden_states = hidden_states + attended
+        return hidden_states + block.mlp(block.post_attention_layernorm(hidden_states))
+
+    return forward
+
+
+def test_cross_attention_is_refused_and_blocks_are_counted():
     with pytest.raises(UnsupportedModelError, match="cross-attention"):
         describe(tiny("gpt2", add_cross_attention=True))
     model = tiny("llama")
     model.config.num_hidden_layers = 2
-    with pytest.raises(UnsupportedModelError, match=r"3 blocks.*num_hidden_layers = 2"):
+    with pytest.raises(UnsupportedModelError, match=r"model.layers ran \[0, 1\] times in one pass, not once each"):
         describe(model)
