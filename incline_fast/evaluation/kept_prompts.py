@@ -11,8 +11,8 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from incline_fast.models.identity import identify, weights_hash
+from incline_fast.models.sites import evaluated
 from incline_fast.states import HiddenStates
-from incline_fast.states.hidden_states import evaluated
 from incline_fast.states.prompt_runner import PromptBatch, PromptRunner, like_batches
 from incline_fast.states.shards import Shards, text_hash
 

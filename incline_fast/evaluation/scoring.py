@@ -24,7 +24,7 @@ from incline_fast.evaluation.kept_prompts import KeptPrompts
 from incline_fast.evaluation.tasks import ContinuationTask, LabelTask, TaskError
 from incline_fast.intervention.intervene import intervene
 from incline_fast.models.label_head import head_of_tokens
-from incline_fast.states.hidden_states import evaluated
+from incline_fast.models.sites import evaluated
 from incline_fast.states.prompt_runner import PromptBatch, PromptRunner, Step
 
 __all__ = ["PLAIN", "LabelScorer", "LabelScores", "Variant", "score_continuations"]

@@ -30,8 +30,9 @@ from incline_fast.fitting.fit import fit_states
 from incline_fast.intervention.sweep import DEFAULT_ALPHAS
 from incline_fast.models.identity import identify, weights_hash
 from incline_fast.models.label_head import head_of_tokens
+from incline_fast.models.sites import evaluated
 from incline_fast.states import HiddenStates, collect
-from incline_fast.states.hidden_states import BATCH_TOKENS, evaluated
+from incline_fast.states.hidden_states import BATCH_TOKENS
 from incline_fast.states.prompt_runner import NOTHING_SHARED, PromptBatch, PromptRunner
 from incline_fast.states.shards import Shards, text_hash
 

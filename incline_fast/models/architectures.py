@@ -139,6 +139,7 @@ def from_probe(model: nn.Module) -> Architecture:
         _model_type(model),
         model,
         unwrap(model.get_submodule(found.backbone)),
+        tuple(unwrap(block) for block in cast(nn.ModuleList, model.get_submodule(found.blocks))),
         sites,
         found.hidden_size,
         _bos_token_ids(model),
@@ -198,7 +199,13 @@ class _Where:
         if len(known) < len(sites):
             return None
         return Architecture(
-            _model_type(self._model), self._model, backbone, known, self._hidden_size, _bos_token_ids(self._model)
+            _model_type(self._model),
+            self._model,
+            backbone,
+            tuple(unwrap(block) for block in blocks),
+            known,
+            self._hidden_size,
+            _bos_token_ids(self._model),
         )
 
     def _block_site(self, index: int, blocks: nn.ModuleList, prefix: str) -> Site | None:

@@ -148,7 +148,7 @@ def install(module: nn.Module, tap: Tap, vector: Callable[[Tensor], Tensor]) -> 
 
 
 def same_memory(value: Any, state: Tensor | None) -> bool:
-    """Whether ``value`` is the tensor ``state`` or another view of all of it: what is written to one is read in both."""
+    """Whether ``value`` is the tensor ``state`` or another view of all of it: written to one, read in both."""
     return (
         isinstance(value, Tensor)
         and state is not None

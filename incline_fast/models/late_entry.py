@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from incline_fast.models.architectures import Architecture, state_argument, unwrap
+from incline_fast.models.sites import Architecture, state_argument
 
 __all__ = ["blocks_return_tuples", "entered_at"]
 
@@ -24,7 +24,7 @@ def blocks_return_tuples(architecture: Architecture) -> bool:
     Finds out by running one token.
     """
     found: list[bool] = []
-    block = _blocks(architecture)[0]
+    block = architecture.blocks[0]
     handle = block.register_forward_hook(lambda module, args, output: found.append(isinstance(output, tuple)))
     try:
         with torch.inference_mode():
@@ -63,13 +63,9 @@ def entered_at(architecture: Architecture, site: int, states: Tensor, *, tuples:
     def enter(*args: Any, **kwargs: Any) -> Any:
         return packed(states.clone())
 
-    skipped = _blocks(architecture)[:site]
+    skipped = list(architecture.blocks[:site])
     with _replaced_forwards(skipped, [*[skip] * (site - 1), enter]):
         yield
-
-
-def _blocks(architecture: Architecture) -> list[nn.Module]:
-    return [unwrap(site.owner if site.tap == "norm" else site.module) for site in architecture.sites[:-1]]
 
 
 @contextmanager

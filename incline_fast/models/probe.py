@@ -50,6 +50,7 @@ class Found:
 
     Attributes:
         backbone: path of the module that turns token ids into hidden states.
+        blocks: path of the list of blocks.
         sites: ``L + 1`` sites.
         hidden_size: d.
         stream_axis: see :class:`~incline_fast.models.sites.Site`.
@@ -57,6 +58,7 @@ class Found:
     """
 
     backbone: str
+    blocks: str
     sites: tuple[Where, ...]
     hidden_size: int
     stream_axis: int | None = None
@@ -132,7 +134,7 @@ class _Probe:
             self._check_consumed(blocks, hooks, expected)
         sites, note = self._proven(blocks, sites, hooks, expected)
         like = cast(Tensor, blocks.like)
-        return Found(self._backbone(blocks), tuple(sites), int(like.shape[-1]), blocks.stream_axis, note)
+        return Found(self._backbone(blocks), blocks.path, tuple(sites), int(like.shape[-1]), blocks.stream_axis, note)
 
     def _refusal(self, reason: str) -> UnsupportedModelError:
         kind = getattr(self._config, "model_type", "unknown")

@@ -110,6 +110,7 @@ class Architecture:
         model_type: ``model.config.model_type``.
         model: the model without compilation wrappers.
         backbone: the module of it that turns token ids into hidden states, without the LM head.
+        blocks: its L blocks in order.
         sites: ``L + 1`` sites in order.
         hidden_size: d.
         bos_token_ids: tokens that mark the beginning of a text.
@@ -120,6 +121,7 @@ class Architecture:
     model_type: str
     model: nn.Module
     backbone: nn.Module
+    blocks: tuple[nn.Module, ...]
     sites: tuple[Site, ...]
     hidden_size: int
     bos_token_ids: tuple[int, ...]
