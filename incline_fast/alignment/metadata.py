@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from importlib.metadata import PackageNotFoundError, version
-from typing import Any, Literal
+from typing import Any, Literal, cast, get_args
 
 from incline_fast.arguments import number, whole
+from incline_fast.models.block_parts import SiteKind
 
 __all__ = ["AlignmentMetadata", "Form", "metadata_from_json", "metadata_to_json"]
 
@@ -41,7 +42,7 @@ class AlignmentMetadata:
         target_language: name or code, as given to ``fit``.
         template: the prompt around each sentence, None for bare sentences.
         pooling: ``"last"`` or ``"mean"``.
-        site: where the states were taken; ``"norm_input"`` is the residual stream that enters a norm.
+        site: what was fitted: ``"hidden"`` - the residual stream; ``"attention"``, ``"ffn"`` - what these return.
         estimator: name of the estimator.
         n: number of sentence pairs that were fitted.
         recommended_alpha: strength chosen on development data, None if none was chosen.
@@ -66,7 +67,7 @@ class AlignmentMetadata:
     target_language: str | None = None
     template: str | None = None
     pooling: str | None = None
-    site: str = "norm_input"
+    site: SiteKind = "hidden"
     estimator: str | None = None
     n: int | None = None
     recommended_alpha: float | None = None
@@ -105,6 +106,8 @@ def metadata_from_json(value: object) -> AlignmentMetadata:
     """
     if not isinstance(value, dict):
         raise ValueError(f"metadata is a {type(value).__name__}; expected an object")
+    if value.get("site") == "norm_input":  # what files of earlier versions call the residual stream
+        value = {**value, "site": "hidden"}
     unknown = sorted(set(value) - {f.name for f in fields(AlignmentMetadata)})
     if unknown:
         raise ValueError(f"metadata has unknown fields {unknown}")
@@ -145,7 +148,16 @@ _PER_SITE: dict[str, Check] = {
     "notes": _texts,
     "fit_error": number,
 }
+
+
+def _site_kind(name: str, value: object) -> SiteKind:
+    if value not in get_args(SiteKind):
+        raise ValueError(f"{name} is {value!r}; allowed: {', '.join(get_args(SiteKind))}")
+    return cast(SiteKind, value)
+
+
 _SCALAR: dict[str, Check] = {"num_layers": whole, "hidden_size": whole, "n": whole, "recommended_alpha": number}
+_SCALAR["site"] = _site_kind
 _REQUIRED = ("model_id", "config_hash", "site", "library_version")
 
 

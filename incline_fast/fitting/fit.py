@@ -19,6 +19,8 @@ from incline_fast.arguments import matrix, number, plain, usable_device, whole, 
 from incline_fast.distributed import gather, rank_and_size
 from incline_fast.fitting.estimators import Estimator, Fitted, Lam, get_estimator
 from incline_fast.fitting.memory_plan import plan_fit
+from incline_fast.models.architectures import describe
+from incline_fast.models.block_parts import SiteKind
 from incline_fast.models.identity import identify
 from incline_fast.states.hidden_states import BATCH_TOKENS, Collection, HiddenStates, Pooling, StatesError, prepare
 from incline_fast.text.prompts import DEFAULT_TEMPLATE, PromptError
@@ -35,6 +37,9 @@ class Preset:
     estimator: str
     lam: Lam
     form: Form
+    site: SiteKind = "hidden"
+    doubled: bool = False
+    """Whether every second pair stands behind its target sentence: ``target\\nsource`` and ``target\\ntarget``."""
 
 
 PRESETS: dict[str, Preset] = {
@@ -42,8 +47,9 @@ PRESETS: dict[str, Preset] = {
     "robust": Preset(DEFAULT_TEMPLATE, "last", "affine_ridge", "loo", "interpolate"),
     # Wang et al., ACL 2025, arXiv 2410.12462, section 3.
     "paper": Preset(None, "last", "min_norm", 0.0, "add"),
-    # The authors' published code, to be applied with mode="clean".
-    "official": Preset(None, "mean", "min_norm", 0.0, "add"),
+    # The authors' published code (github.com/weixuan-wang123/INCLINE, intervention_llama.py), to be applied with
+    # mode="clean"; its sigma is -alpha.
+    "official": Preset(None, "mean_all", "min_norm", 0.0, "add", site="ffn", doubled=True),
 }
 
 
@@ -59,6 +65,7 @@ def fit(
     estimator: str | Estimator | None = None,
     lam: Lam | Mapping[int, Lam] | None = None,
     form: Form | None = None,
+    site: SiteKind | None = None,
     layers: Sequence[int] | None = None,
     holdout: float = 0,
     seed: int = 0,
@@ -73,11 +80,13 @@ def fit(
 ) -> Alignment:
     """Learn one map per layer that takes the states of source sentences to those of their translations.
 
-        preset    template          pooling  estimator                form         apply with
-        robust    DEFAULT_TEMPLATE  last     affine_ridge, lam "loo"  interpolate  mode="online"
-        paper     bare sentence     last     min_norm                 add          mode="online"
-        official  bare sentence     mean     min_norm                 add          mode="clean"
+        preset    template          pooling   site    estimator                form         apply with
+        robust    DEFAULT_TEMPLATE  last      hidden  affine_ridge, lam "loo"  interpolate  mode="online"
+        paper     bare sentence     last      hidden  min_norm                 add          mode="online"
+        official  bare sentence     mean_all  ffn     min_norm                 add          mode="clean"
 
+    ``official`` is the authors' published code: the second, fourth, ... pair stand behind their target sentence
+    (``target\\nsource``, ``target\\ntarget``), and its sigma is ``-alpha``.
     ``DEFAULT_TEMPLATE`` is ``"{sentence}\\nThe topic of this text is"``; better is the prompt that you will use.
 
     Args:
@@ -87,12 +96,13 @@ def fit(
         target: their n translations.
         preset: a row of the table; each argument below that is not None overrides its part.
         template: the prompt that the maps will meet, with ``{sentence}`` in it; ``"{sentence}"`` for bare sentences.
-        pooling: ``"last"`` or ``"mean"``.
+        pooling: ``"last"``, ``"mean"`` or ``"mean_all"``; see :func:`incline_fast.states.collect`.
         estimator: a name of :data:`~incline_fast.estimators.ESTIMATORS` or an Estimator. One without a ridge parameter,
             or another than the preset's, comes with its own default lam.
         lam: relative ridge parameter, one for all sites or ``{site: lam}``; ``"loo"`` chooses one per site from a grid
             of 20 by leave-one-out, and what it chose is in ``metadata.lam``.
         form: ``"add"`` or ``"interpolate"``.
+        site: what is mapped and edited: ``"hidden"``, ``"attention"`` or ``"ffn"``; see ``collect``.
         layers: sites to fit; by default 1..L, the outputs of all blocks.
         holdout: pairs that are not fitted but measured: a share below 1, or a whole number of pairs.
         seed: chooses the held-out pairs.
@@ -136,6 +146,11 @@ def fit(
             f"source has {len(source)} sentences, target {len(target)}; sentence i must belong to sentence i"
         )
 
+    if chosen.doubled:
+        source, target = _doubled(source, target)
+        sides = {"source": source, "target": target}
+    kind = chosen.site if site is None else site
+    describe(model, kind)  # what cannot be edited must not come out after the fit
     identity = identify(model)
     metadata = AlignmentMetadata(
         model_id=identity.model_id,
@@ -146,6 +161,7 @@ def fit(
         target_language=target_language,
         template=chosen.template if template is None else template,
         pooling=chosen.pooling if pooling is None else pooling,
+        site=kind,
         preset=preset,
     )
     # Whatever can be refused is refused here, before the long runs over both sides.
@@ -168,6 +184,7 @@ def fit(
                 sides[side],
                 template=metadata.template,
                 pooling=chosen.pooling if pooling is None else pooling,
+                site=kind,
                 layers=group,
                 batch_tokens=batch_tokens,
                 resume=folder,
@@ -283,6 +300,12 @@ def fit_states(
         form or solver.own_form or "interpolate",
         completed,
     )
+
+
+def _doubled(source: Sequence[str], target: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Every second pair behind its target sentence, as the published code has it."""
+    behind = [f"{t}\n" if i % 2 else "" for i, t in enumerate(target)]
+    return [b + s for b, s in zip(behind, source, strict=True)], [b + t for b, t in zip(behind, target, strict=True)]
 
 
 def _joined(parts: Sequence[Alignment]) -> Alignment:

@@ -24,6 +24,7 @@ from incline_fast.intervention.site_edits import InterventionError, SiteEdit, Ta
 from incline_fast.intervention.strength import Alpha, row_alpha, site_alpha
 from incline_fast.models.active import ACTIVE
 from incline_fast.models.architectures import Site, describe
+from incline_fast.models.block_parts import SiteKind
 from incline_fast.ops import explain
 
 __all__ = ["Intervention", "InterventionError", "Mode", "NonFiniteStateError", "intervene"]
@@ -45,6 +46,7 @@ def intervene(
     positions: Positions = "last",
     mode: Mode = "online",
     layers: Sequence[int] | None = None,
+    site: SiteKind | None = None,
     check_finite: bool = False,
 ) -> Intervention:
     """Edit a model's residual stream inside a ``with`` block; the model is exactly as before afterwards.
@@ -61,6 +63,8 @@ def intervene(
         mode: ``"online"`` - one pass; a site's edit is seen by the sites after it. ``"clean"`` - every edited value is
             computed from the unedited run and set, for one more decode-shaped step per prompt.
         layers: sites to edit (0: embedding output, l: output of block l); None: all that the alignment has.
+        site: what is edited: ``"hidden"`` - the residual stream; ``"attention"``, ``"ffn"`` - what these return in
+            block l; None: what the alignment was fitted for.
         check_finite: measure every edited state and raise :class:`NonFiniteStateError` after a forward pass in which
             one is not finite; fills ``max_abs`` and ``growth``.
 
@@ -73,7 +77,7 @@ def intervene(
         AlignmentError: the alignment was made for another model.
         UnsupportedModelError: the architecture is not known.
     """
-    return Intervention(model, alignment, alpha, positions, mode, layers, check_finite)
+    return Intervention(model, alignment, alpha, positions, mode, layers, check_finite, site)
 
 
 class Intervention:
@@ -95,6 +99,7 @@ class Intervention:
         mode: Mode,
         layers: Sequence[int] | None,
         check_finite: bool,
+        site: SiteKind | None = None,
     ) -> None:
         for name, value, allowed in (("positions", positions, get_args(Positions)), ("mode", mode, get_args(Mode))):
             if value not in allowed:
@@ -102,7 +107,7 @@ class Intervention:
         if mode == "clean" and positions != "last":
             raise ValueError(f"positions={positions!r} with mode='clean'; the unedited run is known at 'last' only")
         self.model = model
-        self._architecture = describe(model)
+        self._architecture = describe(model, site or alignment.metadata.site)
         alignment.check(model)
         self._alignment = alignment
         self._positions: Positions = positions

@@ -14,10 +14,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import astuple, dataclass
-from typing import Any, cast
+from typing import Any, cast, get_args
 
 from torch import nn
 
+from incline_fast.models.block_parts import SiteKind, with_part_sites
 from incline_fast.models.probe import Found, probe
 from incline_fast.models.errors import UnsupportedModelError
 from incline_fast.models.sites import Architecture, NormKind, Site, Tap, text_config
@@ -90,16 +91,24 @@ ARCHITECTURES: dict[str, Row] = {
 }
 
 
-def describe(model: nn.Module) -> Architecture:
+def describe(model: nn.Module, site: SiteKind = "hidden") -> Architecture:
     """Find the sites of a transformers decoder: a causal LM or its backbone, compiled or not, with adapters or without,
     alone or with an encoder of images beside it.
 
     Models that the table does not know run on 2 x 5 tokens, at most a few times and once per model.
 
+    Args:
+        model: an uncompiled or compiled model of transformers.
+        site: ``"hidden"`` - the residual stream; ``"attention"`` or ``"ffn"`` - site l is what attention or the FFN of
+            block l returns, site 0 the embedding's output.
+
     Raises:
         TypeError: not a module.
+        ValueError: another ``site``.
         UnsupportedModelError: there is no residual stream that can be edited; the message says what is missing.
     """
+    if site not in get_args(SiteKind):
+        raise ValueError(f"site is {site!r}; allowed: {', '.join(get_args(SiteKind))}")
     model = plain_model(model)
     config = getattr(model, "config", None)
     if getattr(config, "model_type", None) is None:
@@ -108,16 +117,17 @@ def describe(model: nn.Module) -> Architecture:
         )
     if getattr(config, "is_encoder_decoder", False) or getattr(config, "add_cross_attention", False):
         raise UnsupportedModelError(f"{type(model).__name__} has cross-attention; only plain decoders can be edited")
-    known = from_table(model)
-    if known is not None:
-        return known
+    return with_part_sites(from_table(model) or _unknown(model), site)
+
+
+def _unknown(model: nn.Module) -> Architecture:
     try:
         return from_probe(model)
     except UnsupportedModelError as error:
-        if config.model_type not in ARCHITECTURES:
+        if _model_type(model) not in ARCHITECTURES:
             raise
         raise UnsupportedModelError(
-            f"{error}. It is not built like a {config.model_type!r} of transformers: parts of the model are wrapped or "
+            f"{error}. It is not built like a {_model_type(model)!r} of transformers: parts of the model are wrapped or "
             "replaced. Take the model as transformers loads it, or the one inside the wrapper"
         ) from error
 

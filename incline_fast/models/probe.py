@@ -32,7 +32,7 @@ from incline_fast.models.sites import (
     unwrap,
 )
 
-__all__ = ["Found", "Where", "probe"]
+__all__ = ["Found", "Where", "probe", "probe_inputs", "undisturbed"]
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ def probe(model: nn.Module) -> Found:
     kept = _KEPT.get(model)
     if kept is not None and kept.still_holds(model):
         return kept.found
-    with _undisturbed(model):
+    with undisturbed(model):
         found = _Probe(model).find()
     _KEPT[model] = _Kept(found, [weakref.ref(_module(model, site.path)) for site in found.sites])
     return found
@@ -104,7 +104,7 @@ def _module(model: nn.Module, path: str) -> nn.Module:
 
 
 @contextmanager
-def _undisturbed(model: nn.Module) -> Iterator[None]:
+def undisturbed(model: nn.Module) -> Iterator[None]:
     """Evaluation, no gradients, and compiled parts run as written, so that they see the probe's hooks."""
     with evaluated(model), torch.no_grad(), torch.compiler.set_stance("force_eager"):
         yield
@@ -117,7 +117,7 @@ class _Probe:
         self._model = model
         self._names = {unwrap(module): _plain(name) for name, module in model.named_modules()}
         self._config = text_config(model)
-        self._inputs = _inputs(model, self._config)
+        self._inputs = probe_inputs(model)
         self._calls: dict[nn.Module, int] = {}
 
     def find(self) -> Found:
@@ -302,12 +302,12 @@ def _plain(path: str) -> str:
     return ".".join(part for part in path.split(".") if part != "_orig_mod")
 
 
-def _inputs(model: nn.Module, config: Any) -> dict[str, Any]:
+def probe_inputs(model: nn.Module) -> dict[str, Any]:
     """Two rows of ordinary tokens that differ in the last one."""
     embedding = cast(nn.Module, model.get_input_embeddings())  # type: ignore[operator]
     count = next(iter(embedding.parameters())).shape[0]
     special: set[int] = set()
-    configs: tuple[Any, Any] = (model.config, config)
+    configs: tuple[Any, Any] = (model.config, text_config(model))
     for one in configs:
         for name, value in one.to_dict().items():
             if name.endswith(("token_id", "token_index", "token_ids")):

@@ -35,7 +35,7 @@ __all__ = [
 ]
 
 NormKind = Literal["rms", "layer"]
-Tap = Literal["norm", "block_input", "block_output"]
+Tap = Literal["norm", "block_input", "block_output", "module_output"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,7 +45,8 @@ class Site:
     Attributes:
         index: l, from 0 (embedding output) to L (output of the last block).
         tap: ``"norm"`` - ``module`` is the norm that reads the state; ``"block_input"`` - it is the block whose input
-            is the state; ``"block_output"`` - the block whose output is the state.
+            is the state; ``"block_output"`` - the block whose output is the state; ``"module_output"`` - a part of a
+            block, attention or FFN, whose output is the state.
         path: path of ``module`` in the (uncompiled) model.
         owner, name: ``module`` is ``getattr(owner, name)``.
         module: see ``tap``.
@@ -95,7 +96,7 @@ class Site:
         def see(state: Tensor) -> None:
             callback(state if self.stream_axis is None else state.mean(self.stream_axis))
 
-        if self.tap == "block_output":
+        if self.tap in ("block_output", "module_output"):
             return self.module.register_forward_hook(lambda module, args, output: see(block_output(output)))
         return self.module.register_forward_pre_hook(
             lambda module, args, kwargs: see(state_argument(args, kwargs)), with_kwargs=True
@@ -173,7 +174,7 @@ def _state_name(kwargs: dict[str, Any]) -> str:
 
 def block_output(output: Any) -> Tensor:
     """The hidden states in what a block returns: a tensor, or a tuple or list that starts with it."""
-    state: Tensor = output[0] if isinstance(output, tuple | list) else output
+    state: Tensor = output[0] if isinstance(output, tuple | list) and output else output
     return state
 
 

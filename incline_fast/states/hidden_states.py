@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from os import PathLike
 from pathlib import Path
@@ -18,6 +18,7 @@ from incline_fast.arguments import whole, wholes
 from incline_fast.distributed import rank_and_size, synchronize, total
 from incline_fast.models.active import ACTIVE
 from incline_fast.models.architectures import Architecture, describe
+from incline_fast.models.block_parts import SiteKind
 from incline_fast.models.identity import identify, weights_hash
 from incline_fast.models.inputs import input_device, token_limits
 from incline_fast.models.sites import evaluated
@@ -38,7 +39,7 @@ __all__ = [
 HiddenStates = dict[int, Tensor]
 """Site -> fp32 ``[n, d]`` on the CPU; row i belongs to sentence i."""
 
-Pooling = Literal["last", "mean"]
+Pooling = Literal["last", "mean", "mean_all"]
 
 BATCH_TOKENS = 1024
 """Default bound on the tokens of a batch. On a CPU larger batches are no faster; on a GPU they are."""
@@ -51,6 +52,7 @@ def collect(
     *,
     template: str | None = None,
     pooling: Pooling = "last",
+    site: SiteKind = "hidden",
     layers: Iterable[int] | None = None,
     batch_tokens: int = BATCH_TOKENS,
     progress: bool = True,
@@ -75,7 +77,10 @@ def collect(
         sentences: n texts.
         template: text with exactly one ``{sentence}``, for example ``"{sentence}\\nThe topic of this text is"``; None
             for the bare sentence.
-        pooling: ``"last"``, the state of the last real token, or ``"mean"``, the fp32 mean over the real tokens.
+        pooling: ``"last"``, the state of the last real token, or ``"mean"``, the fp32 mean over the real tokens,
+            or ``"mean_all"``, over all tokens, BOS and EOS included.
+        site: ``"hidden"``, the residual stream; ``"attention"`` or ``"ffn"``, what attention or the feed-forward
+            network of block l returns (site 0 stays the embedding's output).
         layers: sites to keep, all by default.
         batch_tokens: bound on sentences times tokens of a batch, padding included. A longer sentence is its own batch.
         progress: show a progress bar.
@@ -103,6 +108,7 @@ def collect(
         sentences,
         template=template,
         pooling=pooling,
+        site=site,
         layers=layers,
         batch_tokens=batch_tokens,
         resume=resume,
@@ -117,6 +123,7 @@ def prepare(
     *,
     template: str | None,
     pooling: Pooling,
+    site: SiteKind,
     layers: Iterable[int] | None,
     batch_tokens: int,
     resume: str | PathLike[str] | None,
@@ -126,16 +133,19 @@ def prepare(
         raise ValueError(f"pooling is {pooling!r}; allowed: {', '.join(get_args(Pooling))}")
     if whole("batch_tokens", batch_tokens) < 1:
         raise ValueError(f"batch_tokens is {batch_tokens}; expected at least 1")
-    architecture = describe(model)
+    architecture = describe(model, site)
     if architecture.backbone in ACTIVE:
         raise StatesError("the model is being edited by an intervention; leave it to collect the states of the model")
     sites = _check_layers(layers, architecture.num_layers)
     sentences = sentences if isinstance(sentences, str) else list(sentences)
     device = input_device(architecture)
     prompts = tokenize(tokenizer, render(sentences, template), token_limits(architecture))
+    if pooling == "mean_all":
+        prompts = [replace(prompt, real=[True] * len(prompt.ids)) for prompt in prompts]
     shards = None
     if resume is not None:
-        shards = Shards(Path(resume), _manifest(model, sentences, prompts, template, pooling, sites))
+        manifest = _manifest(model, sentences, prompts, template, pooling, sites)
+        shards = Shards(Path(resume), manifest | ({} if site == "hidden" else {"site": site}))
         shards.check(sites, len(prompts), architecture.hidden_size)
     return Collection(architecture, prompts, pooling, sites, int(batch_tokens), shards, device)
 
@@ -257,7 +267,7 @@ class _Recorder:
 
 def _shared_tokens(texts: Sequence[Prompt], pooling: Pooling) -> list[int]:
     """What all texts begin with, where it can run once: a mean needs the states of all tokens."""
-    if pooling == "mean":
+    if pooling != "last":
         return []
     return texts[0].ids[: common_prefix([text.up_to_last for text in texts])]
 
@@ -267,7 +277,7 @@ def pool(h: Tensor, real: Tensor, pooling: Pooling) -> Tensor:
 
     Tokens that are not real are never read, not even with weight 0: 0 NaN is NaN.
     """
-    if pooling == "mean":
+    if pooling != "last":
         kept = h.float().masked_fill(~real.unsqueeze(-1), 0.0)
         return kept.sum(1) / real.sum(1, keepdim=True)
     positions = torch.arange(real.shape[1], device=h.device)
