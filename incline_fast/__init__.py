@@ -15,6 +15,7 @@ from incline_fast.ops import explain, set_batch_invariant
 
 if TYPE_CHECKING:
     from incline_fast.alignment.alignment import Alignment, AlignmentError, AlignmentMetadata
+    from incline_fast.alignment.bundle import AlignmentBundle
     from incline_fast.fitting.fit import fit, fit_states
     from incline_fast.intervention.intervene import Intervention, InterventionError, NonFiniteStateError, intervene
     from incline_fast.maps import AffineMap
@@ -28,6 +29,7 @@ __all__ = [
     "AffineMap",
     "AffineRMSNorm",
     "Alignment",
+    "AlignmentBundle",
     "AlignmentError",
     "AlignmentMetadata",
     "Intervention",
@@ -45,6 +47,7 @@ __all__ = [
 ]
 
 _LAZY = {
+    "alignment.bundle": ("AlignmentBundle",),
     "alignment.alignment": ("Alignment", "AlignmentError", "AlignmentMetadata"),
     "fitting.fit": ("fit", "fit_states"),
     "intervention.intervene": ("Intervention", "InterventionError", "NonFiniteStateError", "intervene"),

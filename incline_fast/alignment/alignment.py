@@ -126,6 +126,10 @@ class Alignment:
 
     def save(self, path: str | PathLike[str]) -> None:
         """Write one safetensors file, atomically: a failed write leaves an older file under ``path`` intact."""
+        storage.write(Path(path), *self.to_parts())
+
+    def to_parts(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """The tensors by name and the document of an alignment's file."""
         tensors: dict[str, Tensor] = {}
         for layer, m in self.maps.items():
             for part in _MAP_PARTS:
@@ -139,7 +143,26 @@ class Alignment:
             "layers": {str(layer): [k for k in _PARTS if f"layer.{layer}.{k}" in tensors] for layer in self.maps},
             "metadata": metadata_to_json(self.metadata),
         }
-        storage.write(Path(path), tensors, document)
+        return tensors, document
+
+    @classmethod
+    def from_parts(cls, tensors: Mapping[str, Tensor], document: Mapping[str, Any], where: str) -> Alignment:
+        """The inverse of :meth:`to_parts`, which trusts nothing; errors begin with ``where``.
+
+        Raises:
+            AlignmentError: the tensors are not those that the document lists, or either is not allowed.
+        """
+        if "bundle" in document:
+            names = ", ".join(map(str, document["bundle"]))
+            raise AlignmentError(f"{where} is a bundle of several alignments ({names}); open it with AlignmentBundle")
+        parts = _parts(where, tensors, document)
+        try:
+            maps = {layer: _map(tensors, f"layer.{layer}", kinds) for layer, kinds in parts.items()}
+            bias = {layer: tensors[f"layer.{layer}.bias"] for layer, kinds in parts.items() if "bias" in kinds}
+            metadata = metadata_from_json(document.get("metadata"))
+            return cls(maps, bias, document.get("form", "missing"), metadata)
+        except (TypeError, ValueError) as error:
+            raise AlignmentError(f"{where}: {error}") from error
 
     @classmethod
     def load(cls, path: str | PathLike[str], model: nn.Module | None = None) -> Alignment:
@@ -150,16 +173,7 @@ class Alignment:
             AlignmentError: the file is truncated, corrupt, from a later version, holds unexpected tensors, dtypes,
                 shapes or non-finite values, or does not fit the model.
         """
-        path = Path(path)
-        tensors, document = storage.read(path)
-        parts = _parts(path, tensors, document)
-        try:
-            maps = {layer: _map(tensors, f"layer.{layer}", kinds) for layer, kinds in parts.items()}
-            bias = {layer: tensors[f"layer.{layer}.bias"] for layer, kinds in parts.items() if "bias" in kinds}
-            metadata = metadata_from_json(document.get("metadata"))
-            alignment = cls(maps, bias, document.get("form", "missing"), metadata)
-        except (TypeError, ValueError) as error:
-            raise AlignmentError(f"{path}: {error}") from error
+        alignment = cls.from_parts(*storage.read(Path(path)), str(path))
         if model is not None:
             alignment.check(model)
         return alignment
@@ -227,7 +241,7 @@ _MAP_PARTS = ("up", "down", "up_scale", "down_scale")
 _PARTS = (*_MAP_PARTS, "bias")
 
 
-def _parts(path: Path, tensors: Mapping[str, Tensor], document: Mapping[str, Any]) -> dict[int, list[str]]:
+def _parts(path: str, tensors: Mapping[str, Tensor], document: Mapping[str, Any]) -> dict[int, list[str]]:
     """Site -> parts as the header lists them, after comparing the list with the tensors that are there."""
     listed = document.get("layers")
     if not isinstance(listed, dict):

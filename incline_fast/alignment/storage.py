@@ -6,7 +6,8 @@ safetensors holds no code, so a hostile file can at worst be refused; every reas
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from torch import Tensor
 from incline_fast.files import replacing
 from incline_fast.maps import MAP_DTYPES
 
-__all__ = ["FORMAT_VERSION", "AlignmentError", "read", "write"]
+__all__ = ["FORMAT_VERSION", "AlignmentError", "read", "read_document", "write"]
 
 FORMAT = "incline_fast.alignment"
 FORMAT_VERSION = 1
@@ -81,24 +82,44 @@ def _separate(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return separate
 
 
-def read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def read(path: Path, prefix: str = "") -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Tensors and document of a file that :func:`write` made.
+
+    Args:
+        path: the file.
+        prefix: read only the tensors whose names begin with it, and take it off their names.
 
     Raises:
         FileNotFoundError: there is no such file.
         AlignmentError: the file is not a whole, finite alignment of a known version.
     """
-    _check_container(path)
-    try:
-        with safe_open(path, framework="pt", device="cpu") as file:
-            document = _document(path, file.metadata() or {})
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
-    except (SafetensorError, AttributeError, UnicodeDecodeError) as error:
-        # AttributeError: the container names a dtype that this torch does not have.
-        raise AlignmentError(f"{path} is not a whole safetensors file: {error}") from error
+    with _opened(path) as (file, document):
+        names = [name for name in file.keys() if name.startswith(prefix)]  # noqa: SIM118 - not a dict
+        tensors = {name.removeprefix(prefix): file.get_tensor(name) for name in names}
     for name, tensor in tensors.items():
         _check_tensor(path, name, tensor)
     return tensors, document
+
+
+def read_document(path: Path) -> dict[str, Any]:
+    """The document alone: no tensor is read.
+
+    Raises:
+        FileNotFoundError, AlignmentError: as :func:`read`.
+    """
+    with _opened(path) as (_, document):
+        return document
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[tuple[Any, dict[str, Any]]]:
+    _check_container(path)
+    try:
+        with safe_open(path, framework="pt", device="cpu") as file:
+            yield file, _document(path, file.metadata() or {})
+    except (SafetensorError, AttributeError, UnicodeDecodeError) as error:
+        # AttributeError: the container names a dtype that this torch does not have.
+        raise AlignmentError(f"{path} is not a whole safetensors file: {error}") from error
 
 
 def _check_container(path: Path) -> None:

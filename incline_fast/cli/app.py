@@ -270,6 +270,38 @@ def sweep(
 
 
 @app.command()
+def bundle(
+    alignments: Annotated[
+        list[Path], typer.Argument(metavar="ALIGNMENT...", help="Files written by `fit`.", exists=True, dir_okay=False)
+    ],
+    output: Annotated[Path, typer.Option("-o", "--output", help="Where to write the bundle.")],
+    names: Annotated[
+        str | None,
+        typer.Option(help="Names in the order of the files, e.g. `fr,sw`; by default each file's source language."),
+    ] = None,
+) -> None:
+    """Put the alignments of several languages of one model into one file, from which each is read alone.
+
+        incline-fast bundle fr-en.safetensors sw-en.safetensors -o languages.safetensors
+
+    In Python, `AlignmentBundle("languages.safetensors")["sw"]` reads the Swahili maps and no others.
+    """
+    from incline_fast.alignment.alignment import Alignment
+    from incline_fast.alignment.bundle import AlignmentBundle
+
+    loaded = [Alignment.load(path) for path in alignments]
+    given = names.split(",") if names else [one.metadata.source_language or "" for one in loaded]
+    if len(given) != len(loaded):
+        raise typer.BadParameter(f"--names has {len(given)} names for {len(loaded)} files")
+    if "" in given:
+        raise typer.BadParameter(f"{alignments[given.index('')]} names no source language; give --names")
+    if len(set(given)) < len(given):
+        raise typer.BadParameter(f"the names are {', '.join(given)}; each may be there once, give others with --names")
+    AlignmentBundle.save(output, dict(zip(given, loaded, strict=True)))
+    typer.echo(f"wrote {output}: {', '.join(given)}")
+
+
+@app.command()
 def info(
     alignment: Artifact,
     model: Annotated[str | None, typer.Option(help="Also check that the alignment fits this model.")] = None,
