@@ -19,8 +19,8 @@ from typing import Any, cast, get_args
 from torch import nn
 
 from incline_fast.models.block_parts import SiteKind, with_part_sites
-from incline_fast.models.probe import Found, probe
 from incline_fast.models.errors import UnsupportedModelError
+from incline_fast.models.probe import Found, probe
 from incline_fast.models.sites import Architecture, NormKind, Site, Tap, text_config
 from incline_fast.models.wrappers import epsilon, plain_model, unwrap, weight_offset
 
@@ -127,7 +127,7 @@ def _unknown(model: nn.Module) -> Architecture:
         if _model_type(model) not in ARCHITECTURES:
             raise
         raise UnsupportedModelError(
-            f"{error}. It is not built like a {_model_type(model)!r} of transformers: parts of the model are wrapped or "
+            f"{error}. It is not built like a {_model_type(model)!r} of transformers: parts of it are wrapped or "
             "replaced. Take the model as transformers loads it, or the one inside the wrapper"
         ) from error
 
