@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -50,8 +50,11 @@ def identify(model: nn.Module) -> ModelIdentity:
     Raises:
         UnsupportedModelError: the architecture is not known to :mod:`incline_fast.models`.
     """
-    config = text_config(describe(model).model)
-    return identify_config(config, str(getattr(config, "_name_or_path", "") or ""))
+    architecture = describe(model)
+    config = text_config(architecture.model)
+    identity = identify_config(config, str(getattr(config, "_name_or_path", "") or ""))
+    # Some models pass on states that are wider than their hidden_size.
+    return replace(identity, num_layers=architecture.num_layers, hidden_size=architecture.hidden_size)
 
 
 def identify_config(config: Any, name: str) -> ModelIdentity:
