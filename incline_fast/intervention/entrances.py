@@ -20,9 +20,10 @@ from functools import lru_cache
 from typing import Any, NoReturn, ParamSpec, TypeVar
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from incline_fast.intervention.forward_pass import AtWork, Control, ForwardPass, Generation
+from incline_fast.intervention.mixture import RowSettings
 from incline_fast.intervention.positions import Positions, SpecialTokens, read_call, select
 from incline_fast.intervention.site_edits import InterventionError, refuse_copy, with_class
 from incline_fast.models.architectures import Architecture, text_config, unwrap
@@ -78,16 +79,14 @@ class Calls:
         architecture: Architecture,
         control: Control,
         positions: Positions,
-        row_alpha: Tensor | None,
-        interpolate: bool,
+        rows: RowSettings | None,
         clone_embeddings: bool,
         after: Callable[[ForwardPass], None] | None,
     ) -> None:
         self.control = control
         self.at_work = AtWork()
         self._positions = positions
-        self._row_alpha = row_alpha
-        self._interpolate = interpolate
+        self.rows = rows
         self._clone_embeddings = clone_embeddings
         self._after = after
         self._tokens = special_tokens(architecture)
@@ -162,8 +161,8 @@ class Calls:
         prompt_length = self._prompt_length(call.length, call.past)
         if self._positions == "last" and prompt_length == 0:
             return ForwardPass()
-        per_row = self._expanded_alpha(call.batch)
-        active = None if per_row is None or bool((per_row != 0).all()) else per_row != 0
+        per_row = self._expanded(call.batch)
+        active = None if per_row is None or bool((per_row.alpha != 0).all()) else per_row.alpha != 0
         rows = select(call, self._positions, prompt_length, tokens=self._tokens)
         row_map = None
         if active is not None and rows is not None:
@@ -179,8 +178,10 @@ class Calls:
             arguments["inputs_embeds"] = embeddings.clone()
         if per_row is None:
             return ForwardPass(rows)
-        alpha = rows.per_token(per_row, call.length)
-        return ForwardPass(rows, alpha, 1 - alpha if self._interpolate else None, row_map)
+        alpha = rows.per_token(per_row.alpha, call.length)
+        beta = None if per_row.beta is None else rows.per_token(per_row.beta, call.length)
+        language = None if per_row.language is None else rows.per_token(per_row.language, call.length)
+        return ForwardPass(rows, alpha, beta, row_map, language)
 
     def _prompt_length(self, length: int, past: int) -> int:
         control = self.control
@@ -202,15 +203,17 @@ class Calls:
             return length
         return 0 if past > 0 and length == 1 else length
 
-    def _expanded_alpha(self, batch: int) -> Tensor | None:
-        """alpha per row of this pass: beams and several sequences per prompt repeat each prompt's value."""
-        alpha = self._row_alpha
-        if alpha is None:
+    def _expanded(self, batch: int) -> RowSettings | None:
+        """What is done with each row of this pass: beams and several sequences per prompt repeat each prompt's row."""
+        rows = self.rows
+        if rows is None:
             return None
-        repeats, rest = divmod(batch, alpha.numel())
+        count = rows.alpha.numel()
+        repeats, rest = divmod(batch, count)
         if rest or repeats == 0 or (repeats > 1 and not self.control.generations):
-            raise ValueError(f"alpha has {alpha.numel()} values; this forward pass has {batch} rows")
-        return alpha.repeat_interleave(repeats)
+            name = "alpha has" if rows.language is None else "languages has"
+            raise ValueError(f"{name} {count} values; this forward pass has {batch} rows")
+        return rows if repeats == 1 else rows.repeated(repeats)
 
 
 class Entrance:

@@ -34,8 +34,8 @@ class ForwardPass:
     Attributes:
         rows: what is edited, None: nothing.
         alpha, beta: ``[N]``, one per edited row, or None (each site's own number).
-        row_map: int32 ``[N]``, the map of each edited row in a site's stack, -1 for a row that keeps its bits; None:
-            map 0 for all.
+        row_map: int32 ``[N]``, -1 for a row that keeps its bits, else 0; None: 0 for all.
+        language: ``[N]``, the number of each edited row's language; None: there is one alignment.
         stage: see :class:`Stage`.
         entrance: number of the innermost entrance of the model that the pass has come through, see ``entrances``.
         states: site -> remembered states of the rows.
@@ -48,12 +48,14 @@ class ForwardPass:
         alpha: Tensor | None = None,
         beta: Tensor | None = None,
         row_map: Tensor | None = None,
+        language: Tensor | None = None,
         entrance: int = 0,
     ) -> None:
         self.rows = rows
         self.alpha = alpha
         self.beta = beta
         self.row_map = row_map
+        self.language = language
         self.stage = Stage.EDIT
         self.entrance = entrance
         self.states: dict[int, Tensor] = {}

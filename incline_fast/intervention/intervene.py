@@ -11,7 +11,7 @@ import math
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
-from typing import Any, Literal, Self, get_args
+from typing import Any, Literal, Self, cast, get_args
 
 from torch import nn
 
@@ -19,6 +19,7 @@ from incline_fast.alignment.alignment import Alignment
 from incline_fast.intervention.clean import clean_forward
 from incline_fast.intervention.entrances import Calls, Entrance, entrances
 from incline_fast.intervention.forward_pass import Control, ForwardPass
+from incline_fast.intervention.mixture import Mixture, RowSettings
 from incline_fast.intervention.positions import Positions
 from incline_fast.intervention.site_edits import InterventionError, SiteEdit, Taps, backend_for
 from incline_fast.intervention.strength import Alpha, row_alpha, site_alpha
@@ -40,9 +41,10 @@ class NonFiniteStateError(ArithmeticError):
 
 def intervene(
     model: nn.Module,
-    alignment: Alignment,
+    alignment: Alignment | Mapping[str, Alignment],
     *,
-    alpha: Alpha,
+    alpha: Alpha | Mapping[str, float],
+    languages: Sequence[str | None] | None = None,
     positions: Positions = "last",
     mode: Mode = "online",
     layers: Sequence[int] | None = None,
@@ -54,9 +56,12 @@ def intervene(
     Args:
         model: a transformers causal LM or its backbone, compiled or not.
         alignment: the maps; checked against the model.
-        alpha: strength. One number; one per site ``{site: alpha}``, which also selects the sites; or one per row of the
-            batch, a tensor ``[B]`` (beams and several returned sequences repeat it). Where alpha is 0 nothing is
-            edited and the model's bits are its own.
+        languages: the language of each row of the batch, None for a row that keeps its bits; needed with several
+            alignments, ``{language: alignment}`` or a bundle. May be assigned anew between calls:
+            ``it.languages = [...]``. An alignment may be missing sites that another has.
+        alpha: strength. One number; one per language ``{language: alpha}``; one per site ``{site: alpha}``, which also
+            selects the sites (of one alignment); or one per row of the batch, a tensor ``[B]`` (beams and several
+            returned sequences repeat it). Where alpha is 0 nothing is edited and the model's bits are its own.
         positions: ``"last"`` - the last token of each prompt (the paper's choice); ``"generated"`` - also every token
             that is decoded; ``"all"`` - every token. Padding is never edited, nor is BOS at the start of a text given
             as ``input_ids``.
@@ -77,7 +82,7 @@ def intervene(
         AlignmentError: the alignment was made for another model.
         UnsupportedModelError: the architecture is not known.
     """
-    return Intervention(model, alignment, alpha, positions, mode, layers, check_finite, site)
+    return Intervention(model, alignment, alpha, positions, mode, layers, check_finite, site, languages)
 
 
 class Intervention:
@@ -93,13 +98,14 @@ class Intervention:
     def __init__(
         self,
         model: nn.Module,
-        alignment: Alignment,
-        alpha: Alpha,
+        alignment: Alignment | Mapping[str, Alignment],
+        alpha: Alpha | Mapping[str, float],
         positions: Positions,
         mode: Mode,
         layers: Sequence[int] | None,
         check_finite: bool,
         site: SiteKind | None = None,
+        languages: Sequence[str | None] | None = None,
     ) -> None:
         for name, value, allowed in (("positions", positions, get_args(Positions)), ("mode", mode, get_args(Mode))):
             if value not in allowed:
@@ -107,13 +113,37 @@ class Intervention:
         if mode == "clean" and positions != "last":
             raise ValueError(f"positions={positions!r} with mode='clean'; the unedited run is known at 'last' only")
         self.model = model
-        self._architecture = describe(model, site or alignment.metadata.site)
-        alignment.check(model)
-        self._alignment = alignment
         self._positions: Positions = positions
         self._mode: Mode = mode
-        self._row_alpha = row_alpha(alpha)
-        self.alpha = site_alpha(alpha, alignment, layers)
+        self._mixture: Mixture | None = None
+        self._layers = layers
+        if isinstance(alignment, Alignment):
+            if languages is not None:
+                raise ValueError("languages is given with one alignment; expected {language: alignment} with it")
+            one = alignment
+            strengths = row_alpha(cast(Alpha, alpha))
+            self.alpha = site_alpha(cast(Alpha, alpha), alignment, layers)
+            self._forms: str = alignment.form
+            beta = 1 - strengths if strengths is not None and alignment.form == "interpolate" else None
+            self._rows = None if strengths is None else RowSettings(strengths, beta)
+            alignment.check(model)
+        else:
+            if languages is None:
+                raise ValueError("alignment is several alignments; expected languages, one name or None per row")
+            strengths = None if isinstance(alpha, Mapping) else row_alpha(alpha)
+            self._mixture = Mixture(alignment, alpha, strengths)
+            self._rows = self._mixture.rows(languages)
+            read = self._mixture.read()
+            if not read:
+                raise ValueError("languages names no language; expected at least one")
+            one = next(iter(read.values()))
+            self.alpha = dict.fromkeys(self._mixed_sites())
+            self._forms = "per language"
+            for each in read.values():
+                each.check(model)
+        self._languages = list(languages or ())
+        self._alignment = one
+        self._architecture = describe(model, site or one.metadata.site)
         self._watch = check_finite
         self._calls: Calls | None = None
         self._edits: list[SiteEdit] = []
@@ -123,6 +153,40 @@ class Intervention:
         self._measuring = threading.Lock()
         self.max_abs: dict[int, float] = {}
         self.growth: dict[int, float] = {}
+
+    @property
+    def languages(self) -> list[str | None]:
+        """The language of each row; may be assigned a new list between calls of the model."""
+        return list(self._languages)
+
+    @languages.setter
+    def languages(self, languages: Sequence[str | None]) -> None:
+        mixture = self._mixture
+        if mixture is None:
+            raise ValueError("this intervention has one alignment; languages belong to {language: alignment}")
+        known = len(mixture.languages)
+        rows = mixture.rows(languages)
+        if len(mixture.languages) > known:
+            for name in mixture.languages[known:]:
+                mixture.read()[name].check(self.model)
+            missing = [site for site in self._mixed_sites() if site not in self.alpha]
+            if missing:
+                raise ValueError(f"the sites {missing} have maps in these languages alone; name them when entering")
+            for edit in self._edits:
+                edit.take(mixture.stack(edit.index))
+        self._languages, self._rows = list(languages), rows
+        if self._calls is not None:
+            self._calls.rows = rows.to(self._architecture.sites[0].device)
+
+    def _mixed_sites(self) -> list[int]:
+        assert self._mixture is not None
+        sites = self._mixture.sites()
+        if self._layers is None:
+            return sites
+        unknown = [site for site in self._layers if site not in sites]
+        if unknown:
+            raise ValueError(f"layers {unknown} have no map in any of these alignments; they have {sites}")
+        return sorted(self._layers)
 
     @property
     def layers(self) -> list[int]:
@@ -146,13 +210,13 @@ class Intervention:
         """Which sites are edited, how strongly, at which tokens, and by which backend."""
         device, note = self._architecture.sites[0].device, self._architecture.note
         head = (
-            f"{len(self.layers)} of {self._architecture.num_layers + 1} sites edited, form={self._alignment.form!r}, "
+            f"{len(self.layers)} of {self._architecture.num_layers + 1} sites edited, form={self._forms!r}, "
             f"positions={self._positions!r}, mode={self._mode!r}\n"
             f"  sites found by the {self._architecture.found_by}{'; ' * bool(note)}{note}\n"
             f"  backend: {explain(backend_for(device), device=device)}"
         )
         lines = [
-            f"  site {site.index}: {site.path} ({site.tap}), {self._alignment.maps[site.index]}, "
+            f"  site {site.index}: {site.path} ({site.tap}), {self._map(site)}, "
             f"alpha={'per row' if self.alpha[site.index] is None else self.alpha[site.index]}"
             for site in self._sites()
         ]
@@ -221,8 +285,7 @@ class Intervention:
             architecture,
             Control(),
             self._positions,
-            row_alpha=None if self._row_alpha is None else self._row_alpha.to(architecture.sites[0].device),
-            interpolate=self._alignment.form == "interpolate",
+            rows=None if self._rows is None else self._rows.to(architecture.sites[0].device),
             clone_embeddings=0 in self.layers,
             after=self._measure if self._watch else None,
         )
@@ -242,11 +305,23 @@ class Intervention:
                 entrance.clean = clean_forward(entrance)
 
     def _edit(self, site: Site, control: Control) -> SiteEdit:
+        if self._mixture is not None:
+            stack = self._mixture.stack(site.index)
+            edit = SiteEdit(site, stack.map, stack.bias, 1.0, 1.0, control, self._watch)
+            edit.take(stack)
+            return edit
         alpha = self.alpha[site.index]
         value = 1.0 if alpha is None else alpha
         beta = 1.0 - value if self._alignment.form == "interpolate" else 1.0
         map, bias = self._alignment.maps[site.index], self._alignment.bias.get(site.index)
         return SiteEdit(site, map, bias, value, beta, control, self._watch)
+
+    def _map(self, site: Site) -> str:
+        if self._mixture is None:
+            return str(self._alignment.maps[site.index])
+        map = self._mixture.stack(site.index).map
+        size = sum(part.numel() * part.element_size() for part in (map.down, map.up) if part is not None)
+        return f"{map}, {size} bytes for {', '.join(self._mixture.languages)}"
 
     def _restore(self) -> list[str]:
         """Take everything out again, last in first out; returns what was no longer as installed."""

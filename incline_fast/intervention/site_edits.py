@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn.modules.module import _has_any_global_hook
 
 from incline_fast.intervention.forward_pass import Control, ForwardPass, Stage
+from incline_fast.intervention.mixture import SiteStack
 from incline_fast.maps import AffineMap
 from incline_fast.models.sites import (
     Site,
@@ -46,6 +47,7 @@ class SiteEdit:
         alpha, beta: of this site, where the pass has none per row.
         control: what the thread that calls is doing.
         watch: whether states are measured before and after.
+        place: int32, per language its map in the stack; None: there is one map.
     """
 
     def __init__(
@@ -59,12 +61,18 @@ class SiteEdit:
         self.beta = beta
         self.control = control
         self.watch = watch
+        self.place: Tensor | None = None
         self._source = (map, bias)
         # As tensors for compiled code, which takes a number for a constant and compiles anew for another one.
         self._numbers = torch.tensor(
             [alpha, beta], dtype=torch.float64 if map.dtype is torch.float64 else torch.float32, device=map.device
         )
         self._fit(map.device, map.dtype is torch.float64)
+
+    def take(self, stack: SiteStack) -> None:
+        """Edit with a stack of maps from now on, each row with that of its language."""
+        self._source, self.place = (stack.map, stack.bias), stack.place
+        self._fit(self._device, self._double)
 
     def _fit(self, device: torch.device, double: bool) -> None:
         """Bring the map to where the states are; a model may be moved or converted while it is edited."""
@@ -73,6 +81,7 @@ class SiteEdit:
         self.map = map.to(dtype, device)
         self.bias = None if bias is None else bias.to(device)
         self._numbers = self._numbers.to(device)
+        self.place = None if self.place is None else self.place.to(device)
         self._unit = torch.ones(map.hidden_size, dtype=torch.float64 if double else torch.float32, device=device)
         self._device, self._double = device, double
 
@@ -110,6 +119,11 @@ class SiteEdit:
             return
         state = running.states.pop(self.index) if running.stage is Stage.SET else rows.take(hidden)
         self._transform(running, state, RMS_NORM, (self._unit,), 0.0, 0.0)
+        row_map = self._row_map(running)
+        if running.stage is Stage.SET and row_map is not None:
+            # A row whose language has no map here is not set to the state of the unedited run.
+            absent = (row_map < 0).view(*state.shape[:-1], 1)
+            state = torch.where(absent, rows.take(hidden), state)
         if running.stage is Stage.SET or rows.batch is not None:
             rows.put(hidden, state)
 
@@ -185,7 +199,7 @@ class SiteEdit:
         alpha, beta = self._strengths(running, state)
         before = torch.linalg.vector_norm(state, dim=-1, dtype=torch.float32) if self.watch else None
         backend = backend_for(self._device, state.dtype)
-        row_map = None if running.row_map is None else running.row_map.to(state.device)
+        row_map = self._row_map(running)
         normed = op.in_place(
             state, vectors, self.map, None, self.bias, alpha, beta, row_map, eps, weight_offset, backend
         )
@@ -193,11 +207,19 @@ class SiteEdit:
             after = torch.linalg.vector_norm(state, dim=-1, dtype=torch.float32)
             growth = after / before.clamp_min(torch.finfo(torch.float32).tiny)
             peak, growth = state.abs().amax(-1).flatten(), growth.flatten()
-            if running.row_map is not None:  # rows that were not edited count for nothing
-                untouched = running.row_map.to(state.device) < 0
+            if row_map is not None:  # rows that were not edited count for nothing
+                untouched = row_map < 0
                 peak, growth = peak.masked_fill(untouched, 0), growth.masked_fill(untouched, 0)
             running.measures[self.index] = peak, growth
         return normed
+
+    def _row_map(self, running: ForwardPass) -> Tensor | None:
+        """int32, for each row its map in the stack, -1: none; None where every row has map 0."""
+        row_map = None if running.row_map is None else running.row_map.to(self._device)
+        if self.place is None or running.language is None:
+            return row_map
+        of_language = self.place[running.language.to(self._device)]
+        return of_language if row_map is None else torch.where(row_map < 0, row_map, of_language)
 
     def _strengths(self, running: ForwardPass, state: Tensor) -> tuple[PerRow, PerRow]:
         alpha, beta = running.alpha, running.beta
