@@ -7,9 +7,11 @@ import torch
 from hook_reference import cache_tensors
 from interventions import CLOSE, STEPS, generate, random_bias, random_maps
 from tiny_models import HIDDEN, LAYERS, prompts, tiny
+from tiny_tokenizer import sentences, tiny_tokenizer
 
 from incline_fast import AlignmentBundle
 from incline_fast.alignment.alignment import Alignment
+from incline_fast.fitting.fit import fit
 from incline_fast.intervention.intervene import intervene
 from incline_fast.maps import AffineMap
 
@@ -129,6 +131,34 @@ def test_a_bundle_is_read_by_language(tmp_path):
     assert repr(bundle).endswith("; 2 read)")
     with intervene(model, ALIGNMENTS, alpha=ALPHA, languages=["fr", "sw"]):
         assert torch.equal(model(**inputs).logits, read)
+
+
+def test_any_pivot_and_both_directions(tmp_path):
+    """English to Turkish beside Swahili to French: neither the source nor the target has to be English."""
+    model, tokenizer = tiny("llama"), tiny_tokenizer()
+    texts = {name: sentences(10, seed=seed) for seed, name in enumerate(("en", "tr", "sw", "fr"))}
+    pairs = {"en": "tr", "sw": "fr", "tr": "en"}
+    fitted = {
+        source: fit(
+            model,
+            tokenizer,
+            texts[source],
+            texts[target],
+            source_language=source,
+            target_language=target,
+            progress=False,
+        )
+        for source, target in pairs.items()
+    }
+    AlignmentBundle.save(tmp_path / "pivots.safetensors", fitted)
+    bundle = AlignmentBundle(tmp_path / "pivots.safetensors", model)
+    assert {name: one.metadata.target_language for name, one in bundle.items()} == pairs
+    inputs = prompts((6, 4, 5))
+    with intervene(model, bundle, alpha=0.5, languages=["sw", "en", "tr"]):
+        together, _ = generate(model, inputs)
+    for row, name in enumerate(("sw", "en", "tr")):
+        with intervene(model, fitted[name], alpha=0.5):
+            assert torch.equal(generate(model, alone(inputs, row))[0], together[row : row + 1])
 
 
 def test_arguments_that_do_not_fit():
