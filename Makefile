@@ -7,6 +7,7 @@
 #   make gpu-traffic          count in the emulators what the GPU kernels move; rewrites docs/gpu_traffic.csv
 #   make test-serve           the plugin for vLLM, in an environment of its own with vLLM for CPUs
 #   make demo-serve           a server with three languages: ask it, print what it answers, stop it
+#   make twin                 the environment of a GPU machine with the oldest supported torch, and what can be tried in it
 #   make gpu                  build, check and measure on this machine's GPU with the installed torch, within 430 s
 #   make gpu-pack             prepare what travels to a machine with a GPU, and print the command to run there
 #   make lint     formatting, lint and types
@@ -25,7 +26,7 @@ CSRC := $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu')
 CXX_TESTS := $(shell find tests emulator -name '*.cpp' -o -name '*.h' -o -name '*.cu')
 export PYTHONUNBUFFERED := 1
 
-.PHONY: setup demo demo-serve test test-serve test-gpu-emulated gpu-traffic gpu gpu-pack lint bench bench-regression clean
+.PHONY: setup demo demo-serve test test-serve test-gpu-emulated gpu-traffic twin gpu gpu-pack lint bench bench-regression clean
 
 setup: $(VENV)/.installed
 	$(BIN)/python -m demo.fetch --model $(MODEL)
@@ -35,7 +36,7 @@ demo: setup
 
 test: $(VENV)/.installed
 	$(BIN)/python -m demo.fetch --model gemma3
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto -m "not gpu_emulated"  # one core per worker
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto -m "not gpu_emulated and not twin"  # one core per worker
 
 test-gpu-emulated: $(VENV)/.installed
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto -m gpu_emulated
@@ -51,6 +52,10 @@ test-serve: $(VENV)/.installed
 
 demo-serve: $(VENV)/.installed $(SERVE)/.installed
 	$(SERVE)/bin/python -m demo.serve --model $(if $(filter file,$(origin MODEL)),smollm2,$(MODEL))
+
+twin: $(VENV)/.installed
+	$(PYTHON) tests/twin/build.py
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto -m twin tests/twin
 
 # No virtual environment and no network: what is measured is the torch and the CUDA that the machine has.
 gpu:
@@ -75,7 +80,8 @@ bench-regression: $(VENV)/.installed
 clean:
 	rm -rf build dist *.egg-info incline_fast/*.so .mypy_cache .ruff_cache .pytest_cache .hypothesis
 
-# torch comes first and alone: its index can be chosen, and the extension is compiled against it.
+# torch comes first and alone: its index can be chosen, and the extension is compiled against it. Compiled in place, so
+# that what nvcc made is kept for the next time and for the twin.
 $(VENV)/.torch: constraints.txt
 	@echo "== creating $(VENV) and installing torch"
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -97,5 +103,6 @@ $(SERVE)/.installed: $(SERVE)/.vllm $(VENV)/.installed
 
 $(VENV)/.installed: $(VENV)/.torch pyproject.toml setup.py $(CSRC)
 	@echo "== compiling and installing incline_fast"
-	CFLAGS=-Werror $(PIP) install -c constraints.txt --no-build-isolation -e ".[dev]"
+	CFLAGS=-Werror $(BIN)/python setup.py -q build_ext --inplace
+	INCLINE_FAST_BUILD=0 $(PIP) install -c constraints.txt --no-build-isolation -e ".[dev]"
 	touch $@
