@@ -8,21 +8,29 @@ named by the argument's name: truth values, text, fractions where a whole number
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Iterable, Mapping
 from numbers import Integral, Real
-from typing import Any, TypeGuard
+from typing import TYPE_CHECKING, Any, TypeGuard
 
-import numpy as np
 import torch
-from numpy.typing import ArrayLike
 from torch import Tensor
+
+if TYPE_CHECKING:  # NumPy takes a tenth of a second, and who brings no arrays does not need it
+    from numpy.typing import ArrayLike
 
 __all__ = ["is_listing", "matrix", "number", "numbers", "plain", "usable_device", "whole", "wholes"]
 
 
 def plain(value: Any) -> Any:
     """A scalar of NumPy or torch, or an array without dimensions, as Python's own; other values as they are."""
-    return value.item() if isinstance(value, np.generic | np.ndarray | Tensor) and value.ndim == 0 else value
+    return value.item() if _has_dimensions(value) and value.ndim == 0 else value
+
+
+def _has_dimensions(value: Any) -> TypeGuard[Any]:
+    """Whether a value is a tensor, or an array or scalar of NumPy, which is loaded if there is one."""
+    numpy = sys.modules.get("numpy")
+    return isinstance(value, Tensor) or (numpy is not None and isinstance(value, numpy.ndarray | numpy.generic))
 
 
 def number(name: str, value: Any, expected: str = "a number") -> float:
@@ -58,8 +66,8 @@ def whole(name: str, value: Any, expected: str = "a whole number") -> int:
 
 def is_listing(value: object) -> TypeGuard[Iterable[Any]]:
     """Whether a value lists others: a sequence, range, generator or array with dimensions; not text or a mapping."""
-    if isinstance(value, np.ndarray | Tensor):
-        return value.ndim > 0
+    if _has_dimensions(value):
+        return bool(value.ndim > 0)
     return isinstance(value, Iterable) and not isinstance(value, str | bytes | Mapping)
 
 
@@ -95,6 +103,8 @@ def matrix(name: str, value: ArrayLike | Tensor) -> Tensor:
     else:
         if not hasattr(value, "__array__"):
             raise TypeError(f"{name} is {type(value).__name__}; expected a tensor or an array of numbers")
+        import numpy as np
+
         try:
             array = np.asarray(value)
             tensor = torch.tensor(array.astype(array.dtype.newbyteorder("=")))  # a copy, in this machine's byte order
@@ -110,7 +120,7 @@ def matrix(name: str, value: ArrayLike | Tensor) -> Tensor:
 def _listed(name: str, values: Any, what: str) -> list[Any]:
     if not is_listing(values):
         raise TypeError(f"{name} is {values!r}; expected a list of {what}")
-    if isinstance(values, np.ndarray | Tensor) and values.ndim > 1:
+    if _has_dimensions(values) and values.ndim > 1:
         raise TypeError(f"{name} has shape {tuple(values.shape)}; expected a list of {what}")
     return list(values)
 

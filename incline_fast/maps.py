@@ -8,17 +8,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, overload
+from typing import TYPE_CHECKING, Any, overload
 
 import torch
 import torch.nn.functional as F
-from numpy.typing import ArrayLike
 from torch import Tensor
 from torch.compiler import is_dynamo_compiling
 
 from incline_fast.arguments import matrix
 from incline_fast.packing import PANEL, on_huge_pages, pack
 from incline_fast.torch_modes import full_precision, is_plain
+
+if TYPE_CHECKING:
+    from numpy.typing import ArrayLike
 
 __all__ = ["MAP_DTYPES", "AffineMap", "dequantized"]
 
