@@ -21,11 +21,11 @@ from incline_fast.states.hidden_states import collect
 DIES = """
 import os
 from incline_fast.states import hidden_states
-write = collect.Shards.write
+write = hidden_states.Shards.write
 def write_and_die(*arguments):
     write(*arguments)
     os._exit(9)
-collect.Shards.write = write_and_die
+hidden_states.Shards.write = write_and_die
 from incline_fast.cli.app import main
 main()
 """
