@@ -116,10 +116,15 @@ class Calls:
     def _new_pass(
         self, entrance: Entrance, method: Callable[..., Any], inner: int, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Any:
-        if not self.at_work.enter():
-            return method(entrance.module, *args, **kwargs)
         control = self.control
         around = control.running
+        if not self.at_work.enter():
+            # Another thread may still be putting the norms back; in a pass without rows they edit nothing.
+            control.running = ForwardPass(entrance=inner)
+            try:
+                return method(entrance.module, *args, **kwargs)
+            finally:
+                control.running = around
         try:
             arguments = entrance.by_name(args, kwargs)
             control.running = running = self._announced(arguments)
@@ -258,14 +263,18 @@ def _entered(cls: type) -> type:
     forward_of_class: Any = cls.forward  # type: ignore[attr-defined]
 
     def call(self: Any, *args: Any, **kwargs: Any) -> Any:
-        entrance: Entrance = self._incline_fast_entrance
         plain: Any = cls.__call__
+        entrance: Entrance | None = self.__dict__.get("_incline_fast_entrance")
+        if entrance is None:  # looked up during an intervention that another thread has left since
+            return plain(self, *args, **kwargs)
         method = entrance.clean if entrance.clean is not None and entrance.replaced else plain
         return entrance.calls.run(entrance, method, 2 * entrance.number, args, kwargs)
 
     @functools.wraps(forward_of_class)
     def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
-        entrance: Entrance = self._incline_fast_entrance
+        entrance: Entrance | None = self.__dict__.get("_incline_fast_entrance")
+        if entrance is None:  # as above
+            return forward_of_class(self, *args, **kwargs)
         method = entrance.clean if entrance.clean is not None and not entrance.replaced else forward_of_class
         return entrance.calls.run(entrance, method, 2 * entrance.number + 1, args, kwargs)
 
@@ -293,9 +302,10 @@ def _generate(cls: Any) -> Callable[..., Any]:
 
     @functools.wraps(cls.generate)
     def generate(self: Any, *args: Any, **kwargs: Any) -> Any:
-        calls: Calls = self._incline_fast_entrance.calls
-        if not calls.at_work.enter():
+        entrance: Entrance | None = self.__dict__.get("_incline_fast_entrance")
+        if entrance is None or not entrance.calls.at_work.enter():
             return cls.generate(self, *args, **kwargs)
+        calls = entrance.calls
         try:
             given = {**dict(zip(parameters, args, strict=False)), **kwargs}
             refuse_generation_modes(given, [given.get("generation_config"), getattr(self, "generation_config", None)])

@@ -324,7 +324,7 @@ class Intervention:
         return f"{map}, {size} bytes for {', '.join(self._mixture.languages)}"
 
     def _restore(self) -> list[str]:
-        """Take everything out again, last in first out; returns what was no longer as installed."""
+        """Take everything out again; returns what was no longer as installed."""
         model = self._architecture.model
         changed = [type(entrance.module).__name__ for entrance in self._entrances if not entrance.intact()]
         for edit in self._edits:
@@ -333,10 +333,11 @@ class Intervention:
             if not tapped.intact(model, site.path):
                 changed.append(site.path)
                 site.owner._modules[site.name] = tapped.module
-        for entrance in reversed(self._entrances):
-            entrance.remove()
+        # The sites first: without an entrance, a pass that another thread has just begun would not be known to them.
         for taps in reversed(self._taps.values()):
             taps.remove()
+        for entrance in reversed(self._entrances):
+            entrance.remove()
         self._entrances, self._edits, self._taps, self._calls = [], [], {}, None
         ACTIVE.discard(self._architecture.backbone)
         self._state = "done"
