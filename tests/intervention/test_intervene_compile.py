@@ -147,3 +147,16 @@ def test_check_finite_of_a_compiled_model():
     with intervene(compiled, ALIGNMENT, alpha=0.6, check_finite=True) as run:
         compiled(**inputs)
     assert run.max_abs == pytest.approx(expected, rel=1e-5)
+
+
+def test_another_strength_or_alignment_compiles_nothing_anew():
+    model, inputs = shallow(), prompts()
+    other = Alignment.from_maps({site: random_maps(7)[site] for site in (0, 1)})
+    counter = CompileCounterWithBackend("eager")
+    compiled = torch.compile(model, backend=counter, fullgraph=True)
+    for alignment, alpha in ((ALIGNMENT, 0.2), (ALIGNMENT, -0.3), (other, 0.5), (other, 0.7)):
+        with intervene(model, alignment, alpha=alpha):
+            expected = model(**inputs).logits
+        with intervene(compiled, alignment, alpha=alpha):
+            torch.testing.assert_close(compiled(**inputs).logits, expected, **CLOSE)
+    assert counter.frame_count == 1
