@@ -21,7 +21,6 @@ from transformers.generation.stopping_criteria import StoppingCriteria
 
 from incline_fast.alignment.alignment import Alignment
 from incline_fast.intervention.intervene import InterventionError, intervene
-from incline_fast.models.architectures import UnsupportedModelError
 
 MAPS = random_maps()
 ALIGNMENT = Alignment.from_maps(MAPS)
@@ -339,11 +338,19 @@ class TestStandIn:
             torch.testing.assert_close(model(**inputs).logits, expected, **CLOSE)
         assert torch.equal(model(**inputs).logits, other(**inputs).logits)
 
-    def test_parametrised_norms_are_refused(self):
-        model = tiny("llama")
-        nn.utils.parametrize.register_parametrization(model.model.layers[1].input_layernorm, "weight", nn.Identity())
-        with pytest.raises(UnsupportedModelError, match="which wraps the norm"):
-            intervene(model, ALIGNMENT, alpha=0.6)
+    def test_parametrised_norms_are_the_norms_that_they_compute(self):
+        class Doubled(nn.Module):
+            def forward(self, weight):
+                return 2 * weight
+
+        model, other, inputs = tiny("llama"), tiny("llama"), prompts((5, 3))
+        for layer, doubled in zip(model.model.layers, other.model.layers, strict=True):
+            nn.utils.parametrize.register_parametrization(layer.input_layernorm, "weight", Doubled())
+            doubled.input_layernorm.weight = nn.Parameter(doubled.input_layernorm.weight * 2, requires_grad=False)
+        expected = hooked(other, inputs)
+        with intervene(model, ALIGNMENT, alpha=0.6):
+            torch.testing.assert_close(model(**inputs).logits, expected, **CLOSE)
+        assert torch.equal(model(**inputs).logits, other(**inputs).logits)
 
     def test_a_module_put_on_it_stays(self):
         model, inputs = tiny("llama"), prompts((5, 3))

@@ -14,7 +14,7 @@ from incline_fast import Alignment, intervene
 from incline_fast.cli.output import continue_prompts
 from incline_fast.evaluation import PLAIN, ContinuationTask, score_continuations
 from incline_fast.intervention.sweep import sweep
-from incline_fast.models.architectures import block_output
+from incline_fast.models.sites import block_output
 from incline_fast.states.hidden_states import collect
 from incline_fast.text.prompts import (
     PromptError,
