@@ -10,6 +10,7 @@ from typing import Annotated, Literal
 import typer
 
 from incline_fast.cli.evaluation import evaluate, tune
+from incline_fast.cli.harness import lm_eval
 from incline_fast.cli.inputs import (
     load_model,
     parallel_text,
@@ -42,6 +43,7 @@ incline-fast fit      MODEL --pairs train.tsv -o fr-en.safetensors
 incline-fast sweep    MODEL fr-en.safetensors --pairs dev.tsv --write
 incline-fast generate MODEL fr-en.safetensors --prompt 'Bonjour'
 incline-fast info     fr-en.safetensors
+incline-fast lm-eval  --model incline --model_args ... --tasks incline_xcopa_tr
 incline-fast bench    --quick
 ```
 """,
@@ -49,6 +51,7 @@ incline-fast bench    --quick
 
 app.command()(tune)
 app.command()(evaluate)
+app.command(name="lm-eval", context_settings={"allow_extra_args": True, "ignore_unknown_options": True})(lm_eval)
 
 
 @app.command()

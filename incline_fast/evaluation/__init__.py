@@ -5,6 +5,7 @@ the setting that helps most.
 from incline_fast.evaluation.bootstrap import Difference, mcnemar, paired_bootstrap
 from incline_fast.evaluation.calibration import batch_calibrated, contextual_calibrated, prior_matched
 from incline_fast.evaluation.candidates import Setting, Trials
+from incline_fast.evaluation.continuations import score_continuations, score_tokens
 from incline_fast.evaluation.controls import fit_controls
 from incline_fast.evaluation.metrics import (
     accuracy,
@@ -15,7 +16,7 @@ from incline_fast.evaluation.metrics import (
     label_log_likelihood,
     token_f1,
 )
-from incline_fast.evaluation.scoring import PLAIN, LabelScorer, LabelScores, Variant, score_continuations
+from incline_fast.evaluation.scoring import PLAIN, LabelScorer, LabelScores, Variant
 from incline_fast.evaluation.tasks import (
     ContinuationTask,
     LabelTask,
@@ -56,6 +57,7 @@ __all__ = [
     "paired_bootstrap",
     "prior_matched",
     "score_continuations",
+    "score_tokens",
     "sib200",
     "token_f1",
     "tsv_labels",

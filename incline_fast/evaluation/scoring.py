@@ -1,4 +1,4 @@
-"""Score label words and continuations under many variants of an intervention.
+"""Score label words under many variants of an intervention.
 
 Every prompt runs once up to its last token. A variant is one row of a decode-shaped step over that; a step whose first
 edited site is l starts there, with the plain state that is known. With single-token label words the LM head computes
@@ -7,7 +7,6 @@ their logits only.
 
 from __future__ import annotations
 
-import copy
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -21,13 +20,13 @@ from tqdm.auto import tqdm
 from incline_fast.alignment import Alignment
 from incline_fast.evaluation.calibration import CONTENT_FREE, batch_calibrated, contextual_calibrated, prior_matched
 from incline_fast.evaluation.kept_prompts import KeptPrompts
-from incline_fast.evaluation.tasks import ContinuationTask, LabelTask, TaskError
+from incline_fast.evaluation.tasks import LabelTask, TaskError
 from incline_fast.intervention.intervene import intervene
 from incline_fast.models.label_head import head_of_tokens
 from incline_fast.models.sites import evaluated
 from incline_fast.states.prompt_runner import PromptBatch, PromptRunner, Step
 
-__all__ = ["PLAIN", "LabelScorer", "LabelScores", "Variant", "score_continuations"]
+__all__ = ["PLAIN", "LabelScorer", "LabelScores", "Variant", "chunks", "grouped"]
 
 
 @dataclass(frozen=True)
@@ -173,12 +172,12 @@ class LabelScorer:
             self._check(variant)
         logits = torch.zeros(len(variants), len(self.kept), len(self.tokens))
         norms = torch.zeros(len(variants), len(self.kept))
-        groups = _grouped(variants)
+        groups = grouped(variants)
         bar = tqdm(total=len(self.kept) * len(variants), desc="score", unit="row", disable=not self._progress)
         with bar, self._running():
             for indices, batch in self.kept:
                 for sites, numbers in groups:
-                    for part in _chunks(numbers, max(1, self._batch_rows // len(batch))):
+                    for part in chunks(numbers, max(1, self._batch_rows // len(batch))):
                         step = self._step(batch, [variants[i] for i in part], sites)
                         shape = len(batch), len(part), -1
                         rows = torch.tensor(part)[:, None], torch.tensor(indices)[None]
@@ -237,63 +236,6 @@ class LabelScorer:
             return self.runner.step(batch, len(variants), run, start=start, states=entering)
 
 
-def score_continuations(
-    model: nn.Module,
-    tokenizer: Any,
-    task: ContinuationTask,
-    variants: Sequence[Variant],
-    *,
-    batch: int = 8,
-    batch_rows: int = 64,
-    progress: bool = True,
-) -> tuple[Tensor, Tensor]:
-    """Log-likelihood of every continuation after its prompt, whose last token is edited; the continuation is not.
-
-    Args:
-        model, tokenizer: the model.
-        task: prompts and continuations.
-        variants: V of them.
-        batch: prompts of one prefill.
-        batch_rows: bound on prompts times variants of one step.
-        progress: show a progress bar.
-
-    Returns:
-        fp32 ``[V, n, K]`` in nats, and the number of tokens of every continuation ``[n, K]``.
-    """
-    runner = PromptRunner(model, tokenizer)
-    variants = list(variants)
-    pairs = [pair for row in zip(task.prompts, task.continuations, strict=True) for pair in zip(*row, strict=True)]
-    prompts = {text: number for number, text in enumerate(dict.fromkeys(prompt for prompt, _ in pairs))}
-    ids = runner.ids(list(prompts), None)
-    ends: list[list[tuple[int, list[int]]]] = [[] for _ in ids]
-    wholes = runner.ids([prompt + end for prompt, end in pairs], None)
-    for place, ((prompt, end), whole) in enumerate(zip(pairs, wholes, strict=True)):
-        number = prompts[prompt]
-        ends[number].append((place, whole[len(ids[number]) :]))
-        if not ends[number][-1][1]:
-            raise TaskError(f"{task.name}: continuation {end!r} of {prompt!r} has no token of its own")
-    found = torch.zeros(len(variants), len(pairs))
-    with evaluated(runner.architecture.model), torch.inference_mode():
-        kept = KeptPrompts(runner, ids, sites=(), batch=batch, progress=progress, what=f"{task.name} {task.language}")
-        bar = tqdm(total=len(ids) * len(variants), desc="score", unit="row", disable=not progress)
-        with bar:
-            for indices, prefilled in kept:
-                for sites, numbers in _grouped(variants):
-                    for part in _chunks(numbers, max(1, batch_rows // len(prefilled))):
-                        step = _edited_step(runner, prefilled, [variants[i] for i in part], sites)
-                        for turn in range(max(len(ends[i]) for i in indices)):
-                            rows = [ends[i][min(turn, len(ends[i]) - 1)] for i in indices]
-                            scores = _log_likelihoods(runner, prefilled, step, [end for _, end in rows], len(part))
-                            places = torch.tensor([place for place, _ in rows])
-                            found[torch.tensor(part)[:, None], places[None]] = scores.view(len(rows), -1).T.cpu()
-                        bar.update(len(indices) * len(part))
-    counts = torch.zeros(len(pairs))
-    for place, tokens in (pair for several in ends for pair in several):
-        counts[place] = len(tokens)
-    choices = len(task.prompts[0])
-    return found.view(len(variants), -1, choices), counts.view(-1, choices)
-
-
 def label_tokens(tokenizer: Any, labels: Sequence[str]) -> list[int]:
     """The token of every label after a space.
 
@@ -324,37 +266,7 @@ def warn_of_template(alignment: Alignment, template: str) -> None:
         )
 
 
-def _edited_step(runner: PromptRunner, batch: PromptBatch, variants: Sequence[Variant], sites: tuple[int, ...]) -> Step:
-    alignment = variants[0].alignment
-    if not sites or alignment is None:
-        return runner.step(batch, len(variants))
-    strengths = torch.tensor([variant.alpha for variant in variants]).repeat(len(batch))
-    with intervene(runner.model, alignment, alpha=strengths, layers=sites) as run:
-        return runner.step(batch, len(variants), run)
-
-
-def _log_likelihoods(
-    runner: PromptRunner, batch: PromptBatch, step: Step, ends: Sequence[Sequence[int]], repeats: int
-) -> Tensor:
-    """``[B * repeats]`` of one continuation per prompt, fed after the (edited) last token."""
-    first = step.logits.float().log_softmax(-1)
-    opening = torch.tensor([end[0] for end in ends], device=first.device).repeat_interleave(repeats)
-    total = first.gather(-1, opening[:, None]).squeeze(-1)
-    longest = max(map(len, ends)) - 1
-    if longest == 0:
-        return total
-    fed, wanted, real = torch.zeros(3, len(ends), longest, dtype=torch.long, device=first.device)
-    for row, end in enumerate(ends):
-        fed[row, : len(end) - 1] = torch.tensor(end[:-1])
-        wanted[row, : len(end) - 1] = torch.tensor(end[1:])
-        real[row, : len(end) - 1] = 1
-    fed, wanted, real, before = (t.repeat_interleave(repeats, 0) for t in (fed, wanted, real, batch.mask))
-    logits = runner.continue_from(copy.deepcopy(step.cache), before, fed, real)
-    log_p = logits.float().log_softmax(-1).gather(-1, wanted[..., None]).squeeze(-1)
-    return total + (log_p * real).sum(-1)
-
-
-def _grouped(variants: Sequence[Variant]) -> list[tuple[tuple[int, ...], list[int]]]:
+def grouped(variants: Sequence[Variant]) -> list[tuple[tuple[int, ...], list[int]]]:
     """Variants of one alignment at the same sites share a step: ``(sites, numbers)``."""
     groups: dict[tuple[int, tuple[int, ...]], list[int]] = {}
     for number, variant in enumerate(variants):
@@ -363,7 +275,8 @@ def _grouped(variants: Sequence[Variant]) -> list[tuple[tuple[int, ...], list[in
     return [(sites, numbers) for (_, sites), numbers in groups.items()]
 
 
-def _chunks(numbers: Sequence[int], size: int) -> Iterator[list[int]]:
+def chunks(numbers: Sequence[int], size: int) -> Iterator[list[int]]:
+    """Parts of at most ``size`` numbers."""
     for start in range(0, len(numbers), size):
         yield list(numbers[start : start + size])
 

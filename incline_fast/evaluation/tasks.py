@@ -259,23 +259,51 @@ def xwinograd(path: str | PathLike[str], language: str) -> ContinuationTask:
     Raises:
         TaskError: there is no row of this language.
     """
-    prompts, ends, answers = [], [], []
-    rows = [line.split("\t") for line in text_lines(Path(path))]
-    for row in rows:
+    rows = winograd_rows(path, language)
+    return ContinuationTask(
+        "xwinograd",
+        language,
+        [[row.before + candidate for candidate in row.candidates] for row in rows],
+        [[row.after] * 2 for row in rows],
+        [row.answer for row in rows],
+        [str(i) for i in range(len(rows))],
+    )
+
+
+@dataclass(frozen=True)
+class WinogradRow:
+    """A sentence without its pronoun.
+
+    Attributes:
+        before, after: the text around the pronoun.
+        candidates: two, one of which it stands for.
+        answer: the number of that one.
+    """
+
+    before: str
+    after: str
+    candidates: tuple[str, str]
+    answer: int
+
+
+def winograd_rows(path: str | PathLike[str], language: str) -> list[WinogradRow]:
+    """Rows of ``dataset.tsv`` with two candidates, one of them right, and a pronoun that is found in the sentence.
+
+    Raises:
+        TaskError: there is no such row of this language.
+    """
+    found = []
+    for row in (line.split("\t") for line in text_lines(Path(path))):
         if row[0] != language:
             continue
-        sentence, pronoun, candidates = row[3], json.loads(row[5]), json.loads(row[6])
+        candidates = json.loads(row[6])
         right = [bool(candidate[3]) for candidate in candidates]
-        place = _place(sentence, json.loads(row[4]), pronoun)
-        if len(candidates) != 2 or sum(right) != 1 or place is None:
-            continue
-        before, after = place
-        prompts.append([before + candidate[0] for candidate in candidates])
-        ends.append([after, after])
-        answers.append(right.index(True))
-    if not answers:
+        place = _place(row[3], json.loads(row[4]), json.loads(row[5]))
+        if len(candidates) == 2 and sum(right) == 1 and place is not None:
+            found.append(WinogradRow(*place, (candidates[0][0], candidates[1][0]), right.index(True)))
+    if not found:
         raise TaskError(f"{path} has no usable row of {language!r}")
-    return ContinuationTask("xwinograd", language, prompts, ends, answers, [str(i) for i in range(len(answers))])
+    return found
 
 
 def _place(sentence: str, tokens: Sequence[str], pronoun: Any) -> tuple[str, str] | None:

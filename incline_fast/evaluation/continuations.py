@@ -1,0 +1,153 @@
+"""Log-likelihood of continuations after prompts whose last token is edited; the continuation is not.
+
+Every prompt runs once up to its last token; a variant of the intervention is one row of a decode-shaped step over that,
+and each continuation is fed behind it.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+
+from incline_fast.evaluation.scoring import Variant, chunks, grouped
+from incline_fast.evaluation.tasks import ContinuationTask, TaskError
+from incline_fast.intervention.intervene import intervene
+from incline_fast.models.sites import evaluated
+from incline_fast.states.prompt_runner import PromptBatch, PromptRunner, Step, like_batches
+
+__all__ = ["score_continuations", "score_tokens"]
+
+
+def score_continuations(
+    model: nn.Module,
+    tokenizer: Any,
+    task: ContinuationTask,
+    variants: Sequence[Variant],
+    *,
+    batch: int = 8,
+    batch_rows: int = 64,
+    progress: bool = True,
+) -> tuple[Tensor, Tensor]:
+    """Log-likelihood of every continuation of a task.
+
+    Args:
+        model, tokenizer: the model.
+        task: prompts and continuations.
+        variants: V of them.
+        batch: prompts of one prefill.
+        batch_rows: bound on prompts times variants of one step.
+        progress: show a progress bar.
+
+    Returns:
+        fp32 ``[V, n, K]`` in nats, and the number of tokens of every continuation ``[n, K]``.
+
+    Raises:
+        TaskError: a continuation has no token of its own.
+    """
+    runner = PromptRunner(model, tokenizer)
+    pairs = [pair for row in zip(task.prompts, task.continuations, strict=True) for pair in zip(*row, strict=True)]
+    prompts = list(dict.fromkeys(prompt for prompt, _ in pairs))
+    ids = dict(zip(prompts, runner.ids(prompts, None), strict=True))
+    wholes = runner.ids([prompt + end for prompt, end in pairs], None)
+    ends = [whole[len(ids[prompt]) :] for (prompt, _), whole in zip(pairs, wholes, strict=True)]
+    for (prompt, end), tokens in zip(pairs, ends, strict=True):
+        if not tokens:
+            raise TaskError(f"{task.name}: continuation {end!r} of {prompt!r} has no token of its own")
+    requests = [(ids[prompt], end) for (prompt, _), end in zip(pairs, ends, strict=True)]
+    what = f"{task.name} {task.language}".strip()
+    found, _ = score_tokens(
+        runner, requests, variants, batch=batch, batch_rows=batch_rows, progress=progress, what=what
+    )
+    choices = len(task.prompts[0])
+    counts = torch.tensor([float(len(end)) for end in ends])
+    return found.view(len(found), -1, choices), counts.view(-1, choices)
+
+
+def score_tokens(
+    runner: PromptRunner,
+    requests: Sequence[tuple[Sequence[int], Sequence[int]]],
+    variants: Sequence[Variant],
+    *,
+    batch: int = 8,
+    batch_rows: int = 64,
+    progress: bool = True,
+    what: str = "score",
+) -> tuple[Tensor, Tensor]:
+    """Log-likelihood of every continuation, given as tokens, and whether greedy decoding would give it.
+
+    Prompts that several requests share run once, and so do tokens that all prompts begin with.
+
+    Args:
+        runner: of the model.
+        requests: N pairs of prompt and continuation, at least one token each.
+        variants: V of them.
+        batch: prompts of one prefill.
+        batch_rows: bound on prompts times variants of one step.
+        progress: show a progress bar.
+        what: its label.
+
+    Returns:
+        fp32 ``[V, N]`` in nats, and bool ``[V, N]``.
+    """
+    variants = list(variants)
+    found = torch.zeros(len(variants), len(requests))
+    greedy = torch.zeros(len(variants), len(requests), dtype=torch.bool)
+    places: dict[tuple[int, ...], list[int]] = {}
+    for place, (prompt, _) in enumerate(requests):
+        places.setdefault(tuple(prompt), []).append(place)
+    ids = list(places)
+    bar = tqdm(total=len(ids) * len(variants), desc=what, unit="row", disable=not progress)
+    with evaluated(runner.architecture.model), torch.inference_mode(), bar:
+        shared = runner.share(ids)
+        for indices in like_batches(ids, range(len(ids)), batch):
+            prefilled = runner.prefill([ids[i] for i in indices], shared)
+            own = [places[ids[i]] for i in indices]
+            for sites, numbers in grouped(variants):
+                for part in chunks(numbers, max(1, batch_rows // len(prefilled))):
+                    step = _edited_step(runner, prefilled, [variants[i] for i in part], sites)
+                    # Turn by turn one continuation of each prompt; a prompt that has fewer repeats its last.
+                    for turn in range(max(map(len, own))):
+                        rows = [several[min(turn, len(several) - 1)] for several in own]
+                        ends = [requests[place][1] for place in rows]
+                        scores, chosen = _log_likelihoods(runner, prefilled, step, ends, len(part))
+                        where = torch.tensor(part)[:, None], torch.tensor(rows)[None]
+                        found[where] = scores.view(len(rows), -1).T.cpu()
+                        greedy[where] = chosen.view(len(rows), -1).T.cpu()
+                    bar.update(len(indices) * len(part))
+    return found, greedy
+
+
+def _edited_step(runner: PromptRunner, batch: PromptBatch, variants: Sequence[Variant], sites: tuple[int, ...]) -> Step:
+    alignment = variants[0].alignment
+    if not sites or alignment is None:
+        return runner.step(batch, len(variants))
+    strengths = torch.tensor([variant.alpha for variant in variants]).repeat(len(batch))
+    with intervene(runner.model, alignment, alpha=strengths, layers=sites) as run:
+        return runner.step(batch, len(variants), run)
+
+
+def _log_likelihoods(
+    runner: PromptRunner, batch: PromptBatch, step: Step, ends: Sequence[Sequence[int]], repeats: int
+) -> tuple[Tensor, Tensor]:
+    """``[B * repeats]`` of one continuation per prompt after its (edited) last token, and which are the greedy ones."""
+    first = step.logits.float().log_softmax(-1)
+    opening = torch.tensor([end[0] for end in ends], device=first.device).repeat_interleave(repeats)
+    total, greedy = first.gather(-1, opening[:, None]).squeeze(-1), first.argmax(-1) == opening
+    longest = max(map(len, ends)) - 1
+    if longest == 0:
+        return total, greedy
+    fed, wanted, real = torch.zeros(3, len(ends), longest, dtype=torch.long, device=first.device)
+    for row, end in enumerate(ends):
+        fed[row, : len(end) - 1] = torch.tensor(end[:-1])
+        wanted[row, : len(end) - 1] = torch.tensor(end[1:])
+        real[row, : len(end) - 1] = 1
+    fed, wanted, real, before = (t.repeat_interleave(repeats, 0) for t in (fed, wanted, real, batch.mask))
+    logits = runner.continue_from(copy.deepcopy(step.cache), before, fed, real)
+    log_p = logits.float().log_softmax(-1).gather(-1, wanted[..., None]).squeeze(-1)
+    as_wanted = (logits.argmax(-1) == wanted) | (real == 0)
+    return total + (log_p * real).sum(-1), greedy & as_wanted.all(-1)
