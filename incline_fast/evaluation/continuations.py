@@ -1,13 +1,15 @@
 """Log-likelihood of continuations after prompts whose last token is edited; the continuation is not.
 
 Every prompt runs once up to its last token; a variant of the intervention is one row of a decode-shaped step over that,
-and each continuation is fed behind it.
+and each continuation is fed behind it. With several variants, steps and continuations start at the first edited site,
+with the plain states that are known there.
 """
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -101,53 +103,101 @@ def score_tokens(
     for place, (prompt, _) in enumerate(requests):
         places.setdefault(tuple(prompt), []).append(place)
     ids = list(places)
+    groups = grouped(variants)
+    # A second edited variant pays for the plain states at which passes can start.
+    count = runner.architecture.num_layers
+    late = sum(bool(variant.sites) for variant in variants) > 1
+    starts = sorted({sites[0] if sites else count for sites, _ in groups}) if late else []
     bar = tqdm(total=len(ids) * len(variants), desc=what, unit="row", disable=not progress)
     with evaluated(runner.architecture.model), torch.inference_mode(), bar:
         shared = runner.share(ids)
         for indices in like_batches(ids, range(len(ids)), batch):
-            prefilled = runner.prefill([ids[i] for i in indices], shared)
-            own = [places[ids[i]] for i in indices]
-            for sites, numbers in grouped(variants):
+            prefilled = runner.prefill([ids[i] for i in indices], shared, sites=starts)
+            turns = _turns(runner, prefilled, [places[ids[i]] for i in indices], requests, starts)
+            for sites, numbers in groups:
+                start = (sites[0] if sites else count) if late else 0
                 for part in chunks(numbers, max(1, batch_rows // len(prefilled))):
-                    step = _edited_step(runner, prefilled, [variants[i] for i in part], sites)
-                    # Turn by turn one continuation of each prompt; a prompt that has fewer repeats its last.
-                    for turn in range(max(map(len, own))):
-                        rows = [several[min(turn, len(several) - 1)] for several in own]
-                        ends = [requests[place][1] for place in rows]
-                        scores, chosen = _log_likelihoods(runner, prefilled, step, ends, len(part))
-                        where = torch.tensor(part)[:, None], torch.tensor(rows)[None]
-                        found[where] = scores.view(len(rows), -1).T.cpu()
-                        greedy[where] = chosen.view(len(rows), -1).T.cpu()
+                    step = _edited_step(runner, prefilled, [variants[i] for i in part], sites, start)
+                    for turn in turns:
+                        scores, chosen = turn.scored(runner, prefilled, step, len(part), start)
+                        where = torch.tensor(part)[:, None], torch.tensor(turn.places)[None]
+                        found[where] = scores.view(len(indices), -1).T.cpu()
+                        greedy[where] = chosen.view(len(indices), -1).T.cpu()
                     bar.update(len(indices) * len(part))
     return found, greedy
 
 
-def _edited_step(runner: PromptRunner, batch: PromptBatch, variants: Sequence[Variant], sites: tuple[int, ...]) -> Step:
+def _edited_step(
+    runner: PromptRunner, batch: PromptBatch, variants: Sequence[Variant], sites: tuple[int, ...], start: int
+) -> Step:
+    entering = batch.states[start].repeat_interleave(len(variants), 0) if start else None
     alignment = variants[0].alignment
     if not sites or alignment is None:
-        return runner.step(batch, len(variants))
+        return runner.step(batch, len(variants), start=start, states=entering)
     strengths = torch.tensor([variant.alpha for variant in variants]).repeat(len(batch))
     with intervene(runner.model, alignment, alpha=strengths, layers=sites) as run:
-        return runner.step(batch, len(variants), run)
+        return runner.step(batch, len(variants), run, start=start, states=entering)
 
 
-def _log_likelihoods(
-    runner: PromptRunner, batch: PromptBatch, step: Step, ends: Sequence[Sequence[int]], repeats: int
-) -> tuple[Tensor, Tensor]:
-    """``[B * repeats]`` of one continuation per prompt after its (edited) last token, and which are the greedy ones."""
-    first = step.logits.float().log_softmax(-1)
-    opening = torch.tensor([end[0] for end in ends], device=first.device).repeat_interleave(repeats)
-    total, greedy = first.gather(-1, opening[:, None]).squeeze(-1), first.argmax(-1) == opening
-    longest = max(map(len, ends)) - 1
-    if longest == 0:
-        return total, greedy
-    fed, wanted, real = torch.zeros(3, len(ends), longest, dtype=torch.long, device=first.device)
-    for row, end in enumerate(ends):
-        fed[row, : len(end) - 1] = torch.tensor(end[:-1])
-        wanted[row, : len(end) - 1] = torch.tensor(end[1:])
-        real[row, : len(end) - 1] = 1
-    fed, wanted, real, before = (t.repeat_interleave(repeats, 0) for t in (fed, wanted, real, batch.mask))
-    logits = runner.continue_from(copy.deepcopy(step.cache), before, fed, real)
-    log_p = logits.float().log_softmax(-1).gather(-1, wanted[..., None]).squeeze(-1)
-    as_wanted = (logits.argmax(-1) == wanted) | (real == 0)
-    return total + (log_p * real).sum(-1), greedy & as_wanted.all(-1)
+@dataclass(frozen=True, eq=False)
+class _Turn:
+    """One continuation of each prompt of a batch.
+
+    Attributes:
+        places: numbers of the requests.
+        opening: ``[B]``, the first token of each continuation, read off the prompt's last token.
+        fed, wanted, real: ``[B, t]``, the tokens that are fed, what each is to predict, 0 for padding.
+        states: site -> plain states ``[B, t, d]`` of the tokens that are fed.
+    """
+
+    places: list[int]
+    opening: Tensor
+    fed: Tensor
+    wanted: Tensor
+    real: Tensor
+    states: dict[int, Tensor]
+
+    def scored(
+        self, runner: PromptRunner, batch: PromptBatch, step: Step, repeats: int, start: int
+    ) -> tuple[Tensor, Tensor]:
+        """``[B * repeats]`` after each (edited) last token: log-likelihood, and whether it is the greedy one."""
+        first = step.logits.float().log_softmax(-1)
+        opening = self.opening.repeat_interleave(repeats)
+        total, greedy = first.gather(-1, opening[:, None]).squeeze(-1), first.argmax(-1) == opening
+        if self.fed.shape[1] == 0:
+            return total, greedy
+        rows = (t.repeat_interleave(repeats, 0) for t in (self.fed, self.wanted, self.real, batch.mask))
+        fed, wanted, real, before = rows
+        entering = self.states[start].repeat_interleave(repeats, 0) if start else None
+        cache = copy.deepcopy(step.cache)
+        logits = runner.continue_from(cache, before, fed, real, start=start, states=entering)
+        log_p = logits.float().log_softmax(-1).gather(-1, wanted[..., None]).squeeze(-1)
+        as_wanted = (logits.argmax(-1) == wanted) | (real == 0)
+        return total + (log_p * real).sum(-1), greedy & as_wanted.all(-1)
+
+
+def _turns(
+    runner: PromptRunner,
+    batch: PromptBatch,
+    places: Sequence[Sequence[int]],
+    requests: Sequence[tuple[Sequence[int], Sequence[int]]],
+    starts: Sequence[int],
+) -> list[_Turn]:
+    """The continuations of a batch's prompts, one of each in a turn; a prompt that has fewer repeats its last."""
+    plain = runner.step(batch, 1) if starts else None
+    turns = []
+    for number in range(max(map(len, places))):
+        rows = [several[min(number, len(several) - 1)] for several in places]
+        ends = [requests[place][1] for place in rows]
+        opening = torch.tensor([end[0] for end in ends], device=runner.device)
+        fed, wanted, real = torch.zeros(3, len(ends), max(map(len, ends)) - 1, dtype=torch.long)
+        for row, end in enumerate(ends):
+            fed[row, : len(end) - 1] = torch.tensor(end[:-1])
+            wanted[row, : len(end) - 1] = torch.tensor(end[1:])
+            real[row, : len(end) - 1] = 1
+        fed, wanted, real = (t.to(runner.device) for t in (fed, wanted, real))
+        states: dict[int, Tensor] = {}
+        if plain is not None and fed.shape[1]:
+            states = runner.continuation_states(copy.deepcopy(plain.cache), batch.mask, fed, real, starts)
+        turns.append(_Turn(rows, opening, fed, wanted, real, states))
+    return turns

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import ExitStack, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Protocol
@@ -23,6 +23,7 @@ from incline_fast.states.shared_prefix import (
     KeysValues,
     SharedPrefix,
     common_prefix,
+    fill_skipped,
     key_value_cache,
     own_part,
     run_shared_prefix,
@@ -197,7 +198,16 @@ class PromptRunner:
             )
         return Step(output.logits[:, -1], self._norms, output.past_key_values)
 
-    def continue_from(self, cache: Any, before: Tensor, tokens: Tensor, real: Tensor) -> Tensor:
+    def continue_from(
+        self,
+        cache: Any,
+        before: Tensor,
+        tokens: Tensor,
+        real: Tensor,
+        *,
+        start: int = 0,
+        states: Tensor | None = None,
+    ) -> Tensor:
         """Logits ``[B, t, V]`` after each of the tokens that follow prompts.
 
         Args:
@@ -205,17 +215,26 @@ class PromptRunner:
             before: ``[B, T]``, the mask of the prompts.
             tokens: ``[B, t]``, padded on the right.
             real: ``[B, t]``, 0 for padding.
+            start: the site at which the pass begins, that of the step or earlier.
+            states: ``[B, t, d]``, what enters there if ``start`` is not 0.
         """
-        mask = torch.cat([before, real], 1)
-        output = self.model(
-            input_ids=tokens,
-            attention_mask=mask,
-            past_key_values=cache,
-            use_cache=True,
-            **self._positions(mask, slice(before.shape[1], None)),
-        )
-        logits: Tensor = output.logits
+        fill_skipped(cache, start, before.shape[1])
+        with self._entry(start, states):
+            logits: Tensor = self.model(**self._continuation(cache, before, tokens, real)).logits
         return logits
+
+    def continuation_states(
+        self, cache: Any, before: Tensor, tokens: Tensor, real: Tensor, sites: Sequence[int]
+    ) -> dict[int, Tensor]:
+        """Site -> plain states ``[B, t, d]`` of tokens that follow prompts; arguments as in :meth:`continue_from`."""
+        with self._observed(sites, slice(None)) as found:
+            self.architecture.backbone(**self._continuation(cache, before, tokens, real))
+        return found
+
+    def _continuation(self, cache: Any, before: Tensor, tokens: Tensor, real: Tensor) -> dict[str, Any]:
+        mask = torch.cat([before, real], 1)
+        about = {"input_ids": tokens, "attention_mask": mask, "past_key_values": cache, "use_cache": True}
+        return about | self._positions(mask, slice(before.shape[1], None))
 
     def distributions(
         self, ids: Sequence[Sequence[int]], pairs: Sequence[int], rows: int, shared: SharedPrefix = NOTHING_SHARED
@@ -240,17 +259,12 @@ class PromptRunner:
         if states is None:
             return nullcontext()
         states = states.to(self.device, self.architecture.sites[start].dtype)
-        return entered_at(self.architecture, start, states[:, None], tuples=self._tuples)
+        # [B, d] of one token, or [B, t, d].
+        states = states[:, None] if states.dim() == 2 else states
+        return entered_at(self.architecture, start, states, tuples=self._tuples)
 
     def _states(self, batch: PromptBatch, sites: Sequence[int]) -> dict[int, Tensor]:
-        found: dict[int, Tensor] = {}
-
-        def keep(site: int, h: Tensor) -> None:
-            # fp32, and a copy: a later edit of the stream is in place.
-            found[site] = h[:, -1].to(torch.float32, copy=True)
-
-        handles = [self.architecture.sites[site].observe(partial(keep, site)) for site in sites]
-        try:
+        with self._observed(sites, -1) as found:
             self.architecture.backbone(
                 input_ids=batch.last,
                 attention_mask=batch.mask,
@@ -258,10 +272,23 @@ class PromptRunner:
                 use_cache=True,
                 **self._positions(batch.mask, slice(-1, None)),
             )
+        return found
+
+    @contextmanager
+    def _observed(self, sites: Sequence[int], columns: slice | int) -> Iterator[dict[int, Tensor]]:
+        """Inside, the states of a pass are put into the mapping."""
+        found: dict[int, Tensor] = {}
+
+        def keep(site: int, h: Tensor) -> None:
+            # fp32, and a copy: a later edit of the stream is in place.
+            found[site] = h[:, columns].to(torch.float32, copy=True)
+
+        handles = [self.architecture.sites[site].observe(partial(keep, site)) for site in sites]
+        try:
+            yield found
         finally:
             for handle in handles:
                 handle.remove()
-        return found
 
     def _positions(self, mask: Tensor, columns: slice) -> dict[str, Tensor]:
         return {"position_ids": (mask.cumsum(1) - 1).clamp(min=0)[:, columns]} if self._takes_positions else {}

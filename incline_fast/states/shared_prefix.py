@@ -22,6 +22,7 @@ __all__ = [
     "KeysValues",
     "SharedPrefix",
     "common_prefix",
+    "fill_skipped",
     "key_value_cache",
     "own_part",
     "run_shared_prefix",
@@ -96,18 +97,33 @@ def key_value_cache(
     cache = DynamicCache(config=text_config(architecture.model))
     total = len(shared) + own_tokens
     for block, layer in enumerate(cache.layers):
+        if block < first_block:
+            _hold_nothing(layer, total)
+            continue
         window = getattr(layer, "sliding_window", None)
         held = total if window is None else min(total, window - 1)
-        if block < first_block:
-            # Its length is all that a mask reads of it.
-            keys = values = torch.zeros(1, 1, held, 1)
-        else:
-            keys, values = (_rows(shared, own, block, part, held, rows, repeats) for part in (0, 1))
+        keys, values = (_rows(shared, own, block, part, held, rows, repeats) for part in (0, 1))
         layer.lazy_initialization(keys, values)
         layer.keys, layer.values = keys, values
         if hasattr(layer, "cumulative_length"):
             layer.cumulative_length = total
     return cache
+
+
+def fill_skipped(cache: Any, first_block: int, tokens: int) -> None:
+    """Make the blocks before ``first_block`` count ``tokens`` tokens: they did not run in the last pass."""
+    for layer in cache.layers[:first_block]:
+        _hold_nothing(layer, tokens)
+
+
+def _hold_nothing(layer: Any, tokens: int) -> None:
+    """A block that does not run: the number of its tokens is all that a mask reads of it."""
+    window = getattr(layer, "sliding_window", None)
+    nothing = torch.zeros(1, 1, tokens if window is None else min(tokens, window - 1), 1)
+    layer.lazy_initialization(nothing, nothing)
+    layer.keys = layer.values = nothing
+    if hasattr(layer, "cumulative_length"):
+        layer.cumulative_length = tokens
 
 
 def _rows(shared: SharedPrefix, own: KeysValues, block: int, part: int, held: int, rows: int, repeats: int) -> Tensor:
