@@ -23,6 +23,7 @@ from incline_fast.cli.inputs import (
 )
 from incline_fast.cli.options import Artifact, Device, Dtype, Languages, Layers, Model, Pairs, Skip, Source, Target
 from incline_fast.cli.output import check_outputs, continue_prompts, print_alignment, print_generation, shown
+from incline_fast.cli.rank import rank
 
 __all__ = ["app", "main"]
 
@@ -43,6 +44,7 @@ incline-fast fit      MODEL --pairs train.tsv -o fr-en.safetensors
 incline-fast sweep    MODEL fr-en.safetensors --pairs dev.tsv --write
 incline-fast generate MODEL fr-en.safetensors --prompt 'Bonjour'
 incline-fast info     fr-en.safetensors
+incline-fast rank     MODEL --reference news.en --text fr=news.fr --text sw=news.sw
 incline-fast lm-eval  --model incline --model_args ... --tasks incline_xcopa_tr
 incline-fast bench    --quick
 ```
@@ -51,6 +53,7 @@ incline-fast bench    --quick
 
 app.command()(tune)
 app.command()(evaluate)
+app.command()(rank)
 app.command(name="lm-eval", context_settings={"allow_extra_args": True, "ignore_unknown_options": True})(lm_eval)
 
 

@@ -16,6 +16,7 @@ from incline_fast.evaluation.metrics import (
     label_log_likelihood,
     token_f1,
 )
+from incline_fast.evaluation.rank import Ranking, rank_languages
 from incline_fast.evaluation.scoring import PLAIN, LabelScorer, LabelScores, Variant
 from incline_fast.evaluation.tasks import (
     ContinuationTask,
@@ -37,6 +38,7 @@ __all__ = [
     "LabelScorer",
     "LabelScores",
     "LabelTask",
+    "Ranking",
     "Setting",
     "TaskError",
     "Trials",
@@ -56,6 +58,7 @@ __all__ = [
     "mcnemar",
     "paired_bootstrap",
     "prior_matched",
+    "rank_languages",
     "score_continuations",
     "score_tokens",
     "sib200",
