@@ -1,4 +1,4 @@
-"""The roofline's arithmetic, by hand; what it prints and writes says that it is a prediction."""
+"""The model's arithmetic, by hand; what it prints and writes says that it is a prediction."""
 
 from __future__ import annotations
 
@@ -9,64 +9,121 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import roofline
-from benchmarks.roofline import GPUS, Gpu, find_gpu, predict
+from benchmarks import decode_model, roofline
+from benchmarks.decode_model import BEFORE, GPUS, Gpu, decode_us, pair_us, prefill_us
+from benchmarks.roofline import find_gpu, predict
 from incline_fast.bench.problems import Problem
 
 BF16 = torch.bfloat16
 ROUND = Gpu("round", bandwidth=1.0, tensor=100, vector=10, multiprocessors=100, clock_ghz=1.0, source="made up")
+# No step takes any time: what is left is bytes over bandwidth.
+FREE = replace(
+    BEFORE,
+    prologue_clocks=0,
+    tile_clocks=0,
+    release_clocks=0,
+    acquire_clocks=0,
+    steps_requested=(64, 64),
+    block_per_row=True,
+    exits_published=False,
+)
+CLOCKS = (
+    "L2_CLOCKS",
+    "ATOMIC_CLOCKS",
+    "BARRIER_CLOCKS",
+    "DIVISION_CLOCKS",
+    "NOTICE_CLOCKS",
+    "_REDUCE",
+    "ROW_CLOCKS",
+    "STEP_CLOCKS",
+)
+
+
+def problem(tokens: int, width: int, rank: int | None = None) -> Problem:
+    return Problem("rms", tokens, width, rank, BF16, BF16)
 
 
 @pytest.fixture
 def plain(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Assumptions that are easy to reckon with."""
-    for name, value in {"ATTAINABLE_BANDWIDTH": 1, "ATTAINABLE_FLOPS": 0.5, "LAUNCH_US": 2, "DRAM_US": 1}.items():
-        monkeypatch.setattr(roofline, name, value)
-    monkeypatch.setattr(roofline, "L2_US", 0.5)
-    monkeypatch.setattr(roofline, "SM_BYTES_PER_CLOCK", 100)
+    """Assumptions that are easy to reckon with: launches of 2 us, trips to memory of 1 us, everything else at once."""
+    values = {"ATTAINABLE_BANDWIDTH": 1, "ATTAINABLE_FLOPS": 0.5, "LAUNCH_US": 2, "DRAM_US": 1, "LOADED_DRAM_US": 1}
+    values |= {"L2_SHARE": 1, "SM_BYTES_PER_CLOCK": 100, "GEMM_SLOWDOWN": 1, "GEMM_TAIL_US": 0, "SECOND_CLOCKS": 0}
+    for name, value in (values | dict.fromkeys(CLOCKS, 0)).items():
+        monkeypatch.setattr(decode_model, name, value)
 
 
-def test_dense_decode_by_hand(plain: None) -> None:
-    """1600 columns are 100 programs, one each for 100 multiprocessors, which take 51,200 bytes at 100 a nanosecond."""
-    row = predict(ROUND, Problem("rms", 1, 1600, None, BF16, BF16))
-    weights = 1600 * 1600 * 2
-    assert row.bytes == weights + 5 * 1600 * 2
-    assert row.flops == 2 * 1600 * 1600
-    assert row.us_roofline == pytest.approx(row.bytes / 1e6)
-    stream = weights / 1e6
-    rows = 2 * 0.5 + 5 * 1600 * 2 / 100 / 1e3
-    assert row.us_predicted == pytest.approx(2 + 0.5 + 1 + stream + 2 * 0.5 + rows)
-    pair = (2 + 1 + (weights + 2 * 1600 * 2) / 1e6) + (2 + 2 * 0.5 + 4 * 1600 * 2 / 100 / 1e3)
-    assert row.us_unfused == pytest.approx(pair)
-    assert row.ratio == pytest.approx(row.us_predicted / pair)
+def row_us(width: int, bytes_per_element: float) -> float:
+    """One multiprocessor receives a row, at 100 bytes a nanosecond."""
+    return width * bytes_per_element / 100 / 1e3
 
 
-def test_a_last_wave_that_is_not_full_costs_a_whole_one(plain: None) -> None:
-    """101 programs on 100 multiprocessors: one of them has two, and receives twice its share."""
-    slow = replace(ROUND, bandwidth=1e3)  # so that the busiest multiprocessor decides
-    full, over = (predict(slow, Problem("rms", 1, d, None, BF16, BF16)) for d in (1600, 1616))
-    busiest = {d: d * d * 2 * waves / (d // 16) / 100 / 1e3 for d, waves in ((1600, 1), (1616, 2))}
-    rows = {d: 5 * d * 2 / 100 / 1e3 for d in busiest}
-    assert over.us_predicted - full.us_predicted == pytest.approx(
-        busiest[1616] - busiest[1600] + rows[1616] - rows[1600]
+def test_dense_is_its_weights_where_no_step_takes_time(plain: None) -> None:
+    """1600 columns are 100 blocks; slots of 4 bytes, a weight of 2, and moments of 8 bytes for every 16 elements."""
+    time = decode_us(ROUND, problem(1, 1600), FREE)
+    assert time == pytest.approx(2 + 1 + 1600 * 1600 * 2 / 1e6 + row_us(1600, 4 + 2 + 0.5))
+    assert pair_us(ROUND, problem(1, 1600)) == pytest.approx(
+        (2 + 1 + (1600 * 1600 + 2 * 1600) * 2 / 1e6) + 2 + row_us(1600, 8)
     )
 
 
-def test_low_rank_has_two_products_and_hands_over_twice(plain: None) -> None:
-    row = predict(ROUND, Problem("rms", 1, 3200, 160, BF16, BF16))
-    # down: 10 blocks of columns in 12 pieces, two of them on one multiprocessor; up: 200 blocks, two each.
-    moved = 160 * 3200 * 2
-    down = max(moved / 1e6, moved * 2 / 120 / 100 / 1e3)
-    up = max(moved / 1e6, moved * 2 / 200 / 100 / 1e3)
-    assert row.us_predicted == pytest.approx(2 + 0.5 + 1 + down + up + 4 * 0.5 + 2 * 0.5 + 5 * 3200 * 2 / 100 / 1e3)
+def test_bandwidth_is_limited_by_what_has_been_requested(plain: None) -> None:
+    """Columns of 3200 bytes are 7 steps of 8 warps x 64 bytes; with one under way the memory is waited for 7 times."""
+    one = replace(FREE, steps_requested=(1, 1))
+    slower = decode_us(ROUND, problem(1, 1600), one) - decode_us(ROUND, problem(1, 1600), FREE)
+    weights = 1600 * 1600 * 2
+    assert slower == pytest.approx((7 - 1) * 1.0 - weights / 1e6)
+
+
+def test_every_block_reads_x_from_l2(plain: None) -> None:
+    """100 blocks with 64 rows of 3200 bytes, and the weights: more than memory has to bring."""
+    fast = replace(ROUND, bandwidth=1e3, tensor=1e6)
+    slower = decode_us(fast, problem(64, 1600), FREE) - decode_us(fast, problem(1, 1600), FREE)
+    l2 = 10e6  # bytes a microsecond: 100 a nanosecond for each of 100 multiprocessors
+    one, many = ((1600 * 1600 * 2 + 100 * m * 3200) / l2 for m in (1, 64))
+    assert slower == pytest.approx(many - one + decode_model.LAUNCH_US)
+
+
+def test_each_dependent_step_adds_its_clocks(plain: None) -> None:
+    """A clock is a nanosecond here."""
+    base = decode_us(ROUND, problem(1, 1600), FREE)
+    for change in ("prologue_clocks", "tile_clocks", "release_clocks", "acquire_clocks"):
+        assert decode_us(ROUND, problem(1, 1600), replace(FREE, **{change: 500})) == pytest.approx(base + 0.5), change
+
+
+def test_more_rows_than_one_launch_takes_cost_a_second_one(plain: None) -> None:
+    """The second launch needs no counter."""
+    many, few = replace(FREE, one_launch_rows=16, release_clocks=100), replace(FREE, one_launch_rows=1)
+    assert decode_us(ROUND, problem(2, 1600), few) - decode_us(ROUND, problem(2, 1600), many) == pytest.approx(2 - 0.1)
+
+
+def test_short_pieces_are_read_by_more_blocks() -> None:
+    """A warp with three steps of weights under way has a piece of 1024 in two trips to memory, one of 512 in one.
+
+    In return there are eight pieces to add up, not four: two trips to L2 more."""
+    gpu, long = GPUS["H100"], replace(BEFORE, steps_requested=(3, 2))
+    short = replace(long, short_pieces=512)
+    saved = decode_us(gpu, problem(1, 4096, 64), long) - decode_us(gpu, problem(1, 4096, 64), short)
+    streamed = 64 * 4096 * 2 / (3.35e6 * 0.91)  # hidden by the second trip
+    assert saved == pytest.approx(0.85 - streamed - gpu.us(2 * 270 + 4 * 64 * 4 / 64))
+    assert decode_us(gpu, problem(1, 4096, 500), short) == decode_us(gpu, problem(1, 4096, 500), long)
+
+
+def test_the_first_kernels_have_the_times_that_their_machine_code_was_read_to_have() -> None:
+    """18 us at one token, 28 at 8, 40 at 16, within a tenth: an H100, d = 4096, where bytes alone take 11."""
+    for tokens, expected in ((1, 18), (8, 28), (16, 40)):
+        assert decode_us(GPUS["H100"], problem(tokens, 4096), BEFORE) == pytest.approx(expected, rel=0.1)
+        assert predict(GPUS["H100"], problem(tokens, 4096)).us_roofline < 11
 
 
 def test_many_tokens_are_bound_by_the_products_flops(plain: None) -> None:
-    row = predict(ROUND, Problem("rms", 10_000, 1600, None, BF16, BF16))
-    assert row.kernel == "gemm_dense+epilogue"
+    row = predict(ROUND, problem(10_000, 1600))
+    assert (row.kernel, row.design) == ("gemm_dense+epilogue", "")
     product = 2 * 10_000 * 1600 * 1600 / (100 * 0.5) / 1e6
-    result = 10_000 * 1600 * 5 * 2 / 1e6  # x, r', y and an fp32 image
-    assert row.us_predicted == pytest.approx(2 + 1 + product + 2 + 1 + result)
+    finish = 10_000 * 1600 * 2 / 1e6 * 4
+    assert pair_us(ROUND, problem(10_000, 1600)) == pytest.approx(2 + 1 + product + 2 + finish)
+    assert row.us_predicted == prefill_us(ROUND, problem(10_000, 1600))
+    # The product is written and read in fp32.
+    assert row.us_predicted == pytest.approx(2 + 1 + product + 2 + finish * 1.5)
 
 
 def test_devices_are_found_by_the_drivers_names() -> None:
@@ -75,27 +132,27 @@ def test_devices_are_found_by_the_drivers_names() -> None:
 
 
 def test_every_output_says_that_it_is_a_prediction(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    roofline.main(tmp_path, tmp_path)
+    roofline.main(tmp_path, tmp_path, tmp_path / "page.md")
     shown = capsys.readouterr().out
     assert "Predictions of a model, not measurements" in shown
     assert "predicted, not measured" in shown
-    rows = list(csv.DictReader((tmp_path / "roofline-predicted.csv").read_text().splitlines()))
+    assert "the model says" in shown
+    written = (tmp_path / "roofline-predicted.csv").read_text()
+    rows = list(csv.DictReader(written.splitlines()))
     assert {row["status"] for row in rows} == {"predicted, not measured"}
     assert {row["gpu"] for row in rows} == set(GPUS)
     assert (tmp_path / "roofline-predicted.png").read_bytes().startswith(b"\x89PNG")
+    page = (tmp_path / "page.md").read_text(encoding="utf-8")
+    assert "**Nothing here was measured on a GPU.**" in page
+    # What is committed is what the model says.
+    results = Path(roofline.__file__).parent / "results" / "roofline-predicted.csv"
+    assert results.read_text() == written, "run: python -m benchmarks.roofline"
+    assert roofline.PAGE.read_text(encoding="utf-8") == page, "run: python -m benchmarks.roofline"
 
 
-def test_expectations_are_judged_by_the_model(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
-) -> None:
-    """Without overheads the kernels reach the roofline and meet what is expected; with them they do not."""
-    dense, ratio, low = roofline.expectation_values(GPUS["H100"])
-    for name in ("LAUNCH_US", "DRAM_US", "L2_US"):
-        monkeypatch.setattr(roofline, name, 0.0)
-    limits = [limit for _, _, limit in roofline.EXPECTATIONS]
-    ideal = roofline.expectation_values(GPUS["H100"])
-    assert ideal[0] <= limits[0] < dense
-    assert ideal[2] <= limits[2] < low
-    assert ratio < 1
-    roofline.main(tmp_path, tmp_path)
-    assert "the model says" in capsys.readouterr().out
+def test_expectations_are_judged_by_the_model() -> None:
+    """The first kernels miss all three; bytes alone would not."""
+    for value, (_, _, limit) in zip(
+        roofline.expectation_values(GPUS["H100"], BEFORE), roofline.EXPECTATIONS, strict=True
+    ):
+        assert value > limit
