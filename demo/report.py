@@ -16,6 +16,7 @@ from typing import Any
 
 from demo import charts
 from demo.charts import row_of
+from demo.experiment import CALIBRATION
 from incline_fast.evaluation.calibration import CALIBRATIONS
 from incline_fast.evaluation.comparison import COLUMNS, INCLINE, OVER_CONTROL, TARGET, UNLABELLED
 from incline_fast.evaluation.controls import CONTROLS
@@ -28,8 +29,8 @@ HERE = Path(__file__).parent
 def write_report(numbers: dict[str, Any]) -> Path:
     """Write the page and its pictures; returns the page's path."""
     drawn = {
-        "accuracy": charts.accuracy(numbers),
-        "calibrated": charts.accuracy(numbers, "batch"),
+        "accuracy": charts.accuracy(numbers, CALIBRATION),
+        "uncalibrated": charts.accuracy(numbers, "raw"),
         "divergence": charts.divergence(numbers),
         "oracle": charts.oracle(numbers),
         "latency": charts.latency(numbers),
@@ -64,11 +65,11 @@ def write_report(numbers: dict[str, Any]) -> Path:
 
 def _cards(numbers: dict[str, Any]) -> str:
     cards = []
-    for calibration, title in (("raw", "Right answers, all languages"), ("batch", "The same, batch-calibrated")):
+    for calibration, title in ((CALIBRATION, "Right answers, all languages"), ("raw", "The same, not calibrated")):
         plain, ours, english = (row_of(numbers, "all", line, calibration) for line in ("plain", INCLINE, TARGET))
         note = f"{_points(ours)}<br>plain {_share(plain)}, intervened {_share(ours)}, English prompt {_share(english)}"
         cards.append(_card(title, f"{_signed(100 * ours['difference'])} points", note))
-    over = row_of(numbers, "all", OVER_CONTROL)
+    over = row_of(numbers, "all", OVER_CONTROL, CALIBRATION)
     cards.append(
         _card(
             "Over the best control",
@@ -95,14 +96,14 @@ def _card(title: str, value: str, note: str) -> str:
 def _table(numbers: dict[str, Any]) -> str:
     rows = []
     for line in ("plain", INCLINE, UNLABELLED, *CONTROLS, TARGET):
-        for calibration in ("raw", "batch"):
+        for calibration in (CALIBRATION, "raw"):
             cells = []
             for language in ("all", *numbers["languages"]):
                 row = row_of(numbers, language, line, calibration)
                 style = ' class="bad"' if row["high"] < 0 else ""
                 gain = "" if line == "plain" else f"<small>{_points(row)}</small>"
                 cells.append(f"<td><span{style}>{_share(row)}</span>{gain}</td>")
-            about = "" if calibration == "raw" else "<small>batch-calibrated</small>"
+            about = f"<small>{'not calibrated' if calibration == 'raw' else f'{calibration}-calibrated'}</small>"
             rows.append(f"<tr{' class=ours' if line == INCLINE else ''}><td>{line}{about}</td>{''.join(cells)}</tr>")
     return "".join(rows)
 
@@ -138,16 +139,16 @@ def _limits(numbers: dict[str, Any]) -> list[str]:
         "<b>It distils the English prompt.</b> What the model does not know in English, the intervention does not add; "
         "a probe trained on labels does better where there are labels.",
     ]
-    for calibration in CALIBRATIONS[1:]:
+    for calibration in CALIBRATIONS:
+        if calibration == CALIBRATION:
+            continue
         row, over = (row_of(numbers, "all", line, calibration) for line in (INCLINE, OVER_CONTROL))
-        items.append(
-            f"<b>With {calibration} calibration</b> of both prompts the gain is {_points(row)} points, and "
-            f"{_points(over)} over the best control."
-        )
+        how = "Without calibration" if calibration == "raw" else f"With {calibration} calibration"
+        items.append(f"<b>{how}</b> the gain is {_points(row)} points, and {_points(over)} over the best control.")
     harmed = [
-        f"{numbers['languages'][language]} {_points(row_of(numbers, language, INCLINE))}"
+        f"{numbers['languages'][language]} {_points(row_of(numbers, language, INCLINE, CALIBRATION))}"
         for language in numbers["languages"]
-        if row_of(numbers, language, INCLINE)["low"] <= 0
+        if row_of(numbers, language, INCLINE, CALIBRATION)["low"] <= 0
     ]
     if harmed:
         items.append(f"<b>Not sure to help</b>, its interval includes zero or less: {'; '.join(harmed)}.")
@@ -159,9 +160,11 @@ def _method(numbers: dict[str, Any]) -> list[str]:
     return [
         f"Model: {escape(numbers['model'])}, fp32. {escape(numbers['licence'])}.",
         f"Maps: fitted on {row['pairs']} parallel texts without labels, in the prompt that is scored. Chosen: "
-        f"{escape(numbers['chosen'][0])} by accuracy, {escape(numbers['chosen'][1])} by KL without labels.",
+        f"{escape(numbers['chosen'][0])} by {CALIBRATION}-calibrated accuracy, {escape(numbers['chosen'][1])} by KL "
+        "without labels.",
         "Settings are the same for all languages. Controls get their best alpha on the test rows, which flatters them.",
-        "Answers: the label word of the largest logit after the prompt. Intervals: 95% paired bootstrap; the "
+        "Answers: the label word of the largest log-probability after the prompt, less the mean prediction over the "
+        "rows where it is calibrated. Intervals: 95% paired bootstrap; the "
         "translations of one text are drawn together.",
     ]
 

@@ -84,7 +84,7 @@ def numbers(prepared: Prepared, tmp_path_factory: pytest.TempPathFactory) -> Ite
     folder = tmp_path_factory.mktemp("numbers")
     with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # few pairs, of course
-        patch.setattr(experiment, "DEV", 10)
+        patch.setattr(experiment, "DEV", 16)
         patch.setattr(experiment, "TEST", 10)
         patch.setattr(latency, "ROUNDS", 2)
         patch.setattr(latency, "NEW_TOKENS", 3)
@@ -116,7 +116,7 @@ def test_the_page_stands_alone_and_shows_every_line(numbers: dict[str, Any]) -> 
     row = charts.row_of(numbers, "all", INCLINE)
     assert f"{100 * row['accuracy']:.1f}%" in page
     assert numbers["chosen"][0] == row["setting"]
-    for name in ("accuracy", "calibrated", "divergence", "oracle", "latency"):
+    for name in ("accuracy", "uncalibrated", "divergence", "oracle", "latency"):
         assert (report.HERE / f"report-{name}.png").read_bytes().startswith(b"\x89PNG")
 
 

@@ -60,35 +60,20 @@ def _summary(rows: Rows) -> str:
     for about in _experiments(rows):
         for calibration in ("raw", "batch"):
             found = {
-                line: _find(rows, about, "all", line, calibration)
-                for line in ("plain", INCLINE, UNLABELLED, TARGET, OVER_CONTROL)
+                line: _find(rows, about, "all", line, calibration) for line in ("plain", INCLINE, TARGET, OVER_CONTROL)
             }
             ours = found[INCLINE]
-            languages = {r["language"] for r in rows if (r["model"], r["prompt"]) == about} - {"all"}
-            size = (
-                "" if ours is None else f"{', '.join(sorted(language[:3] for language in languages))}; n = {ours['n']}"
-            )
+            size = "" if ours is None else f" (n = {int(ours['n']):,})"
             lines.append(
                 [
-                    f"{about[0].split('(')[0].strip()}, {about[1]} ({size})"
-                    if calibration == "raw"
-                    else "batch-calibrated",
+                    f"{about[0].split('(')[0].strip()}, {about[1]}{size}" if calibration == "raw" else "calibrated",
                     _share(found["plain"]),
-                    f"**{_share(ours)}** ({_points(ours)})",
-                    _points(found[UNLABELLED]),
+                    f"**{_share(ours)}** {_points(ours)}",
                     _share(found[TARGET]),
                     _points(found[OVER_CONTROL]),
                 ]
             )
-    head = [
-        "model, prompt",
-        "plain",
-        "INCLINE",
-        "chosen without labels",
-        "English prompt",
-        "INCLINE over the best control",
-    ]
-    return markdown(head, lines)
+    return markdown(["", "plain", "INCLINE", "English", "over best control"], lines)
 
 
 def _full(rows: Rows) -> str:

@@ -39,7 +39,7 @@ def tune(
     ] = None,
     languages: Languages = None,
     metric: Annotated[
-        Literal["accuracy", "log_likelihood", "kl"] | None,
+        Literal["accuracy", "calibrated_accuracy", "log_likelihood", "kl"] | None,
         typer.Option(help="What to choose by; by default accuracy where labels are known, otherwise kl."),
     ] = None,
     estimators: Annotated[str, typer.Option(help="Estimators to try.")] = "affine_ridge",

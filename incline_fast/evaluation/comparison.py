@@ -1,9 +1,9 @@
 """One experiment from rows to a table: settings chosen for several languages together, then scored once on test rows.
 
-Nothing is tuned to a language: estimator, lambda, sites and alpha are chosen on the pooled development rows, once by
-accuracy and once without answers, by KL to the English prompt over the label words. Controls are given their best alpha
-on the test rows themselves, which flatters them. Intervals are 95% paired bootstrap intervals; where languages are
-pooled, the translations of a sentence are drawn together.
+Nothing is tuned to a language: estimator, lambda, sites and alpha are chosen on the pooled development rows, once by a
+metric of answers and once without them, by KL to the English prompt over the label words. Controls are given their best
+alpha on the test rows themselves, which flatters them. Intervals are 95% paired bootstrap intervals; where languages
+are pooled, the translations of a sentence are drawn together.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ class Comparison:
 
     Attributes:
         rows: with the columns :data:`COLUMNS`, per language and for all, line and calibration.
-        chosen: by accuracy, and by KL.
+        chosen: by the metric of answers, and by KL.
         oracle: language -> site -> what the true English state gains there on the development rows.
         scores: language -> scores of the test rows; variants 0 and 1 are plain and INCLINE.
         english: scores of the English test rows.
@@ -94,6 +94,7 @@ def compare_languages(
     sites: Sequence[int] | None = None,
     lams: Sequence[float] = DEFAULT_LAMS,
     alphas: Sequence[float] = ALPHAS,
+    metric: str = "accuracy",
     resume: str | PathLike[str] | None = None,
     seed: int = 0,
     progress: bool = True,
@@ -108,6 +109,8 @@ def compare_languages(
         sites: where the oracle looks, the last of them the last site of the model; None: the last third.
         lams: ridge parameters to try.
         alphas: strengths to try, for the maps and for every control.
+        metric: of answers, by which settings are chosen: ``"accuracy"``, ``"calibrated_accuracy"`` or
+            ``"log_likelihood"``.
         resume: folder that keeps states and prompts.
         seed: of the bootstrap and of the control with wrong pairs.
         progress: show progress bars.
@@ -130,6 +133,7 @@ def compare_languages(
             english.fit.sentences,
             Development(parts.development, english.development.sentences),
             sites=watched,
+            metric=metric,
             source_language=language,
             target_language="en",
             resume=resume,
@@ -137,7 +141,7 @@ def compare_languages(
         )
         for language, parts in rows.items()
     }
-    by_accuracy, by_kl, tried = _choose(list(tuners.values()), lams, alphas)
+    by_metric, by_kl, tried = _choose(list(tuners.values()), lams, alphas, metric)
 
     def scorer(task: LabelTask, first: int) -> LabelScorer:
         folder = None if resume is None else Path(resume) / f"test-{task.language}-{first}-{task.data_hash}"
@@ -145,7 +149,7 @@ def compare_languages(
 
     in_english = scorer(english.test, count).score([PLAIN])
     scores = {
-        language: scorer(rows[language].test, watched[0]).score(_variants(tuner, by_accuracy, by_kl, alphas, seed))
+        language: scorer(rows[language].test, watched[0]).score(_variants(tuner, by_metric, by_kl, alphas, seed))
         for language, tuner in tuners.items()
     }
     fixed = {
@@ -157,22 +161,24 @@ def compare_languages(
         "weights_hash": weights_hash(model),
         "data_hash": english.test.data_hash,
     }
-    table = [row | fixed for row in _table(scores, in_english, by_accuracy, by_kl, seed)]
+    table = [row | fixed for row in _table(scores, in_english, by_metric, by_kl, seed)]
     oracle = {language: tuner.oracle for language, tuner in tuners.items()}
-    return Comparison(table, (by_accuracy, by_kl), oracle, scores, in_english)
+    return Comparison(table, (by_metric, by_kl), oracle, scores, in_english)
 
 
-def _choose(tuners: Sequence[Tuner], lams: Sequence[float], alphas: Sequence[float]) -> tuple[Setting, Setting, int]:
-    """The settings of the best pooled accuracy and of the smallest pooled KL, and how many were tried."""
+def _choose(
+    tuners: Sequence[Tuner], lams: Sequence[float], alphas: Sequence[float], metric: str
+) -> tuple[Setting, Setting, int]:
+    """The settings of the best pooled metric and of the smallest pooled KL, and how many were tried."""
     gains = {site: [tuner.oracle[site].mean for tuner in tuners] for site in tuners[0].oracle}
     pooled = {site: Difference(sum(values) / len(values), min(values), max(values)) for site, values in gains.items()}
     candidates = worthwhile(pooled)
     best, tried = [], 0
-    for metric in ("accuracy", "kl"):
-        trials = Trials.joined([t.trials(candidates, lams=lams, alphas=alphas, metric=metric) for t in tuners])
+    for name in (metric, "kl"):
+        trials = Trials.joined([t.trials(candidates, lams=lams, alphas=alphas, metric=name) for t in tuners])
         setting = trials.best()
         if setting is None:
-            raise ValueError(f"by {metric}, none of {len(trials.settings)} settings is better than the plain prompt")
+            raise ValueError(f"by {name}, none of {len(trials.settings)} settings is better than the plain prompt")
         best.append(setting)
         tried = len(trials.settings)
     return best[0], best[1], tried

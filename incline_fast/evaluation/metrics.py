@@ -13,10 +13,13 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from incline_fast.evaluation.calibration import batch_calibrated
+
 __all__ = [
     "METRICS",
     "Metric",
     "accuracy",
+    "calibrated_accuracy",
     "chrf",
     "consistent_correct",
     "exact_match",
@@ -38,6 +41,15 @@ def accuracy(logits: Tensor, target_logits: Tensor, answers: Tensor | None) -> T
     return (logits.argmax(-1) == _known(answers, "accuracy")).float()
 
 
+def calibrated_accuracy(logits: Tensor, target_logits: Tensor, answers: Tensor | None) -> Tensor:
+    """:func:`accuracy` after :func:`~incline_fast.evaluation.calibration.batch_calibrated` over the rows.
+
+    For label words of which a model says one nearly always, whatever the sentence is: plain accuracy is then near
+    chance for every setting, and a choice by it is a choice among noise.
+    """
+    return accuracy(batch_calibrated(logits.float()), target_logits, answers)
+
+
 def label_log_likelihood(logits: Tensor, target_logits: Tensor, answers: Tensor | None) -> Tensor:
     """``log p(answer)`` among the labels, in nats."""
     wanted = _known(answers, "label_log_likelihood")
@@ -51,7 +63,12 @@ def label_kl(logits: Tensor, target_logits: Tensor, answers: Tensor | None) -> T
     return -(target.exp() * (target - logits.float().log_softmax(-1))).sum(-1)
 
 
-METRICS: dict[str, Metric] = {"accuracy": accuracy, "log_likelihood": label_log_likelihood, "kl": label_kl}
+METRICS: dict[str, Metric] = {
+    "accuracy": accuracy,
+    "calibrated_accuracy": calibrated_accuracy,
+    "log_likelihood": label_log_likelihood,
+    "kl": label_kl,
+}
 
 
 def metric_named(metric: str | Metric | None, has_answers: bool) -> tuple[str, Metric]:
@@ -66,7 +83,7 @@ def metric_named(metric: str | Metric | None, has_answers: bool) -> tuple[str, M
         return getattr(metric, "__name__", "metric"), metric
     if metric not in METRICS:
         raise ValueError(f"metric is {metric!r}; allowed: {', '.join(METRICS)} or a function of logits")
-    if metric in ("accuracy", "log_likelihood") and not has_answers:
+    if metric != "kl" and not has_answers:
         raise ValueError(f"metric is {metric!r}, which needs answers; there are none: use metric='kl'")
     return metric, METRICS[metric]
 

@@ -343,7 +343,8 @@ def tune(
         alphas: strengths to try.
         sites: candidate sites; None: those of the last third at which the oracle gains at least half of what it gains
             at its best site. Every candidate is tried alone, and all together.
-        metric: ``"accuracy"``, ``"log_likelihood"``, ``"kl"`` or a :data:`~incline_fast.evaluation.metrics.Metric`;
+        metric: ``"accuracy"``, ``"calibrated_accuracy"``, ``"log_likelihood"``, ``"kl"`` or a
+            :data:`~incline_fast.evaluation.metrics.Metric`;
             None: accuracy where answers are known, otherwise KL to the target prompt over the label words.
         form: of the maps, see ``fit``.
         source_language: recorded.

@@ -22,7 +22,7 @@ from incline_fast.evaluation import (
     prior_matched,
     token_f1,
 )
-from incline_fast.evaluation.metrics import metric_named
+from incline_fast.evaluation.metrics import calibrated_accuracy, metric_named
 
 LOGITS = torch.tensor([[2.0, 1.0, 0.0], [0.0, 3.0, 0.0], [1.0, 0.0, 0.5]])
 TARGET = torch.tensor([[1.0, 1.0, 0.0], [0.0, 1.0, 2.0], [1.0, 0.0, 0.5]])
@@ -42,11 +42,21 @@ class TestMetrics:
         assert accuracy(stacked, TARGET, ANSWERS).shape == (2, 3)
         assert label_log_likelihood(stacked, TARGET, ANSWERS).shape == (2, 3)
 
+    def test_calibrated_accuracy_takes_a_label_off_that_is_always_said(self) -> None:
+        biased = LOGITS + torch.tensor([0.0, 0.0, 9.0])
+        right = batch_calibrated(LOGITS).argmax(-1) == ANSWERS
+        assert accuracy(biased, TARGET, ANSWERS).tolist() == [0, 1, 0]
+        assert calibrated_accuracy(LOGITS, TARGET, ANSWERS).tolist() == right.float().tolist()
+        # A constant for a label is what calibration takes off, but for the softmax over the other labels.
+        assert calibrated_accuracy(biased, TARGET, ANSWERS).tolist() != accuracy(biased, TARGET, ANSWERS).tolist()
+        assert calibrated_accuracy(torch.stack([LOGITS, biased]), TARGET, ANSWERS).shape == (2, 3)
+
     def test_chosen_by_name(self) -> None:
         assert metric_named(None, True)[0] == "accuracy"
         assert metric_named(None, False)[0] == "kl"
         assert metric_named(accuracy, True) == ("accuracy", accuracy)
-        with pytest.raises(ValueError, match="metric is 'f1'; allowed: accuracy, log_likelihood, kl"):
+        allowed = "accuracy, calibrated_accuracy, log_likelihood, kl"
+        with pytest.raises(ValueError, match=f"metric is 'f1'; allowed: {allowed}"):
             metric_named("f1", True)
         with pytest.raises(ValueError, match="needs answers; there are none"):
             metric_named("accuracy", False)
