@@ -17,6 +17,7 @@ from pathlib import Path
 
 from benchmarks.report.accuracy_tables import accuracy_blocks
 from benchmarks.report.markdown import table as markdown
+from benchmarks.report.paper_tables import paper_blocks
 from benchmarks.report.plots import picture_of
 from benchmarks.report.solver_tables import solver_blocks
 from incline_fast.bench import Row, read_csv
@@ -29,7 +30,7 @@ CSV = ROOT / "benchmarks" / "results" / "cpu-intel-xeon.csv"
 PAGES = ROOT / "docs" / "benchmarks"
 DOCUMENTS = (
     ROOT / "README.md",
-    *(PAGES / f"{name}.md" for name in ("fused_op", "cholesky", "least_squares", "accuracy")),
+    *(PAGES / f"{name}.md" for name in ("fused_op", "cholesky", "least_squares", "accuracy", "paper")),
 )
 SHOWN = (("dense-bf16", 1), ("dense-fp32", 1))
 """Tables whose picture the page shows; the others can be drawn by ``python -m benchmarks.report.plots``."""
@@ -204,7 +205,12 @@ def kernels(results: Results) -> str:
 
 def blocks(results: Results) -> dict[str, str]:
     """Every generated block by name."""
-    return {"performance": performance(results), "kernels": kernels(results)} | solver_blocks() | accuracy_blocks()
+    return (
+        {"performance": performance(results), "kernels": kernels(results)}
+        | solver_blocks()
+        | accuracy_blocks()
+        | paper_blocks()
+    )
 
 
 def rewritten(text: str, generated: dict[str, str]) -> str:

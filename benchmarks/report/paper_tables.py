@@ -1,0 +1,134 @@
+"""Tables of docs/benchmarks/paper.md, from results/continuations.csv, rank-*.csv, retrieval.csv and figures.csv."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Sequence
+from pathlib import Path
+
+from benchmarks.report.markdown import table as markdown
+
+__all__ = ["paper_blocks"]
+
+RESULTS = Path(__file__).parents[1] / "results"
+_ABSENT = "Not yet measured by this code: `{}` writes the table.\n"
+
+Rows = list[dict[str, str]]
+
+
+def paper_blocks(results: Path = RESULTS) -> dict[str, str]:
+    """Every generated block by name."""
+    ranks = [row | {"file": path.stem} for path in sorted(results.glob("rank-*.csv")) for row in _read(path)]
+    return {
+        "continuations": _continuations(_read(results / "continuations.csv")),
+        "rank": _rank(ranks),
+        "retrieval": _retrieval(_read(results / "retrieval.csv")),
+        "figures": _figures(_read(results / "figures.csv")),
+    }
+
+
+def _read(path: Path) -> Rows:
+    if not path.exists():
+        return []
+    with path.open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def _values(rows: Rows, name: str) -> list[str]:
+    return list(dict.fromkeys(row[name] for row in rows))
+
+
+def _one(rows: Rows, **wanted: str) -> dict[str, str] | None:
+    return next((row for row in rows if wanted.items() <= row.items()), None)
+
+
+def _cell(row: dict[str, str] | None, plain: bool = False) -> str:
+    """Accuracy and, but for the plain line, its difference with the interval in points."""
+    if row is None:
+        return ""
+    share = f"{100 * float(row['accuracy']):.1f}%" if row["accuracy"] else ""
+    return share if plain else f"{share} {_points(row)}".strip()
+
+
+def _points(row: dict[str, str], names: Sequence[str] = ("difference", "low", "high")) -> str:
+    mean, low, high = (f"{100 * float(row[name]):+.1f}".replace("-", "\u2212") for name in names)
+    return f"{mean} [{low}, {high}]"
+
+
+def _continuations(rows: Rows) -> str:
+    parts = []
+    for about in dict.fromkeys((row["model"], row["task"]) for row in rows):
+        own = [row for row in rows if (row["model"], row["task"]) == about]
+        chosen = _one(own, line="INCLINE", language="all", score="raw")
+        if chosen is None:
+            continue
+        languages = [name for name in _values(own, "language") if name != "all"]
+        parts.append(
+            f"**{about[1]}, {about[0]}** ({', '.join(languages)}; n = {chosen['n']}). {chosen['pairs']} pairs; of "
+            f"{chosen['settings_tried']} settings, chosen on {chosen['development_rows']} rows: {chosen['setting']}.\n"
+        )
+        scores = _values(own, "score")
+        head = ["all languages", *scores, *(f"{language}, raw" for language in languages)]
+        lines = []
+        for line in _values(own, "line"):
+            keys = [("all", score) for score in scores] + [(language, "raw") for language in languages]
+            found = [_one(own, line=line, language=language, score=score) for language, score in keys]
+            lines.append([line, *(_cell(row, line == "plain") for row in found)])
+        parts.append(markdown(head, lines))
+    return "\n".join(parts) if parts else _ABSENT.format("python -m benchmarks.continuations --data DIR --task xcopa")
+
+
+def _rank(rows: Rows) -> str:
+    parts = []
+    for file in _values(rows, "file"):
+        own = [row for row in rows if row["file"] == file]
+        sites = sorted({int(row["site"]) for row in own})
+        shown = sorted({sites[round(share * (len(sites) - 1))] for share in (0, 0.25, 0.5, 0.75, 1)})
+        lines = []
+        for language in _values(own, "language"):
+            of = {int(row["site"]): row for row in own if row["language"] == language}
+            means = [sum(float(row[name]) for row in of.values()) / len(of) for name in ("cosine", "centred")]
+            cells = [f"{float(of[site]['cosine']):.3f} / {float(of[site]['centred']):.3f}" for site in shown]
+            lines.append([language, f"{means[0]:.3f} / {means[1]:.3f}", *cells])
+        parts.append(f"**{file.removeprefix('rank-')}**, n = {own[0]['n']}; cosine / centred\n")
+        parts.append(markdown(["language", "mean", *(f"site {site}" for site in shown)], lines))
+    return "\n".join(parts) if parts else _ABSENT.format("incline-fast rank MODEL -o benchmarks/results/rank-MODEL.csv")
+
+
+def _retrieval(rows: Rows) -> str:
+    parts = []
+    for model in _values(rows, "model"):
+        own = [row for row in rows if row["model"] == model]
+        sites = sorted(map(int, _values(own, "site")))
+        for language in _values(own, "language"):
+            lines = []
+            for method in _values(own, "method"):
+                found = [_one(own, language=language, method=method, site=str(site)) for site in sites]
+                lines.append([method, *(_cell(row, plain=True) for row in found)])
+            n, pairs = own[0]["n"], own[0]["pairs"]
+            parts.append(f"**{model}, {language}**, {pairs} pairs to fit, n = {n}\n")
+            parts.append(markdown(["method", *(f"site {site}" for site in sites)], lines))
+    return "\n".join(parts) if parts else _ABSENT.format("python -m benchmarks.paper.retrieval --data DIR")
+
+
+def _figures(rows: Rows) -> str:
+    parts = []
+    for about in dict.fromkeys((row["model"], row["shots"], row["target"]) for row in rows):
+        own = [row for row in rows if (row["model"], row["shots"], row["target"]) == about]
+        plain, target = _one(own, language="all", line="plain"), _one(own, language=about[2])
+        if plain is None or target is None:
+            continue
+        languages = ", ".join(n for n in _values(own, "language") if n not in ("all", about[2]))
+        shots = f"{about[1]} examples in the prompt" if about[1] != "0" else "zero-shot"
+        parts.append(
+            f"**{about[0]}, {shots}, {languages} to {about[2]}**, n = {plain['n']}, {plain['pairs']} pairs, sites "
+            f"{plain['sites']}: plain {_cell(plain, True)}, prompt in {about[2]} {_cell(target, True)}.\n"
+        )
+        pooled = [row for row in own if row["language"] == "all" and row["figure"]]
+        for figure in _values(pooled, "figure"):
+            of = [row for row in pooled if row["figure"] == figure]
+            # Over alpha as many columns as fit a page.
+            alphas = [a for a in _values(of, "alpha") if figure != "alpha" or round(10 * float(a)) % 2 == 0]
+            lines = [[line, *(_cell(_one(of, line=line, alpha=a)) for a in alphas)] for line in _values(of, "line")]
+            parts.append(markdown([figure, *(f"alpha {float(a):g}" for a in alphas)], lines))
+    return "\n".join(parts) if parts else _ABSENT.format("python -m benchmarks.paper.figures")
