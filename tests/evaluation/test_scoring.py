@@ -132,7 +132,7 @@ def test_labels_of_several_tokens_or_the_same_one() -> None:
         LabelScorer(model, tokenizer, LabelTask("tiny", "", ["w5"], TEMPLATE, ("unknown", "also"), None, ["0"]))
 
 
-@pytest.mark.parametrize("name", ["llama", "gemma3", "opt"])
+@pytest.mark.parametrize("name", ["llama", "gemma3", "opt", "bloom", "gpt2", "falcon-rw", "gpt_neox-parallel"])
 def test_continuations_equal_whole_passes(name: str) -> None:
     starts = sentences(4, seed=3)
     prompts = [[starts[0]] * 2, [starts[1]] * 2, [starts[2], starts[3]]]
