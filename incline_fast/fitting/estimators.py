@@ -24,9 +24,9 @@ from torch import Tensor
 from incline_fast.alignment.metadata import Form
 from incline_fast.arguments import matrix
 from incline_fast.maps import AffineMap
-from incline_fast.solver.least_squares import SolvePath
 from incline_fast.solver.preprocess import check_lam, check_matrix, frame_of, prepare, units_of
 from incline_fast.solver.ridge import DEFAULT_LAMS, Ridge
+from incline_fast.solver.solution import SolvePath
 
 __all__ = ["ESTIMATORS", "Estimator", "Fitted", "Lam", "affine_ridge", "get_estimator", "shuffled"]
 
@@ -42,8 +42,8 @@ class Fitted:
         map: fp32 AffineMap of one map.
         bias: fp32 ``[d]`` or None.
         lam: relative ridge parameter that was used, given or chosen.
-        form_used: ``"dual"``, ``"primal"`` (Cholesky), ``"svd"`` (Cholesky was not safe, see ``notes``), ``"rotation"``
-            (Procrustes) or ``"mean"`` (nothing to solve).
+        form_used: ``"dual"``, ``"primal"`` (Cholesky), ``"qr"``, ``"svd"`` (Cholesky and QR were not safe, see
+            ``notes``), ``"rotation"`` (Procrustes) or ``"mean"`` (nothing to solve).
         is_shift: the prediction is ``h + W h + b`` (mean difference), not ``W h + b``.
         notes: what there is to report: a breakdown of the Cholesky factorisation, constant dimensions, a lam at the end
             of its grid.

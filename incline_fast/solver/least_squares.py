@@ -1,31 +1,31 @@
-"""Least squares in fp64: Cholesky of the smaller Gram matrix, checked, or a decomposition where that is unsafe."""
+"""Least squares in fp64: Cholesky of the smaller Gram matrix, checked, or QR or SVD of the data where it is unsafe."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import replace
 from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 
-from incline_fast.solver.linalg import cholesky_ex
+from incline_fast.solver.linalg import cholesky_ex, cholesky_solve
+from incline_fast.solver.orthogonal import alternating, solve_by_qr, solve_by_svd
+from incline_fast.solver.solution import Solution
 
 __all__ = [
     "BLOCK",
     "Form",
     "OnBreakdown",
     "RidgeBreakdownError",
-    "Solution",
-    "SolvePath",
     "add_gram",
     "gram",
     "is_dual",
     "solve",
     "solve_moments",
+    "starts_with_qr",
     "symmetric",
 ]
 
-SolvePath = Literal["dual", "primal", "svd", "eigh"]
 Form = Literal["auto", "dual", "primal"]
 OnBreakdown = Literal["raise", "fp64", "eigh"]
 
@@ -34,6 +34,8 @@ _EPS = torch.finfo(torch.float64).eps
 # digits, as many as the fp32 result can hold; above it the data themselves are decomposed, which is reported.
 _MAX_CONDITION = 1e8
 _MAX_RESIDUAL = 1e-8
+# Up to so many rows or features QR costs next to nothing.
+_SMALL = 64
 # Columns of a symmetric or triangular product that are computed at once: less of the other half is computed in vain
 # with a smaller block, and GEMM is slower.
 BLOCK = 256
@@ -41,26 +43,6 @@ BLOCK = 256
 
 class RidgeBreakdownError(ArithmeticError):
     """Cholesky cannot solve this problem and ``on_breakdown`` forbids another way; the message says what happened."""
-
-
-@dataclass(frozen=True)
-class Solution:
-    """W of ``W^T = argmin ||X W^T - Y||^2 + lam ||W||^2``, dense or as ``up @ down``.
-
-    Attributes:
-        up: fp64 ``[d_out, r]``, or W itself ``[d_out, d_in]`` when ``down`` is None.
-        down: fp64 ``[r, d_in]`` or None.
-        path: how it was solved.
-        rcond: estimated reciprocal condition of the system that was solved, in the 2-norm: of the Gram matrix plus lam
-            scaled to a unit diagonal for Cholesky; smallest over largest kept eigenvalue plus lam otherwise.
-        notes: why, if Cholesky was not used.
-    """
-
-    up: Tensor
-    down: Tensor | None
-    path: SolvePath
-    rcond: float
-    notes: tuple[str, ...] = ()
 
 
 def solve(
@@ -81,25 +63,49 @@ def solve(
       that the factors survive the rounding to fp32, where the product of ``Y^T (L L^T)^-1`` and X would cancel.
     * primal: ``X^T X + lam I = L L^T``, ``W = (L^-T L^-1 X^T Y)^T``.
     * If a pivot is not positive, the estimated condition exceeds 1e8 or the residual is not small, ``on_breakdown``:
-      ``"raise"`` gives up; ``"fp64"`` decomposes the data, ``X = U S V^T``, ``W = Y^T U S / (S^2 + lam) V^T``, where
-      for lam = 0 singular values up to ``eps max(n, d_in) S_1`` count as zero, which is the rule of
-      ``numpy.linalg.lstsq`` and gives its minimum-norm solution; ``"eigh"`` decomposes the Gram matrix, which is
-      cheaper and has half the digits: eigenvalues plus lam up to ``eps m`` of the largest (m rows) count as zero.
+      ``"raise"`` gives up; ``"fp64"`` decomposes the data by QR or, where the rank may not be full, by SVD
+      (:mod:`incline_fast.solver.orthogonal`), where for lam = 0 singular values up to ``eps max(n, d_in) S_1`` count as
+      zero, which is the rule of ``numpy.linalg.lstsq`` and gives its minimum-norm solution; ``"eigh"`` decomposes the
+      Gram matrix, which is cheaper and has half the digits: eigenvalues plus lam up to ``eps m`` of the largest (m
+      rows) count as zero.
+    * With lam = 0, ``"auto"`` and ``"fp64"``, QR is tried first where it costs about as much as Cholesky would, for
+      ``d_in / 2 <= n < 2 d_in``, or little, up to 64 rows or features.
 
     Raises:
         RidgeBreakdownError: Cholesky broke down and ``on_breakdown`` is ``"raise"``.
     """
+    if starts_with_qr(X, lam, form, on_breakdown):
+        return _by_data(X, Y, lam, "")
     dual = is_dual(X, form)
     kernel = gram(X if dual else X.T) if kernel is None else kernel.clone()
     kernel.diagonal().add_(lam)
-    moment = Y if dual else X.T @ Y
-    attempt = _dual(kernel, X, Y) if dual else _primal(kernel, moment)
+    factor = _cholesky(kernel)
+    attempt: Solution | str
+    if isinstance(factor, str):
+        attempt = factor
+    else:
+        attempt = _dual(kernel, *factor, X, Y) if dual else _primal(kernel, *factor, X.T @ Y)
     if isinstance(attempt, Solution):
         return attempt
     _forbid(attempt, on_breakdown)
     if on_breakdown == "fp64":
-        return _svd(X, Y, lam, attempt)
-    return _eigh(kernel, moment, attempt, X if dual else None)
+        return _by_data(X, Y, lam, attempt)
+    return _eigh(kernel, Y if dual else X.T @ Y, attempt, X if dual else None)
+
+
+def starts_with_qr(X: Tensor, lam: float, form: Form, on_breakdown: OnBreakdown) -> bool:
+    """Whether QR of X is tried first: where it costs about what Cholesky would, or little, it keeps more digits."""
+    n, d = X.shape
+    cheap = min(n, d) <= _SMALL or (d <= 2 * n and n < 2 * d)
+    return lam == 0 and form == "auto" and on_breakdown == "fp64" and cheap
+
+
+def _by_data(X: Tensor, Y: Tensor, lam: float, reason: str) -> Solution:
+    """QR, or SVD where that leaves the rank open; ``reason`` is why Cholesky did not serve, if it was tried."""
+    attempt = solve_by_qr(X, Y, lam)
+    if isinstance(attempt, Solution):
+        return replace(attempt, notes=(f"{reason}; solved by QR",)) if reason else attempt
+    return solve_by_svd(X, Y, lam, "; ".join(part for part in (reason, attempt) if part))
 
 
 def solve_moments(G: Tensor, M: Tensor, lam: float, *, on_breakdown: OnBreakdown = "eigh") -> Solution:
@@ -110,7 +116,8 @@ def solve_moments(G: Tensor, M: Tensor, lam: float, *, on_breakdown: OnBreakdown
     """
     kernel = G.clone()
     kernel.diagonal().add_(lam)
-    attempt = _primal(kernel, M)
+    factor = _cholesky(kernel)
+    attempt = factor if isinstance(factor, str) else _primal(kernel, *factor, M)
     if isinstance(attempt, Solution):
         return attempt
     if on_breakdown == "fp64":
@@ -148,43 +155,23 @@ def _forbid(reason: str, on_breakdown: OnBreakdown) -> None:
         raise RidgeBreakdownError(f"{reason}; raise lam, or let on_breakdown be another of {allowed}")
 
 
-def _dual(kernel: Tensor, X: Tensor, Y: Tensor) -> Solution | str:
-    factor = _cholesky(kernel)
-    if isinstance(factor, str):
-        return factor
-    inverse, rcond = factor
+def _dual(kernel: Tensor, factor: Tensor, rcond: float, X: Tensor, Y: Tensor) -> Solution | str:
     probe = _probe(kernel)
-    reason = _residual(kernel @ (inverse.T @ (inverse @ probe)) - probe, probe)
-    return reason or Solution(_lower_times(inverse, Y).T, _lower_times(inverse, X), "dual", rcond)
+    reason = _residual(kernel @ cholesky_solve(probe, factor) - probe, probe)
+    if reason:
+        return reason
+    both = torch.linalg.solve_triangular(factor, torch.cat([X, Y], 1), upper=False)
+    return Solution(both[:, X.shape[1] :].T, both[:, : X.shape[1]], "dual", rcond)
 
 
-def _primal(kernel: Tensor, moment: Tensor) -> Solution | str:
-    factor = _cholesky(kernel)
-    if isinstance(factor, str):
-        return factor
-    inverse, rcond = factor
-    weight = inverse.T @ (inverse @ moment)
-    # Not refined: a residual in the same precision gains no digit (measured on NIST's sets).
-    reason = _residual(kernel @ weight - moment, moment)
+def _primal(kernel: Tensor, factor: Tensor, rcond: float, moment: Tensor) -> Solution | str:
+    weight = cholesky_solve(moment, factor)
+    # Not refined: a residual in the same precision gains no digit (measured on NIST's sets). It is looked at in a few
+    # random combinations of the targets, which a wrong column of the solution changes with probability 1.
+    mix = _random(moment.shape[1], moment)
+    right = moment @ mix
+    reason = _residual(kernel @ (weight @ mix) - right, right)
     return reason or Solution(weight.T, None, "primal", rcond)
-
-
-def _svd(X: Tensor, Y: Tensor, lam: float, reason: str) -> Solution:
-    U, S, Vh = torch.linalg.svd(X, full_matrices=False)
-    keep = _EPS * max(X.shape) * S[0] < S if lam == 0 else S > 0
-    # A map of rank 0 has no factors; one zero column stands for it.
-    keep[0] = True
-    U, S, Vh = U[:, keep], S[keep], Vh[keep]
-    gain = torch.where(S > 0, S / (S.square() + lam), 0.0)
-    up = (Y.T @ U) * gain
-    rank = int((S > 0).sum())
-    notes = (f"{reason}; solved by SVD, rank {rank} of {min(X.shape)}",)
-    # The smallest singular value of X is 0 where it was not kept.
-    last = S[-1].square() if rank == min(X.shape) or lam == 0 else 0.0
-    rcond = float((last + lam) / (S[0].square() + lam)) if rank else 0.0
-    if X.shape[0] < X.shape[1]:
-        return Solution(up, Vh, "svd", rcond, notes)
-    return Solution(up @ Vh, None, "svd", rcond, notes)
 
 
 def _eigh(kernel: Tensor, moment: Tensor, reason: str, X: Tensor | None) -> Solution:
@@ -204,56 +191,43 @@ def _eigh(kernel: Tensor, moment: Tensor, reason: str, X: Tensor | None) -> Solu
 
 
 def _cholesky(kernel: Tensor) -> tuple[Tensor, float] | str:
-    """Inverse of the lower factor and the estimated reciprocal condition, or the reason why it must not be used.
-
-    The inverse turns every solve into a product, which a GEMM does at twice the speed of a triangular solve. Its error
-    grows with the condition of the factor, the square root of the one that is checked here.
-    """
+    """The lower factor and the estimated reciprocal condition, or the reason why it must not be used."""
     factor, info = cholesky_ex(kernel)
     if int(info):
         return f"Cholesky: pivot {int(info)} of {len(kernel)} is not positive"
-    identity = torch.eye(len(kernel), dtype=kernel.dtype, device=kernel.device)
-    inverse = torch.linalg.solve_triangular(factor, identity, upper=False)
-    condition = _condition(kernel, inverse)
+    condition = _condition(kernel, factor)
     # Written so that NaN is refused as well.
-    return (inverse, 1 / condition) if condition <= _MAX_CONDITION else f"Cholesky: condition about {condition:.0e}"
+    return (factor, 1 / condition) if condition <= _MAX_CONDITION else f"Cholesky: condition about {condition:.0e}"
 
 
-def _lower_times(lower: Tensor, right: Tensor) -> Tensor:
-    """``lower @ right`` without the zeros above the diagonal blocks."""
-    product = right.new_empty(len(lower), right.shape[1])
-    for start in range(0, len(lower), BLOCK):
-        end = min(start + BLOCK, len(lower))
-        torch.mm(lower[start:end, :end], right[:end], out=product[start:end])
-    return product
-
-
-def _condition(kernel: Tensor, inverse: Tensor) -> float:
+def _condition(kernel: Tensor, factor: Tensor) -> float:
     """Estimate the condition of the matrix scaled to a unit diagonal, which is what limits Cholesky.
 
     Args:
         kernel: the matrix.
-        inverse: the inverse of its lower factor. The norm of the matrix's inverse is found by five steps of inverse
-            iteration (it approaches the true norm from below), n^2 each.
+        factor: its lower factor. The norm of the matrix's inverse is found by five steps of inverse iteration (it
+            approaches the true norm from below), n^2 each.
     """
     scale = kernel.diagonal().sqrt()
     size = torch.linalg.matrix_norm(kernel / scale / scale.unsqueeze(-1))
-    n = len(kernel)
-    # Alternating, slowly growing: far from orthogonal to the smallest eigenvector of any usual matrix, and fixed.
-    v = torch.arange(n, dtype=kernel.dtype, device=kernel.device).div_(n).add_(1)
-    v[1::2] *= -1
+    scale = scale.unsqueeze(-1)
+    v = alternating(kernel)
     growth = v.norm()
     for _ in range(5):
-        v = scale * (inverse.T @ (inverse @ (scale * (v / v.norm()))))
+        v = scale * torch.cholesky_solve(scale * (v / v.norm()), factor)
         growth = v.norm()
     return float(size * growth)
 
 
 def _probe(kernel: Tensor) -> Tensor:
     """Four fixed random right-hand sides ``[n, 4]``: a wrong factor leaves a residual in them with probability 1."""
-    probe = torch.randn(len(kernel), 4, dtype=kernel.dtype, device="cpu", generator=torch.Generator().manual_seed(0))
     # In units of the matrix's own scale, so that a massive row does not hide the others.
-    return probe.to(kernel.device) * kernel.diagonal().sqrt().unsqueeze(-1)
+    return _random(len(kernel), kernel) * kernel.diagonal().sqrt().unsqueeze(-1)
+
+
+def _random(rows: int, like: Tensor) -> Tensor:
+    probe = torch.randn(rows, 4, dtype=like.dtype, device="cpu", generator=torch.Generator().manual_seed(0))
+    return probe.to(like.device)
 
 
 def _residual(residual: Tensor, right: Tensor) -> str:

@@ -24,12 +24,11 @@ from incline_fast.solver.least_squares import (
     Form,
     OnBreakdown,
     RidgeBreakdownError,
-    Solution,
-    SolvePath,
     gram,
     is_dual,
     solve,
     solve_moments,
+    starts_with_qr,
 )
 from incline_fast.solver.moments import Moments
 from incline_fast.solver.preprocess import (
@@ -44,6 +43,7 @@ from incline_fast.solver.preprocess import (
     prepare,
     units_of,
 )
+from incline_fast.solver.solution import Solution, SolvePath
 
 __all__ = ["DEFAULT_LAMS", "Ridge", "RidgeBreakdownError", "Select"]
 
@@ -65,9 +65,11 @@ class Ridge:
             generalised cross-validation; ``"kfold"``, five folds of a fixed permutation. None: lam is one number.
         form: ``"dual"`` solves with the n x n Gram matrix and keeps factors, ``"primal"`` with the d x d one;
             ``"auto"`` takes the smaller.
-        on_breakdown: where Cholesky is not safe: ``"raise"`` a RidgeBreakdownError; ``"fp64"``, decompose the data by
-            SVD, whose condition is not squared; ``"eigh"``, decompose the Gram matrix: cheaper, half the digits. What
-            happened is in ``path_taken_`` and ``notes_``.
+        on_breakdown: where Cholesky is not safe: ``"raise"`` a RidgeBreakdownError; ``"fp64"``, decompose the data,
+            whose condition is not squared, by QR, or by SVD where the rank may not be full; ``"eigh"``, decompose the
+            Gram matrix: half the digits. What happened is in ``path_taken_`` and ``notes_``. With lam = 0,
+            ``form="auto"`` and ``"fp64"``, QR comes first where it costs no more than Cholesky: for
+            ``d / 2 <= n < 2 d``, or up to 64 rows or features.
         relative: lam is in units of the mean eigenvalue, ``lam_abs = lam trace(G) / d`` with G the Gram matrix of the
             centred, scaled, weighted features: one value means the same shrinkage whatever n, d and scale. Otherwise
             lam is lam_abs, as in scikit-learn.
@@ -78,8 +80,8 @@ class Ridge:
             is not defined; None without a grid.
         factors_: fp64 ``(up [t, r], down [r, d])`` with ``W = up @ down``, or ``(W, None)``.
         intercept_: fp64 ``[t]``, zeros without an intercept.
-        path_taken_: ``"dual"``, ``"primal"`` (Cholesky), ``"svd"``, ``"eigh"``, or ``"mean"`` where the features do not
-            vary and there is nothing to solve.
+        path_taken_: ``"dual"``, ``"primal"`` (Cholesky), ``"qr"``, ``"svd"``, ``"eigh"``, or ``"mean"`` where
+            the features do not vary and there is nothing to solve.
         rcond_: estimated reciprocal condition of what was solved, 1 for ``"mean"``.
         notes_: what there is to report: a breakdown, constant features, a lam at the end of the grid.
         frame_: the means and scales that were taken off.
@@ -165,6 +167,8 @@ class Ridge:
         self._begin(frame, dtype)
         if self.fit_intercept and not bool(rows.X.any()):
             return self._finish_mean()
+        if len(self.lams) == 1 and starts_with_qr(rows.X, self.lams[0], self.form, self.on_breakdown):
+            return self._finish(solve(rows.X, rows.Y, 0.0))
         # One Gram matrix serves the scores and, unless another form was asked for, the solve; both have its trace.
         kernel = gram(rows.X if is_dual(rows.X, "auto") else rows.X.T)
         unit = self._unit(kernel.trace(), rows.X.shape[1])
