@@ -11,6 +11,7 @@
 #   make gpu                  build, check and measure on this machine's GPU with the installed torch, within 430 s
 #   make gpu-pack             prepare what travels to a machine with a GPU, and print the command to run there
 #   make lint     formatting, lint and types
+#   make report-arguments     functions of more than eight parameters; a report, nothing fails
 #   make setup    the set-up alone: .venv, CPU torch, the compiled extension, the model, the parallel text
 #
 # MODEL=smollm2 (default) | gemma3 | <directory of a transformers model>
@@ -26,7 +27,7 @@ CSRC := $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu')
 CXX_TESTS := $(shell find tests emulator -name '*.cpp' -o -name '*.h' -o -name '*.cu')
 export PYTHONUNBUFFERED := 1
 
-.PHONY: setup demo demo-serve test test-serve test-gpu-emulated gpu-traffic twin gpu gpu-pack lint bench bench-regression clean
+.PHONY: setup demo demo-serve test test-serve test-gpu-emulated gpu-traffic twin gpu gpu-pack lint report-arguments bench bench-regression clean
 
 setup: $(VENV)/.installed
 	$(BIN)/python -m demo.fetch --model $(MODEL)
@@ -70,6 +71,9 @@ lint: $(VENV)/.installed
 	$(BIN)/mypy
 	$(BIN)/python docs/build_api.py --check
 	$(BIN)/clang-format --dry-run -Werror $(CSRC) $(CXX_TESTS)
+
+report-arguments: $(VENV)/.installed
+	$(BIN)/ruff check --exit-zero --select PLR0913 --config 'lint.pylint.max-args = 8' --output-format concise incline_fast
 
 bench: $(VENV)/.installed
 	$(BIN)/incline-fast bench

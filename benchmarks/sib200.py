@@ -20,7 +20,8 @@ from demo.fetch import prepare
 from incline_fast.bench.rows import write_table
 from incline_fast.evaluation import few_shot_template, sib200
 from incline_fast.evaluation.comparison import COLUMNS, Parts, compare_languages
-from incline_fast.evaluation.tune import DEFAULT_LAMS, last_third
+from incline_fast.evaluation.sites import last_third
+from incline_fast.evaluation.tune import DEFAULT_LAMS
 
 ENGLISH = "eng_Latn"
 RESULTS = Path(__file__).parent / "results" / "sib200.csv"

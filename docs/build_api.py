@@ -14,7 +14,7 @@ from typing import Any
 
 import incline_fast
 from incline_fast import evaluation, ops
-from incline_fast.fitting import estimators, memory_plan
+from incline_fast.fitting import estimators, memory_plan, options
 from incline_fast.intervention import sweep
 from incline_fast.models import architectures
 from incline_fast.solver import linalg, ridge
@@ -26,6 +26,7 @@ MODULES = (
     incline_fast,
     ops,
     hidden_states,
+    options,
     estimators,
     ridge,
     linalg,

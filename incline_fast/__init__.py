@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from incline_fast.alignment.alignment import Alignment, AlignmentError, AlignmentMetadata
     from incline_fast.alignment.bundle import AlignmentBundle
     from incline_fast.fitting.fit import fit, fit_states
+    from incline_fast.fitting.options import FitOptions
     from incline_fast.intervention.intervene import Intervention, InterventionError, NonFiniteStateError, intervene
     from incline_fast.maps import AffineMap
     from incline_fast.models.architectures import UnsupportedModelError
@@ -32,6 +33,7 @@ __all__ = [
     "AlignmentBundle",
     "AlignmentError",
     "AlignmentMetadata",
+    "FitOptions",
     "Intervention",
     "InterventionError",
     "NonFiniteStateError",
@@ -50,6 +52,7 @@ _LAZY = {
     "alignment.bundle": ("AlignmentBundle",),
     "alignment.alignment": ("Alignment", "AlignmentError", "AlignmentMetadata"),
     "fitting.fit": ("fit", "fit_states"),
+    "fitting.options": ("FitOptions",),
     "intervention.intervene": ("Intervention", "InterventionError", "NonFiniteStateError", "intervene"),
     "maps": ("AffineMap",),
     "models.architectures": ("UnsupportedModelError",),

@@ -131,6 +131,7 @@ def fit(
     from incline_fast.arguments import usable_device
     from incline_fast.distributed import own_device, rank_and_size, started_by_torchrun, together
     from incline_fast.fitting.fit import fit as fit_alignment
+    from incline_fast.fitting.options import FitOptions
 
     # All options are read before the first slow step.
     sites, ridge_parameter = parse_layers(layers), parse_lam(lam)
@@ -141,30 +142,27 @@ def fit(
     if dry_run:
         typer.echo(str(plan_of(model, len(text.source), sites, memory_budget)))
         return
-    loaded, tokenizer = load_model(model, dtype, own_device(device))
     distributed = started_by_torchrun()
+    options = FitOptions(
+        preset=preset,
+        template=unescape(template),
+        pooling=pooling,
+        estimator=estimator,
+        lam=ridge_parameter,
+        form=form,
+        layers=sites,
+        holdout=holdout,
+        resume=resume,
+        memory_budget=memory_budget,
+        solve_device=own_device(solve_device),
+        source_language=text.source_language,
+        target_language=text.target_language,
+        distributed=distributed,
+    )
+    loaded, tokenizer = load_model(model, dtype, own_device(device))
     with together(rank_timeout) if distributed else nullcontext():
         rank, _ = rank_and_size(distributed)
-        alignment = fit_alignment(
-            loaded,
-            tokenizer,
-            text.source,
-            text.target,
-            preset=preset,
-            template=unescape(template),
-            pooling=pooling,
-            estimator=estimator,
-            lam=ridge_parameter,
-            form=form,
-            layers=sites,
-            holdout=holdout,
-            resume=resume,
-            memory_budget=memory_budget,
-            solve_device=own_device(solve_device),
-            source_language=text.source_language,
-            target_language=text.target_language,
-            distributed=distributed,
-        )
+        alignment = fit_alignment(loaded, tokenizer, text.source, text.target, options)
     if rank > 0:
         return
     alignment.save(output)

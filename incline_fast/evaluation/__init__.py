@@ -20,6 +20,7 @@ from incline_fast.evaluation.rank import Ranking, rank_languages
 from incline_fast.evaluation.scoring import PLAIN, LabelScorer, LabelScores, Variant
 from incline_fast.evaluation.tasks import (
     ContinuationTask,
+    Development,
     LabelTask,
     TaskError,
     few_shot_template,
@@ -28,7 +29,7 @@ from incline_fast.evaluation.tasks import (
     xcopa,
     xwinograd,
 )
-from incline_fast.evaluation.tune import Development, Tuned, Tuner, tune
+from incline_fast.evaluation.tune import Tuned, Tuner, tune
 
 __all__ = [
     "PLAIN",

@@ -24,8 +24,9 @@ from incline_fast.evaluation.controls import fit_controls
 from incline_fast.evaluation.metrics import label_kl
 from incline_fast.evaluation.report import result_row
 from incline_fast.evaluation.scoring import PLAIN, LabelScorer, LabelScores, Variant
-from incline_fast.evaluation.tasks import LabelTask, TaskError
-from incline_fast.evaluation.tune import DEFAULT_LAMS, Development, Tuner, last_third, worthwhile
+from incline_fast.evaluation.sites import last_third, worthwhile
+from incline_fast.evaluation.tasks import Development, LabelTask, TaskError
+from incline_fast.evaluation.tune import DEFAULT_LAMS, Tuner
 from incline_fast.models.identity import identify, weights_hash
 
 __all__ = ["COLUMNS", "INCLINE", "OVER_CONTROL", "TARGET", "UNLABELLED", "Comparison", "Parts", "compare_languages"]

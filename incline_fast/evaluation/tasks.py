@@ -20,6 +20,7 @@ from incline_fast.text.prompts import DEFAULT_TEMPLATE, fill
 
 __all__ = [
     "ContinuationTask",
+    "Development",
     "LabelTask",
     "TaskError",
     "few_shot_template",
@@ -93,6 +94,23 @@ class LabelTask:
     def with_template(self, template: str) -> LabelTask:
         """The same rows in another prompt."""
         return replace(self, template=template)
+
+
+@dataclass(frozen=True)
+class Development:
+    """What settings are chosen on: a task in the source language and the translations of its sentences.
+
+    Attributes:
+        task: source sentences in their template, label words, and the answers where they are known.
+        target: n sentences, the translations.
+    """
+
+    task: LabelTask
+    target: list[str]
+
+    def __post_init__(self) -> None:
+        if len(self.target) != len(self.task):
+            raise TaskError(f"{self.task.name} has {len(self.task)} sentences and {len(self.target)} translations")
 
 
 @dataclass(frozen=True)

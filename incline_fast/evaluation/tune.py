@@ -24,29 +24,23 @@ from incline_fast.evaluation.bootstrap import Difference, paired_bootstrap
 from incline_fast.evaluation.candidates import Setting, Trials, variants_of
 from incline_fast.evaluation.metrics import Metric, metric_named
 from incline_fast.evaluation.scoring import LabelScorer, label_tokens
-from incline_fast.evaluation.tasks import LabelTask, TaskError
+from incline_fast.evaluation.sites import logits_of_states, worthwhile
+from incline_fast.evaluation.tasks import Development
 from incline_fast.fitting.estimators import get_estimator
 from incline_fast.fitting.fit import fit_states
 from incline_fast.intervention.sweep import DEFAULT_ALPHAS
 from incline_fast.models.identity import identify, weights_hash
-from incline_fast.models.label_head import head_of_tokens
-from incline_fast.models.sites import evaluated
 from incline_fast.states import HiddenStates, collect
 from incline_fast.states.hidden_states import BATCH_TOKENS
-from incline_fast.states.prompt_runner import NOTHING_SHARED, PromptBatch, PromptRunner
 from incline_fast.states.shards import Shards, text_hash
 
 __all__ = [
     "DEFAULT_LAMS",
     "FEW_PAIRS",
-    "Development",
     "Tuned",
     "Tuner",
-    "last_third",
-    "logits_of_states",
     "tune",
     "warn_of_other_text",
-    "worthwhile",
 ]
 
 DEFAULT_LAMS = (0.1, 0.3, 1.0, 3.0, 10.0)
@@ -54,31 +48,11 @@ DEFAULT_LAMS = (0.1, 0.3, 1.0, 3.0, 10.0)
 FEW_PAIRS = 200
 """Fewer parallel sentences than this gain little (docs/evaluation.md)."""
 
-# A site is worth trying if the true state gains at least this share there of what it gains at the best site.
-_WORTH = 0.5
-
 # Sentences whose states are collected and kept together.
 _PART = 100
 
 # Squared distance of two sets' mean states, in units of the total variance of one: more is another kind of text.
 _OTHER_TEXT = 0.15
-
-
-@dataclass(frozen=True)
-class Development:
-    """What settings are chosen on: a task in the source language and the translations of its sentences.
-
-    Attributes:
-        task: source sentences in their template, label words, and the answers where they are known.
-        target: n sentences, the translations.
-    """
-
-    task: LabelTask
-    target: list[str]
-
-    def __post_init__(self) -> None:
-        if len(self.target) != len(self.task):
-            raise TaskError(f"{self.task.name} has {len(self.task)} sentences and {len(self.target)} translations")
 
 
 @dataclass(frozen=True, eq=False)
@@ -392,41 +366,6 @@ def tune(
         }
         alignment = tuner.fit(setting, metrics)
     return Tuned(alignment, setting, trials, tuner.oracle, candidates)
-
-
-def last_third(num_layers: int) -> list[int]:
-    """The sites at which an edit is tried by default, at least one."""
-    return list(range(num_layers - max(1, num_layers // 3) + 1, num_layers + 1))
-
-
-def worthwhile(oracle: Mapping[int, Difference]) -> list[int]:
-    """Sites of the last third at which the oracle gains at least half of its best; the last one if none does.
-
-    Args:
-        oracle: site -> gain; the largest site is the last one of the model.
-    """
-    late = [site for site in last_third(max(oracle)) if site in oracle]
-    best = max(gain.mean for gain in oracle.values())
-    return [site for site in late if oracle[site].mean >= _WORTH * best > 0] or late[-1:]
-
-
-def logits_of_states(runner: PromptRunner, states: Tensor, tokens: Sequence[int], rows: int = 256) -> Tensor:
-    """Logits ``[n, K]`` of some tokens from states of the last site: the final norm and the head, nothing else.
-
-    Args:
-        runner: of the model.
-        states: ``[n, d]``.
-        tokens: K token ids.
-        rows: of one pass.
-    """
-    found = []
-    with torch.inference_mode(), evaluated(runner.architecture.model), head_of_tokens(runner.model, tokens):
-        for part in torch.split(states, rows):
-            column = torch.zeros(len(part), 1, dtype=torch.long, device=runner.device)
-            batch = PromptBatch(column, torch.ones_like(column), NOTHING_SHARED, {})
-            step = runner.step(batch, 1, start=runner.architecture.num_layers, states=part)
-            found.append(step.logits.float().cpu())
-    return torch.cat(found)
 
 
 def warn_of_other_text(fitted: Tensor, applied: Tensor) -> None:

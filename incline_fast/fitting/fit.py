@@ -1,13 +1,12 @@
-"""Fit: from a model and parallel sentences to an alignment, by one of three presets."""
+"""Fit: from a model and parallel sentences to an alignment. Everything is planned, then run, then put together."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from os import PathLike
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, Unpack
 
 import torch
 from torch import Tensor, nn
@@ -15,42 +14,17 @@ from tqdm.auto import tqdm
 
 from incline_fast.alignment.alignment import Alignment
 from incline_fast.alignment.metadata import AlignmentMetadata, Form
-from incline_fast.arguments import matrix, number, plain, usable_device, whole, wholes
+from incline_fast.arguments import matrix, number, whole
 from incline_fast.distributed import gather, rank_and_size
-from incline_fast.fitting.estimators import Estimator, Fitted, Lam, get_estimator
+from incline_fast.fitting.estimators import Estimator, Fitted, Lam
 from incline_fast.fitting.memory_plan import plan_fit
+from incline_fast.fitting.options import FitKeywords, FitOptions, SolveKeywords, SolveOptions, lam_by_site
 from incline_fast.models.architectures import describe
-from incline_fast.models.block_parts import SiteKind
 from incline_fast.models.identity import identify
-from incline_fast.states.hidden_states import BATCH_TOKENS, Collection, HiddenStates, Pooling, StatesError, prepare
-from incline_fast.text.prompts import DEFAULT_TEMPLATE, PromptError
+from incline_fast.states.hidden_states import Collection, HiddenStates, StatesError, prepare
+from incline_fast.text.prompts import PromptError
 
-__all__ = ["PRESETS", "Preset", "fit", "fit_states"]
-
-
-@dataclass(frozen=True)
-class Preset:
-    """One row of the table: what is fitted, and how it is meant to be applied."""
-
-    template: str | None
-    pooling: Pooling
-    estimator: str
-    lam: Lam
-    form: Form
-    site: SiteKind = "hidden"
-    doubled: bool = False
-    """Whether every second pair stands behind its target sentence: ``target\\nsource`` and ``target\\ntarget``."""
-
-
-PRESETS: dict[str, Preset] = {
-    # States of a prompt, not of a bare sentence: a map edits the last token of prompts.
-    "robust": Preset(DEFAULT_TEMPLATE, "last", "affine_ridge", "loo", "interpolate"),
-    # Wang et al., ACL 2025, arXiv 2410.12462, section 3.
-    "paper": Preset(None, "last", "min_norm", 0.0, "add"),
-    # The authors' published code (github.com/weixuan-wang123/INCLINE, intervention_llama.py), to be applied with
-    # mode="clean"; its sigma is -alpha.
-    "official": Preset(None, "mean_all", "min_norm", 0.0, "add", site="ffn", doubled=True),
-}
+__all__ = ["fit", "fit_states"]
 
 
 def fit(
@@ -58,25 +32,8 @@ def fit(
     tokenizer: Any,
     source: Any,
     target: Sequence[str] | None = None,
-    *,
-    preset: str = "robust",
-    template: str | None = None,
-    pooling: Pooling | None = None,
-    estimator: str | Estimator | None = None,
-    lam: Lam | Mapping[int, Lam] | None = None,
-    form: Form | None = None,
-    site: SiteKind | None = None,
-    layers: Sequence[int] | None = None,
-    holdout: float = 0,
-    seed: int = 0,
-    source_language: str | None = None,
-    target_language: str | None = None,
-    batch_tokens: int = BATCH_TOKENS,
-    progress: bool = True,
-    resume: str | PathLike[str] | None = None,
-    memory_budget: int | str | None = None,
-    solve_device: torch.device | str | None = None,
-    distributed: bool = False,
+    options: FitOptions | None = None,
+    **keywords: Unpack[FitKeywords],
 ) -> Alignment:
     """Learn one map per layer that takes the states of source sentences to those of their translations.
 
@@ -89,33 +46,17 @@ def fit(
     (``target\\nsource``, ``target\\ntarget``), and its sigma is ``-alpha``.
     ``DEFAULT_TEMPLATE`` is ``"{sentence}\\nThe topic of this text is"``; better is the prompt that you will use.
 
+        fit(model, tokenizer, pairs, template="{sentence}\\nIt is", lam=1.0, holdout=0.2)
+
     Args:
         model: a causal LM of transformers.
         tokenizer: its tokenizer.
         source: n sentences, or parallel text with attributes ``source`` and ``target`` (then leave out ``target``).
         target: their n translations.
-        preset: a row of the table; each argument below that is not None overrides its part.
-        template: the prompt that the maps will meet, with ``{sentence}`` in it; ``"{sentence}"`` for bare sentences.
-        pooling: ``"last"``, ``"mean"`` or ``"mean_all"``; see :func:`incline_fast.states.collect`.
-        estimator: a name of :data:`~incline_fast.estimators.ESTIMATORS` or an Estimator. One without a ridge parameter,
-            or another than the preset's, comes with its own default lam.
-        lam: relative ridge parameter, one for all sites or ``{site: lam}``; ``"loo"`` chooses one per site from a grid
-            of 20 by leave-one-out, and what it chose is in ``metadata.lam``.
-        form: ``"add"`` or ``"interpolate"``.
-        site: what is mapped and edited: ``"hidden"``, ``"attention"`` or ``"ffn"``; see ``collect``.
-        layers: sites to fit; by default 1..L, the outputs of all blocks.
-        holdout: pairs that are not fitted but measured: a share below 1, or a whole number of pairs.
-        seed: chooses the held-out pairs.
-        source_language: recorded; by default that of the parallel text.
-        target_language: recorded; by default that of the parallel text.
-        batch_tokens: see :func:`incline_fast.states.collect`.
-        progress: show progress bars.
-        resume: folder that keeps the states, so that an interrupted run continues; see ``collect``.
-        memory_budget: bytes that the fit may take beside the model, or text such as ``"16GiB"``: layers are collected
-            and fitted in groups, each with a run of its own over the sentences (:func:`incline_fast.plan.plan_fit`).
-        solve_device: where the maps are computed, by default on the CPU, where the states are.
-        distributed: share the batches of sentences, then the layers' solves, among the processes of the default process
-            group. All call with the same arguments and get the same alignment.
+        options: a :class:`~incline_fast.fitting.options.FitOptions`, for one that serves several fits.
+        **keywords: any of its fields by name: ``preset``, ``template``, ``pooling``, ``estimator``, ``lam``, ``form``,
+            ``site``, ``layers``, ``holdout``, ``seed``, ``source_language``, ``target_language``, ``batch_tokens``,
+            ``progress``, ``resume``, ``memory_budget``, ``solve_device``, ``distributed``. They override ``options``.
 
     Returns:
         The alignment. With a hold-out its maps are those of the fitted pairs alone, and ``metadata.fit_error`` has, per
@@ -123,33 +64,46 @@ def fit(
         pairs, m the mean of the fitted target states): 0 is a perfect map, 1 no better than predicting the mean.
 
     Raises:
+        TypeError: a keyword that no option has.
         ValueError: an unknown preset, estimator or form, unequal numbers of sentences, a memory budget that is too
             small, another bad argument.
         PromptError: a sentence cannot be used.
         StatesError: a state is not finite, or the folder ``resume`` cannot be used.
         UnsupportedModelError: the architecture is not known.
     """
-    if preset not in PRESETS:
-        raise ValueError(f"preset is {preset!r}; allowed: {', '.join(PRESETS)}")
-    chosen = PRESETS[preset]
-    solver = get_estimator(chosen.estimator if estimator is None else estimator)
-    if lam is None and solver.name == chosen.estimator:
-        lam = chosen.lam
-    if target is None:
-        source_language = source_language or getattr(source, "source_language", None)
-        target_language = target_language or getattr(source, "target_language", None)
-        source, target = _both_sides(source)
-    sides = {"source": _listed("source", source), "target": _listed("target", target)}
-    source, target = sides.values()
-    if len(source) != len(target):
-        raise ValueError(
-            f"source has {len(source)} sentences, target {len(target)}; sentence i must belong to sentence i"
-        )
+    runs = _plan(model, tokenizer, source, target, replace(options or FitOptions(), **keywords))
+    return _joined([run.alignment() for run in runs])
 
-    if chosen.doubled:
-        source, target = _doubled(source, target)
-        sides = {"source": source, "target": target}
-    kind = chosen.site if site is None else site
+
+@dataclass(frozen=True)
+class _Run:
+    """One run of the model over both sides, and the fit of the sites whose states it gives."""
+
+    source: Collection
+    target: Collection
+    lams: dict[int, Lam | None]
+    form: Form
+    metadata: AlignmentMetadata
+    options: FitOptions
+
+    def alignment(self) -> Alignment:
+        keywords = self.options.solving()
+        keywords |= {"estimator": self.options.solver, "lam": self.lams, "form": self.form}
+        X, Y = self._states("source", self.source), self._states("target", self.target)
+        return fit_states(X, Y, metadata=self.metadata, **keywords)
+
+    def _states(self, side: str, collection: Collection) -> HiddenStates:
+        with _naming(side):
+            return collection.run(progress=self.options.progress, distributed=self.options.distributed)
+
+
+def _plan(
+    model: nn.Module, tokenizer: Any, source: Any, target: Sequence[str] | None, options: FitOptions
+) -> list[_Run]:
+    """All runs of a fit. Whatever can be refused is refused here, before the first of them."""
+    sides, languages = _sides(source, target, options)
+    recipe, solver = options.recipe, options.solver
+    kind = recipe.site if options.site is None else options.site
     describe(model, kind)  # what cannot be edited must not come out after the fit
     identity = identify(model)
     metadata = AlignmentMetadata(
@@ -157,25 +111,23 @@ def fit(
         config_hash=identity.config_hash,
         num_layers=identity.num_layers,
         hidden_size=identity.hidden_size,
-        source_language=source_language,
-        target_language=target_language,
-        template=chosen.template if template is None else template,
-        pooling=chosen.pooling if pooling is None else pooling,
+        source_language=languages[0],
+        target_language=languages[1],
+        template=recipe.template if options.template is None else options.template,
+        pooling=recipe.pooling if options.pooling is None else options.pooling,
         site=kind,
-        preset=preset,
+        preset=options.preset,
     )
-    # Whatever can be refused is refused here, before the long runs over both sides.
-    _check_form(solver, form)
-    fitted_rows, _ = _split(len(source), holdout, seed)
-    sites = list(range(1, identity.num_layers + 1)) if layers is None else wholes("layers", layers)
-    lams = _lam_by_site(lam, sites)
+    n = len(sides["source"])
+    fitted_rows, _ = _split(n, options.holdout, options.seed)
+    sites = options.sites(identity.num_layers)
+    lams = options.lams(sites)
     _check_lams(solver, lams.values(), len(fitted_rows))
-    usable_device("solve_device", solve_device)
-    plan = plan_fit(len(source), identity.hidden_size, sites, memory_budget=memory_budget)
+    groups = plan_fit(n, identity.hidden_size, sites, memory_budget=options.memory_budget).groups
 
     def prepared(side: str, group: Sequence[int]) -> Collection:
-        folder = None if resume is None else Path(resume) / side
-        if folder is not None and len(plan.groups) > 1:
+        folder = None if options.resume is None else Path(options.resume) / side
+        if folder is not None and len(groups) > 1:
             folder = folder / f"sites-{group[0]}-{group[-1]}"
         with _naming(side):
             return prepare(
@@ -183,121 +135,134 @@ def fit(
                 tokenizer,
                 sides[side],
                 template=metadata.template,
-                pooling=chosen.pooling if pooling is None else pooling,
+                pooling=recipe.pooling if options.pooling is None else options.pooling,
                 site=kind,
                 layers=group,
-                batch_tokens=batch_tokens,
+                batch_tokens=options.batch_tokens,
                 resume=folder,
             )
 
-    def states(collection: Collection, side: str) -> HiddenStates:
-        with _naming(side):
-            return collection.run(progress=progress, distributed=distributed)
-
-    runs = [(group, prepared("source", group), prepared("target", group)) for group in plan.groups]
-    parts = [
-        fit_states(
-            states(of_source, "source"),
-            states(of_target, "target"),
-            estimator=solver,
-            lam={site: lams[site] for site in group},
-            form=form or solver.own_form or chosen.form,
-            holdout=holdout,
-            seed=seed,
-            metadata=metadata,
-            progress=progress,
-            device=solve_device,
-            distributed=distributed,
+    form = options.form or solver.own_form or recipe.form
+    return [
+        _Run(
+            prepared("source", group),
+            prepared("target", group),
+            {site: lams[site] for site in group},
+            form,
+            metadata,
+            options,
         )
-        for group, of_source, of_target in runs
+        for group in groups
     ]
-    return _joined(parts)
+
+
+def _sides(
+    source: Any, target: Sequence[str] | None, options: FitOptions
+) -> tuple[dict[str, list[str]], tuple[str | None, str | None]]:
+    """The sentences of both sides as they are run, and the names of the languages."""
+    languages = options.source_language, options.target_language
+    if target is None:
+        own = getattr(source, "source_language", None), getattr(source, "target_language", None)
+        languages = languages[0] or own[0], languages[1] or own[1]
+        source, target = _both_sides(source)
+    source, target = _listed("source", source), _listed("target", target)
+    if len(source) != len(target):
+        raise ValueError(
+            f"source has {len(source)} sentences, target {len(target)}; sentence i must belong to sentence i"
+        )
+    if options.recipe.doubled:
+        source, target = _doubled(source, target)
+    return {"source": source, "target": target}, languages
 
 
 def fit_states(
     X: Mapping[int, Tensor],
     Y: Mapping[int, Tensor],
     *,
-    estimator: str | Estimator = "affine_ridge",
-    lam: Lam | Mapping[int, Lam | None] | None = None,
-    form: Form | None = None,
-    holdout: float = 0,
-    seed: int = 0,
     metadata: AlignmentMetadata | None = None,
-    progress: bool = True,
-    device: torch.device | str | None = None,
-    distributed: bool = False,
+    **keywords: Unpack[SolveKeywords],
 ) -> Alignment:
     """Fit from states that :func:`incline_fast.states.collect` has returned: many fits from one run over the model.
 
     Args:
         X: ``{site: [n, d]}`` source states.
         Y: ``{site: [n, d]}`` target states of the same sites; row i belongs to row i of X.
-        estimator: name or Estimator.
-        lam: relative ridge parameter or ``"loo"``, one for all sites or ``{site: lam}``; None for the estimator's
-            default.
-        form: by default ``"add"`` for a mean difference, else ``"interpolate"``.
-        holdout: see :func:`fit`.
-        seed: chooses the held-out pairs.
         metadata: recorded, completed with what the fit knows: estimator, lam, n, solver, notes, fit_error.
-        progress: show a progress bar.
-        device: where the maps are computed, by default where the states are; the alignment is on the CPU.
-        distributed: share the sites among the processes of the default process group, each of which has all states.
+        **keywords: the fields of :class:`~incline_fast.fitting.options.SolveOptions`: ``estimator``, ``lam``, ``form``,
+            ``holdout``, ``seed``, ``progress``, ``solve_device``, ``distributed``.
 
     Returns:
         The alignment; see :func:`fit`.
 
     Raises:
+        TypeError: a keyword that no option has.
         ValueError: the sites or numbers of rows differ, or an estimator refuses its input; the message names the site.
     """
-    solver = get_estimator(estimator)
-    _check_form(solver, form)
+    options = SolveOptions(**keywords)
+    solver = options.solver
     X, Y = _states_by_site("X", X), _states_by_site("Y", Y)
-    device = usable_device("device", device)
     if not X or sorted(X) != sorted(Y):
         raise ValueError(f"X has the sites {sorted(X)}, Y {sorted(Y)}; expected the same, at least one")
-    lams = {site: solver.default_lam if one is None else one for site, one in _lam_by_site(lam, X).items()}
+    lams = {site: solver.default_lam if one is None else one for site, one in lam_by_site(options.lam, X).items()}
     counts = {len(states) for states in (*X.values(), *Y.values())}
     if len(counts) != 1:
         raise ValueError(f"the states have {sorted(counts)} rows; every site of X and Y must have as many")
-    fitted_rows, held_out = _split(counts.pop(), holdout, seed)
-    _check_lams(solver, lams.values(), len(fitted_rows))
+    rows = _split(counts.pop(), options.holdout, options.seed)
+    _check_lams(solver, lams.values(), len(rows[0]))
 
-    rank, size = rank_and_size(distributed)
+    rank, size = rank_and_size(options.distributed)
     own = sorted(X)[rank::size]
-    fits: dict[int, Fitted] = {}
-    errors: dict[int, float] = {}
-    for site in tqdm(own, desc=f"fit {solver.name}", unit="layer", disable=not progress or rank > 0):
+    found: dict[int, _SiteFit] = {}
+    for site in tqdm(own, desc=f"fit {solver.name}", unit="layer", disable=not options.progress or rank > 0):
         with _naming(f"site {site}"):
-            fitted = solver(X[site][fitted_rows].to(device), Y[site][fitted_rows].to(device), lams[site])
-        bias = None if fitted.bias is None else fitted.bias.cpu()
-        fitted = replace(fitted, map=fitted.map.to(device="cpu"), bias=bias)
-        if len(held_out):
-            measured = relative_error(fitted.predict(X[site][held_out]), Y[site][held_out], Y[site][fitted_rows])
-            if measured is None:
-                fitted = replace(fitted, notes=(*fitted.notes, "the held-out target states do not vary: no fit error"))
-            else:
-                errors[site] = measured
-        fits[site] = fitted
+            found[site] = _fit_site(X[site], Y[site], rows, lams[site], options)
     if size > 1:
-        for other_fits, other_errors in gather((fits, errors)):
-            fits |= other_fits
-            errors |= other_errors
-        fits, errors = dict(sorted(fits.items())), dict(sorted(errors.items()))
+        found = {site: fitted for part in gather(found) for site, fitted in part.items()}
     completed = replace(
         metadata or AlignmentMetadata(),
-        estimator=solver.name,
-        n=len(fitted_rows),
-        lam={site: fitted.lam for site, fitted in fits.items()},
+        n=len(rows[0]),
         lam_selection={site: chosen for site, chosen in lams.items() if isinstance(chosen, str)},
+    )
+    return _pooled(dict(sorted(found.items())), completed, options)
+
+
+@dataclass(frozen=True)
+class _SiteFit:
+    """The fitted map of a site, and its error on the held-out pairs where that is defined."""
+
+    fitted: Fitted
+    error: float | None
+
+
+def _fit_site(X: Tensor, Y: Tensor, rows: tuple[Tensor, Tensor], lam: Lam, options: SolveOptions) -> _SiteFit:
+    fitted_rows, held_out = rows
+    device = options.solve_device
+    fitted = options.solver(X[fitted_rows].to(device), Y[fitted_rows].to(device), lam)
+    bias = None if fitted.bias is None else fitted.bias.cpu()
+    fitted = replace(fitted, map=fitted.map.to(device="cpu"), bias=bias)
+    if not len(held_out):
+        return _SiteFit(fitted, None)
+    error = relative_error(fitted.predict(X[held_out]), Y[held_out], Y[fitted_rows])
+    if error is None:
+        fitted = replace(fitted, notes=(*fitted.notes, "the held-out target states do not vary: no fit error"))
+    return _SiteFit(fitted, error)
+
+
+def _pooled(found: Mapping[int, _SiteFit], metadata: AlignmentMetadata, options: SolveOptions) -> Alignment:
+    """The fits of all sites as one alignment."""
+    fits = {site: one.fitted for site, one in found.items()}
+    completed = replace(
+        metadata,
+        estimator=options.solver.name,
+        lam={site: fitted.lam for site, fitted in fits.items()},
         solver={site: fitted.form_used for site, fitted in fits.items()},
         notes={site: list(fitted.notes) for site, fitted in fits.items() if fitted.notes},
-        fit_error=errors,
+        fit_error={site: one.error for site, one in found.items() if one.error is not None},
     )
     return Alignment(
         {site: fitted.map for site, fitted in fits.items()},
         {site: fitted.bias for site, fitted in fits.items() if fitted.bias is not None},
-        form or solver.own_form or "interpolate",
+        options.form or options.solver.own_form or "interpolate",
         completed,
     )
 
@@ -369,29 +334,12 @@ def _states_by_site(name: str, states: Mapping[int, Any]) -> dict[int, Tensor]:
     return {whole(f"a site of {name}", site): matrix(f"{name}[{site!r}]", rows) for site, rows in states.items()}
 
 
-def _lam_by_site(lam: Lam | Mapping[int, Lam | None] | None, sites: Iterable[int]) -> dict[int, Lam | None]:
-    if isinstance(lam, Mapping):
-        lams: dict[int, Lam | None] = {whole("a site of lam", site): plain(one) for site, one in lam.items()}
-    else:
-        lams = dict.fromkeys(sites, plain(lam))
-    if sorted(lams) != sorted(set(sites)):
-        raise ValueError(f"lam has the sites {sorted(lams)}, the fit {sorted(set(sites))}; expected the same")
-    return lams
-
-
 def _check_lams(estimator: Estimator, lams: Iterable[Lam | None], n: int) -> None:
     chosen = {str(lam): estimator.checked_lam(lam) for lam in lams}
     if n < estimator.min_pairs:
         raise ValueError(f"{n} pairs are fitted; {estimator.name} needs at least {estimator.min_pairs}")
     if "loo" in chosen.values() and n < 2:
         raise ValueError(f"lam is 'loo' and {n} pair is fitted; choosing lam needs at least 2")
-
-
-def _check_form(estimator: Estimator, form: str | None) -> None:
-    if form is not None and form not in get_args(Form):
-        raise ValueError(f"form is {form!r}; allowed: {', '.join(get_args(Form))}")
-    if form is not None and estimator.own_form not in (None, form):
-        raise ValueError(f"form is {form!r}; {estimator.name} makes sense as {estimator.own_form!r} only")
 
 
 def _split(n: int, holdout: float, seed: int) -> tuple[Tensor, Tensor]:

@@ -16,7 +16,7 @@ from os import PathLike
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Self, get_args
 
-from incline_fast.arguments import whole
+from incline_fast.text.columns import column_number, two_columns, two_fields
 from incline_fast.text.gettext import messages
 from incline_fast.text.lines import (
     Problem,
@@ -145,14 +145,14 @@ class ParallelText:
             TypeError, ValueError: columns is not two numbers >= 0 or names.
             TextError: a column is not in the header, or unusable lines (see the module).
         """
-        wanted = _columns(columns)
+        wanted = two_columns(columns)
         lines = read_lines(Path(path), encoding)
         if any(isinstance(column, str) for column in wanted):
             header, lines = lines[:1], lines[1:]
             if header and header[0].sides is None:
                 raise TextError([Problem(str(path), 1, header[0].wrong)])
             names = header[0].sides[0].split("\t") if header and header[0].sides else []
-            wanted = [_column(str(path), names, column) for column in wanted]
+            wanted = [column_number(str(path), names, column) for column in wanted]
         rows = (tab_separated(line, int(wanted[0]), int(wanted[1])) for line in lines)
         return cls._gather(rows, on_problem, str(path), source_language, target_language)
 
@@ -180,7 +180,7 @@ class ParallelText:
         Raises:
             TextError: unusable lines (see the module).
         """
-        names = _field_names(fields)
+        names = two_fields(fields)
         rows = (json_object(line, names) for line in read_lines(Path(path), encoding))
         return cls._gather(rows, on_problem, str(path), source_language, target_language)
 
@@ -229,7 +229,7 @@ class ParallelText:
         Raises:
             TextError: unusable rows (see the module), counted from 1.
         """
-        names = _field_names(fields)
+        names = two_fields(fields)
         rows = (mapping(name, number, row, names) for number, row in enumerate(dataset, 1))
         return cls._gather(rows, on_problem, name, source_language, target_language)
 
@@ -362,31 +362,6 @@ class ParallelText:
             raise TextError(problems)
         sources, targets = [source for source, _ in seen], [target for _, target in seen]
         return cls(sources, targets, source_language, target_language, provenance, tuple(problems))
-
-
-def _columns(columns: Sequence[Any]) -> list[int | str]:
-    if isinstance(columns, str) or len(columns) != 2:
-        raise ValueError(f"columns is {columns!r}; expected two numbers from 0 or two names")
-    wanted = [column if isinstance(column, str) else whole("a column", column) for column in columns]
-    if any(not isinstance(column, str) and column < 0 for column in wanted):
-        raise ValueError(f"columns is {columns!r}; columns are counted from 0, from the left")
-    return wanted
-
-
-def _column(file: str, names: list[str], column: int | str) -> int:
-    """The number of a column that is named in the header."""
-    if not isinstance(column, str):
-        return column
-    if names.count(column) != 1:
-        wrong = f"no column named {column!r}" if column not in names else f"several columns named {column!r}"
-        raise TextError([Problem(file, 1, f"{wrong}; the header has {names}")])
-    return names.index(column)
-
-
-def _field_names(fields: Sequence[str]) -> tuple[str, str]:
-    if isinstance(fields, str) or len(fields) != 2 or not all(isinstance(name, str) for name in fields):
-        raise ValueError(f"fields is {fields!r}; expected the names of two fields")
-    return fields[0], fields[1]
 
 
 def _unusable(pair: tuple[str, str]) -> str:

@@ -13,8 +13,8 @@ from torch import Tensor
 from incline_fast import Alignment, intervene
 from incline_fast.evaluation import PLAIN, ContinuationTask, LabelScorer, LabelTask, Variant, score_continuations
 from incline_fast.evaluation.calibration import CONTENT_FREE
+from incline_fast.evaluation.sites import logits_of_states
 from incline_fast.evaluation.tasks import TaskError
-from incline_fast.evaluation.tune import logits_of_states
 from incline_fast.states import collect
 
 LABELS = ("w50", "w51", "w52")

@@ -25,7 +25,8 @@ from incline_fast.evaluation import (
 from incline_fast.evaluation.bootstrap import Difference
 from incline_fast.evaluation.candidates import Setting
 from incline_fast.evaluation.controls import CONTROLS
-from incline_fast.evaluation.tune import last_third, warn_of_other_text, worthwhile
+from incline_fast.evaluation.sites import last_third, worthwhile
+from incline_fast.evaluation.tune import warn_of_other_text
 
 LABELS = ("w50", "w51", "w52")
 TEMPLATE = "{sentence} w7 w8"

@@ -12,7 +12,8 @@ from tiny_tokenizer import sentences, tiny_tokenizer
 
 from incline_fast.alignment.alignment import Alignment
 from incline_fast.fitting.estimators import ESTIMATORS, shuffled
-from incline_fast.fitting.fit import PRESETS, fit, fit_states
+from incline_fast.fitting.fit import fit, fit_states
+from incline_fast.fitting.options import PRESETS
 from incline_fast.solver.ridge import DEFAULT_LAMS, Ridge
 from incline_fast.states.hidden_states import StatesError, collect
 from incline_fast.text.prompts import DEFAULT_TEMPLATE, PromptError
