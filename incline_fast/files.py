@@ -139,7 +139,7 @@ def _temporary(folder: Path) -> Iterator[Path]:
 
 @contextmanager
 def _opened(path: Path, place: Path) -> Iterator[int]:
-    """A descriptor to write into what is there."""
+    """A descriptor to write into an existing file, pipe or device."""
     if place.parent in (Path(f"/proc/{os.getpid()}/fd"), Path(f"/proc/{os.getpid()}/task/{os.getpid()}/fd")):
         handle = os.dup(int(place.name))  # shares its position, so that earlier and later output stays
     else:

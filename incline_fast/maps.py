@@ -36,7 +36,8 @@ class _Kept:
     """A layout of a map's weights.
 
     Attributes:
-        version: how often the weights had been written to; None where nobody counts (inference tensors, compiled code).
+        version: how often the weights had been written to; None where torch keeps no count (inference
+            tensors, compiled code).
         saveable: whether a backward pass may save it. Compiled code cannot ask whether it runs in inference mode.
     """
 
@@ -220,7 +221,7 @@ class AffineMap:
         Packed once and kept, on huge pages, except where a gradient has to flow back to the weights.
         """
         kept, up, down = self._packed, self.up, self.down
-        # _still_holds, without its calls: a small problem is over in a few microseconds. Dynamo has no versions.
+        # The body of _still_holds: calling it would add to the few microseconds of a small problem. Dynamo has no versions.
         if kept is not None and not is_dynamo_compiling() and not up.requires_grad and kept.version is not None:
             if down is None:
                 if kept.version == up._version:

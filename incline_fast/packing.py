@@ -56,7 +56,7 @@ def is_packed(weight: Tensor) -> bool:
 
 
 def rank_of(down: Tensor, up: Tensor) -> int:
-    """Rank of two factors, where one of them tells; two packed bf16 ones know it rounded up to an even number."""
+    """Rank of two factors, read off one that is not packed; of two packed bf16 ones, rounded up to an even number."""
     if not is_packed(down):
         return int(down.shape[1])
     return int(up.shape[2]) * (_group(up.dtype) if is_packed(up) else 1)

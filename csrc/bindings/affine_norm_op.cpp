@@ -39,8 +39,8 @@ void* address(const Tensor& tensor, bool output) {
   return output ? tensor.mutable_data_ptr() : const_cast<void*>(tensor.const_data_ptr());
 }
 
-// Every question to a tensor is a call into torch, and a small op is made of little else: `type` has been asked for by
-// the check that came before.
+// Every property of a tensor is a call into torch, and these calls are most of the time of a small op: `type` is passed
+// in because the check before has read it already.
 Rows rows(const Tensor& tensor, ScalarType type, bool output = false) {
   const Sizes sizes = tensor.sizes();
   return {address(tensor, output), dtype_of(type), static_cast<std::int64_t>(sizes.size()), sizes.data(),
@@ -107,8 +107,8 @@ Maps maps(const Arguments& args, const char* name, const Tensor& tensor, const M
           scales(args, name, tensor, type, scale, columns)};
 }
 
-// The rank, where one of the factors tells; two packed bf16 factors know it rounded up to an even number, and what is
-// added is zero.
+// The rank, read off a factor whose layout shows it. Two packed bf16 factors show it rounded up to an even number; the
+// column that was added holds zeros.
 std::int64_t rank_of(const Tensor& down, const Tensor& up) {
   if (down.dim() == 3) return down.size(1);
   return up.dim() == 5 ? 2 * up.size(2) : up.size(2);

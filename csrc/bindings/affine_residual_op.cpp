@@ -60,8 +60,8 @@ std::vector<std::int64_t> edited_rows(const std::int32_t* row_map, std::int64_t 
   return edited;
 }
 
-// Most steps of a serving engine edit nothing; this is what they pay, so the compiler gets a loop that it can
-// vectorise.
+// Most steps of a serving engine edit no row, and then this loop is all that runs; it is written so that the compiler
+// can vectorise it.
 bool any_edited(const std::int32_t* row_map, std::int64_t rows) {
   std::int32_t all = -1;
   for (std::int64_t i = 0; i < rows; ++i) all &= row_map[i];
@@ -120,7 +120,7 @@ void affine_residual_(Tensor x, MaybeTensor residual, const MaybeTensor& down, c
   const ByteRows stream_rows = residual.has_value() ? byte_rows("residual", *residual) : x_rows;
   Tensor stream = residual.has_value() ? gathered(*residual, stream_rows, chosen) : gathered(x, x_rows, chosen);
   Tensor y = residual.has_value() ? gathered(x, x_rows, chosen) : torch::stable::new_empty(stream, stream.sizes());
-  // The fused op also normalises; of its result nothing but the stream is kept, and the weight does not matter.
+  // The fused op also normalises. Its normalised rows are thrown away here, so any weight will do.
   const Tensor weight = torch::stable::new_zeros(x, {x.size(x.dim() - 1)});
   affine_rms_norm_(y, stream, residual.has_value(), weight, down, up, down_scale, up_scale, bias,
                    gathered(row_alpha, chosen, bytes_of(check_float("row_alpha", row_alpha))),

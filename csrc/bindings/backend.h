@@ -1,4 +1,5 @@
-// What a library brings to the ops that are compiled into all of them: one definition of these, for its own device.
+// What each library (CPU, CUDA, emulated CUDA) defines for its own device. The ops, which are compiled into all of
+// them, call these functions.
 #pragma once
 
 #include <torch/csrc/stable/tensor.h>

@@ -14,9 +14,10 @@ namespace {
 
 using torch::headeronly::ScalarType;
 
-// A GEMM pays off when it has rows to share the map with: above kMaxRows the decode kernels would read it again. It
-// computes in the type of its operands, so all of them must have the stream's, or more than an unfused layer loses
-// would be lost; and it takes one map for all rows.
+// Whether torch's GEMM should multiply instead of the decode kernels. It is faster above kMaxRows rows, where the
+// decode kernels would read the map more than once. It rounds to the type of its operands, so all of them must have the
+// type of the residual stream: otherwise more would be lost than in an unfused layer. And it takes one map for all
+// rows.
 bool takes_gemm(const AffineNorm& op) {
   return !cuda::batch_invariant && op.num_rows > cuda::kMaxRows && op.num_maps == 1 && op.up.dtype == op.x.dtype &&
          op.x.dtype == op.edited.dtype;
@@ -54,7 +55,8 @@ void affine_norm(const AffineNorm& op, const AffineTensors& tensors) {
     cuda::affine_norm_epilogue(op, rows, here.cuda_stream());
     return;
   }
-  // From torch's allocator, which knows the stream and, during a capture, the graph; freed memory waits for both.
+  // From torch's allocator, which does not reuse freed memory before the stream has passed the kernel that reads it,
+  // nor, during a capture, within the graph.
   const Tensor workspace = torch::stable::new_empty(tensors.x, {cuda::workspace_bytes(op)}, ScalarType::Byte);
   cuda::affine_norm(op, {workspace.mutable_data_ptr(), here.tickets()}, here.cuda_stream());
 }

@@ -12,14 +12,14 @@ namespace {
 
 using GetStream = AOTITorchError (*)(std::int32_t device, void** cuda_stream);
 
-// libtorch_cuda is looked up when it is needed: a CPU build of torch, against which this library can be linked as well,
-// has none.
+// libtorch_cuda is looked up at the first use and not linked: this library can also be linked against a CPU build of
+// torch, which has no libtorch_cuda.
 GetStream find_get_stream() {
   void* const library = dlopen("libtorch_cuda.so", RTLD_LAZY | RTLD_NOLOAD);
   void* const symbol = library == nullptr ? nullptr : dlsym(library, "aoti_torch_get_current_cuda_stream");
   if (symbol == nullptr) {
     throw std::runtime_error(
-        "torch's current CUDA stream cannot be had: libtorch_cuda.so is not loaded, or has no "
+        "torch's current CUDA stream is not available: libtorch_cuda.so is not loaded, or has no "
         "aoti_torch_get_current_cuda_stream (torch >= 2.11 has it)");
   }
   return reinterpret_cast<GetStream>(symbol);

@@ -132,7 +132,7 @@ class CholeskyKernel {
     const bool factored = op_.factor.data == nullptr, invert = op_.inverse.data != nullptr;
     for (std::int64_t panel = 0; panel < rows_; panel += kPanelRows) {
       const std::int64_t panel_end = std::min(panel + kPanelRows, rows_);
-      // Chunks begin at multiples of their width; what lies left of the diagonal is computed in vain and never read.
+      // Chunks begin at multiples of their width; the part left of the diagonal is computed as well, but never read.
       const std::int64_t begin = factored ? half_ : panel / kChunk * kChunk, end = half_ + (invert ? panel_end : 0);
       parallel_for(threads_, round_up(end - begin, kChunk) / kChunk, (panel_end - panel) * panel * kChunk,
                    [&](std::int64_t first, std::int64_t last) {

@@ -10,7 +10,7 @@
 
 namespace incline_fast::cpu {
 
-// The kernel of the operating system keeps 8 KB of tiles per thread, and gives them to processes that ask for them.
+// Linux lets a process use the 8 KB of tile registers of a thread only after it has asked for permission.
 bool amx_is_usable() {
 #if defined(__linux__)
   constexpr unsigned kBFloat16 = 1u << 22, kTile = 1u << 24;

@@ -1,4 +1,4 @@
-// Work over threads: nothing is handed out that is shorter than the cost of handing it out.
+// Work over threads, in pieces that take longer than starting a piece on another thread does.
 #pragma once
 
 #include <algorithm>

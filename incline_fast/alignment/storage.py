@@ -132,7 +132,8 @@ def _check_container(path: Path) -> None:
     with path.open("rb") as file:
         start = file.read(_FRAMING + 1)
     length = int.from_bytes(start[:_FRAMING], "little")
-    # The length of a header may begin with any byte: what frames a header is one, whatever its first bytes look like.
+    # A file is of this kind if a JSON header of the stated length follows, even if the bytes of that length are also
+    # the magic number of another format.
     if len(start) > _FRAMING and start[_FRAMING:] == b"{" and length <= min(size - _FRAMING, MAX_HEADER_BYTES):
         return
     for magic, kind in _FOREIGN.items():

@@ -42,7 +42,7 @@ class Provider:
         ours: one of our kernels; rows then name the instruction set.
         gemm_only: ``run`` returns ``(M x,)`` alone, without the addition and the norm.
         compiles: it takes seconds to make.
-        disturbs: calls that come after it are slower, for which it does not pay itself.
+        disturbs: calls of other providers that come right after it are slower, and its own time does not show that.
     """
 
     make: Callable[[Data], Run]

@@ -104,7 +104,7 @@ def score_tokens(
         places.setdefault(tuple(prompt), []).append(place)
     ids = list(places)
     groups = grouped(variants)
-    # A second edited variant pays for the plain states at which passes can start.
+    # From two edited variants on, keeping the plain states, at which passes can start, saves time.
     count = runner.architecture.num_layers
     late = sum(bool(variant.sites) for variant in variants) > 1
     starts = sorted({sites[0] if sites else count for sites, _ in groups}) if late else []

@@ -85,7 +85,7 @@ class Control(threading.local):
 
 
 class AtWork:
-    """Counts the passes and generations that began inside a block, so that nobody leaves it under them."""
+    """Counts the passes and generations that began inside a block, so that the block is not left before they end."""
 
     def __init__(self) -> None:
         self._changed = threading.Condition()
@@ -120,7 +120,7 @@ class AtWork:
             done()
 
     def close(self, when_done: Callable[[], object]) -> bool:
-        """Let nobody in any more and wait for the other threads; False: this thread itself is at work.
+        """Refuse new passes and wait for those of other threads; False: a pass of this thread itself is under way.
 
         ``when_done`` is then called at the end of its work.
         """

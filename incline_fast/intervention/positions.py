@@ -21,7 +21,7 @@ __all__ = ["Call", "Positions", "Rows", "SpecialTokens", "read_call", "select"]
 Positions = Literal["last", "generated", "all"]
 
 
-# Names under which models take what earlier passes left.
+# Arguments in which models take the cache of earlier passes.
 _CACHES = ("past_key_values", "cache_params", "state")
 
 
@@ -284,7 +284,7 @@ def _rows(chosen: Tensor) -> Rows | None:
     top, bottom, left, right = (int(bound) for bound in bounds)
     if (bottom - top) * (right - left) != count:
         return Rows(batch, time)
-    # As little of the sizes as can be: compiled code that reads "the last column" serves every length.
+    # Sizes are not read where it can be avoided: compiled code that reads "the last column" serves every length.
     return Rows(
         top=top or None,
         bottom=None if bottom == rows else bottom,

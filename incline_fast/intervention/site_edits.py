@@ -63,7 +63,7 @@ class SiteEdit:
         self.watch = watch
         self.place: Tensor | None = None
         self._source = (map, bias)
-        # As tensors for compiled code, which takes a number for a constant and compiles anew for another one.
+        # Tensors, because compiled code treats a Python number as a constant and compiles again for another value.
         self._numbers = torch.tensor(
             [alpha, beta], dtype=torch.float64 if map.dtype is torch.float64 else torch.float32, device=map.device
         )

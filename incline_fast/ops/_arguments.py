@@ -67,7 +67,7 @@ def op_tail(
         if CHECK_ON_GPU:  # the CPU's kernels look for themselves
             check_row_map(row_map, map.num_maps)
         down, up, down_scale, up_scale = map.aligned()
-    # Numbers, the common case, without a call.
+    # Python numbers, the common case, return before the first function call.
     row_alpha = row_beta = None
     if type(alpha) is not float:
         alpha, row_alpha = per_row(alpha)

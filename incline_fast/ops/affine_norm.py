@@ -79,7 +79,7 @@ class NormOp:
     ) -> tuple[Tensor, Tensor]:
         """``(y, r')``; nothing is written to."""
         gradient = torch.is_grad_enabled() and differentiates(x, residual, *vectors, map, bias, alpha, beta)
-        # Asked here and not in a function: on a small problem every call costs.
+        # Written out here: on a small problem every function call is noticeable.
         if functorch_level() is not None or forward_ad._current_level >= 0:
             route = _transformed_route(backend)
         elif backend == "auto" and EXTENSION is not None and x.is_cpu:
@@ -129,7 +129,7 @@ class NormOp:
         """``y``, with r' written over the residual stream."""
         stream = x if residual is None else residual
         gradient = torch.is_grad_enabled() and differentiates(x, residual, *vectors, map, bias, alpha, beta)
-        # Asked here and not in a function: on a small problem every call costs.
+        # Written out here: on a small problem every function call is noticeable.
         if functorch_level() is not None or forward_ad._current_level >= 0:
             route = _transformed_route(backend)
         elif backend == "auto" and EXTENSION is not None and x.is_cpu:

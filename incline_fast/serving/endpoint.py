@@ -124,7 +124,7 @@ class Endpoint:
             except RequestError as error:
                 return answer(error)
 
-        # Annotations are texts in this module; the ones of a local class have to be real for FastAPI.
+        # Annotations are strings in this module, which FastAPI cannot resolve for a local class: these are objects.
         for function in (list_maps, load_map, unload_map):
             function.__annotations__["request"] = Request
         app.add_api_route("/v1/incline", list_maps, methods=["GET"])

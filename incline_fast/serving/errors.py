@@ -10,7 +10,7 @@ class ServingError(RuntimeError):
 
 
 class RequestError(ValueError):
-    """A client asks for something that cannot be served. ``argument`` and ``value`` say what; the engine lives on."""
+    """A client asks for something that cannot be served, as ``argument`` and ``value`` say; the engine goes on."""
 
     def __init__(self, message: str, argument: str, value: object = None) -> None:
         super().__init__(message)

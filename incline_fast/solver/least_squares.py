@@ -36,8 +36,8 @@ _MAX_CONDITION = 1e8
 _MAX_RESIDUAL = 1e-8
 # Up to so many rows or features QR costs next to nothing.
 _SMALL = 64
-# Columns of a symmetric or triangular product that are computed at once: less of the other half is computed in vain
-# with a smaller block, and GEMM is slower.
+# Columns of a symmetric product that are computed at once. A smaller block computes less of the other half, which is
+# thrown away, but its GEMM is slower.
 BLOCK = 256
 
 
@@ -177,7 +177,7 @@ def _primal(kernel: Tensor, factor: Tensor, rcond: float, moment: Tensor) -> Sol
 def _eigh(kernel: Tensor, moment: Tensor, reason: str, X: Tensor | None) -> Solution:
     """From ``kernel`` (lam included) and its right-hand side; X is given in the dual form, whose factors are kept."""
     S, U = torch.linalg.eigh(kernel)
-    # What is below is rounding, of either sign; a lam so small cannot be told from 0.
+    # Eigenvalues below this bound are rounding errors, of either sign; a lam below it makes no difference.
     keep = _EPS * len(S) * S[-1] < S
     keep[-1] = True
     S, U = S[keep], U[:, keep]

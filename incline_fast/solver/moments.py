@@ -38,7 +38,7 @@ class Moments:
         self.mean_y = empty.new_zeros(t)
         self.xy = empty.new_zeros(d, t)
         self.yy = empty.new_zeros(t)
-        # Right on and below the diagonal only.
+        # Only the elements on and below the diagonal are correct.
         self._lower = empty.new_zeros(d, d)
 
     @property
@@ -57,7 +57,7 @@ class Moments:
             rows_y[-1] *= factor
             add_gram(self._lower, rows_x.T)
             self.xy.addmm_(rows_x.T, rows_y)
-            self.yy += rows_y.square_().sum(0)  # in place: the rows have served
+            self.yy += rows_y.square_().sum(0)  # in place: the rows are not needed any more
 
     def merge(self, other: Moments) -> None:
         """Add the rows of another."""

@@ -156,7 +156,7 @@ def check_matrix(name: str, value: Tensor, shape: str = "[n, d]") -> None:
         raise TypeError(f"{name} is {kind}; expected a floating-point tensor {shape}")
     if value.dim() != 2 or 0 in value.shape:
         raise ValueError(f"{name} has shape {tuple(value.shape)}; expected {shape} with every size at least 1")
-    # One pass that reads and writes nothing; a sum that overflows only costs the second look.
+    # One pass that writes nothing: if the sum is finite, all values are. If it overflows, the rows are looked at singly.
     if bool(value.sum().isfinite()):
         return
     bad = (~value.isfinite().all(1)).nonzero()
@@ -226,7 +226,7 @@ def prepare(X: Tensor, Y: Tensor, weight: Tensor | None, frame: Frame, *, interc
     if intercept:
         q = X.new_ones(len(X)) if root is None else root
         q = q / q.norm()
-        # Multiplied, not assigned: a constant feature is the exception, and this is the pass that scales.
+        # Constant features are multiplied by 0 in the pass that scales the others, which saves a pass of their own.
         X = (X - frame.mean_x).mul_(torch.where(frame.constant, 0.0, 1 / frame.scale))
         Y = Y - frame.mean_y
     if root is not None:

@@ -322,7 +322,7 @@ class Ridge:
     def _finish(self, solution: Solution) -> Ridge:
         frame, up, down = self.frame_, solution.up, solution.down
         if self.standardize:
-            # In place: new pages for the largest arrays of the fit cost more than the division.
+            # In place: new memory for the largest arrays of the fit would take longer than the division.
             (up if down is None else down).div_(frame.scale)
         self.intercept_ = frame.mean_y
         if self.fit_intercept:

@@ -181,7 +181,7 @@ class Collection:
         done = set() if self.shards is None else self.shards.restore(states)
         waiting = [prompt for prompt in self.prompts if prompt.index not in done]
         if size > 1:
-            # Nobody writes before all have read, so that all divide the same rest.
+            # No process writes before all have read what is done, so that all divide the same remaining sentences.
             synchronize()
             if rank > 0:
                 for site in sites:
@@ -203,7 +203,7 @@ class Collection:
                         self.shards.write(indices, pooled)
                 bar.update(len(batch))
         if size > 1:
-            # Every row is one process's and zero elsewhere: the sum is exact.
+            # Each row was computed by one process and is zero in all others, so the sum is exact.
             for site in sites:
                 total(states[site])
         return states

@@ -112,7 +112,7 @@ class ParallelText:
                         str(path),
                         count,
                         f"the file ends after {count} lines, the other one after {other}; "
-                        "lines that belong together cannot be told",
+                        "which lines belong together cannot be known",
                     )
                     for path, count, other in ((source, counts[0], counts[1]), (target, counts[1], counts[0]))
                 ]

@@ -161,7 +161,7 @@ def _own_tokens(tokenizer: Any, index: int, text: str, ids: list[int], mask: Any
     """Which tokens are the text's own and were not added by the tokenizer."""
     if mask is not None and len(mask) == len(ids):
         return [not int(flag) for flag in mask]
-    # Tokenizers written in Python may add tokens and leave the mask, whose default is one of the bare text, as it is.
+    # Tokenizers written in Python may add special tokens to the ids and not to the mask, which then is too short.
     own = [int(token) for token in tokenizer(text, add_special_tokens=False)["input_ids"]]
     starts = [start for start in range(len(ids) - len(own) + 1) if ids[start : start + len(own)] == own]
     special = set(getattr(tokenizer, "all_special_ids", ()))

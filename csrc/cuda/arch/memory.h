@@ -5,7 +5,8 @@
 
 namespace incline_fast::cuda {
 
-// 16 bytes that the kernel reads once and nobody writes: past the L1 cache, which the activations need.
+// Loads 16 bytes of read-only data that the kernel reads once, without keeping them in the L1 cache: the activations
+// need it.
 __device__ __forceinline__ uint4 load_streaming(const void* address) {
 #ifdef INCLINE_FAST_EMULATED
   return *static_cast<const uint4*>(address);
