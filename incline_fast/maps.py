@@ -221,7 +221,7 @@ class AffineMap:
         Packed once and kept, on huge pages, except where a gradient has to flow back to the weights.
         """
         kept, up, down = self._packed, self.up, self.down
-        # The body of _still_holds: calling it would add to the few microseconds of a small problem. Dynamo has no versions.
+        # The body of _still_holds: a call would add to the microseconds of a small problem. Dynamo has no versions.
         if kept is not None and not is_dynamo_compiling() and not up.requires_grad and kept.version is not None:
             if down is None:
                 if kept.version == up._version:

@@ -156,7 +156,7 @@ def check_matrix(name: str, value: Tensor, shape: str = "[n, d]") -> None:
         raise TypeError(f"{name} is {kind}; expected a floating-point tensor {shape}")
     if value.dim() != 2 or 0 in value.shape:
         raise ValueError(f"{name} has shape {tuple(value.shape)}; expected {shape} with every size at least 1")
-    # One pass that writes nothing: if the sum is finite, all values are. If it overflows, the rows are looked at singly.
+    # One pass that writes nothing: if the sum is finite, all values are. If it overflows, rows are looked at singly.
     if bool(value.sum().isfinite()):
         return
     bad = (~value.isfinite().all(1)).nonzero()
