@@ -214,7 +214,9 @@ def _condition(kernel: Tensor, factor: Tensor) -> float:
     v = alternating(kernel)
     growth = v.norm()
     for _ in range(5):
-        v = scale * torch.cholesky_solve(scale * (v / v.norm()), factor)
+        # Not cholesky_solve, which copies the factor for every column that it is given.
+        v = torch.linalg.solve_triangular(factor, scale * (v / v.norm()), upper=False)
+        v = scale * torch.linalg.solve_triangular(factor.T, v, upper=True)
         growth = v.norm()
     return float(size * growth)
 

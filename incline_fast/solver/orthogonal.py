@@ -73,17 +73,19 @@ def _reciprocal_condition(R: Tensor) -> float:
     v = alternating(R)
     growth = v.norm()
     for _ in range(_STEPS):
-        v = torch.cholesky_solve(v / v.norm(), R, upper=True)
+        # Not cholesky_solve, which copies R for every column that it is given.
+        v = torch.linalg.solve_triangular(R.T, v / v.norm(), upper=False)
+        v = torch.linalg.solve_triangular(R, v, upper=True)
         growth = v.norm()
     return float(growth.rsqrt()) / _largest(R)
 
 
 def _largest(R: Tensor) -> float:
     """Largest singular value, by power iteration (it approaches the true one from below)."""
-    v = torch.ones_like(R[:, :1])
+    v = torch.ones_like(R[0])
     growth = v.norm()
     for _ in range(_STEPS):
-        v = R.T @ (R @ (v / v.norm()))
+        v = R.T.mv(R.mv(v / v.norm()))
         growth = v.norm()
     return float(growth.sqrt())
 
