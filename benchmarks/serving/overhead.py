@@ -12,13 +12,13 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from benchmarks.serving.results import add_lines
 from benchmarks.serving.workload import LANGUAGES, Ask, ask_engine, asks, engine, fetched, parameters, synthetic_maps
 from incline_fast.bench.machine import commit, cpu_name
-from incline_fast.bench.rows import write_csv
 
 __all__ = ["Overhead", "measure"]
 
@@ -108,11 +108,11 @@ def main() -> None:
     parser.add_argument("--requests", type=int, default=16)
     parser.add_argument("--tokens", type=int, default=16)
     parser.add_argument("--no-maps", action="store_true", help="compare two engines without maps")
-    parser.add_argument("-o", "--output", type=Path, help="CSV file for the results")
+    parser.add_argument("-o", "--output", type=Path, help="CSV file that the results are added to")
     given = parser.parse_args()
     rows = measure(given.model, given.pairs, given.requests, given.tokens, given.no_maps)
     if given.output is not None:
-        write_csv(rows, given.output, Overhead)
+        add_lines([asdict(row) for row in rows], ("model", "requests", "measure"), given.output)
 
 
 if __name__ == "__main__":

@@ -10,12 +10,13 @@ from __future__ import annotations
 import argparse
 import tempfile
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from benchmarks.serving.results import add_lines
 from benchmarks.serving.workload import Ask, Result, ask_engine, asks, engine, fetched, reference, synthetic_maps
-from incline_fast.bench.rows import write_csv
+from incline_fast.bench.machine import commit, cpu_name
 
 __all__ = ["CONFIGURATIONS", "Parity", "compare", "run"]
 
@@ -48,6 +49,8 @@ class Parity:
         max_dlogp: largest difference of a log-probability before the first unequal token.
         preemptions: requests that lost their cache and were computed again.
         cached_tokens: prompt tokens that came from the prefix cache.
+        max_dlogp_plain: the same difference between plain vLLM and plain transformers.
+        cpu, commit: where this was run.
     """
 
     model: str
@@ -60,6 +63,9 @@ class Parity:
     max_dlogp: float
     preemptions: int
     cached_tokens: int
+    max_dlogp_plain: float
+    cpu: str
+    commit: str
 
 
 def compare(
@@ -74,11 +80,18 @@ def compare(
             continue
         comparable += 1
         equal += ours.tokens == theirs.tokens
-        for a, b, token, other in zip(ours.logprobs, theirs.logprobs, ours.tokens, theirs.tokens, strict=True):
-            if token != other:
-                break
-            worst = max(worst, abs(a - b))
+        worst = max(worst, _moved(ours, theirs))
     return comparable, equal, changed, worst
+
+
+def _moved(ours: Result, theirs: Result) -> float:
+    """The largest difference of a log-probability before the first unequal token."""
+    worst = 0.0
+    for a, b, token, other in zip(ours.logprobs, theirs.logprobs, ours.tokens, theirs.tokens, strict=True):
+        if token != other:
+            break
+        worst = max(worst, abs(a - b))
+    return worst
 
 
 def _counters(llm: Any) -> list[int]:
@@ -112,7 +125,9 @@ def run(model: str, folder: Path, requests: Sequence[Ask], tokens: int, chosen: 
             for label, (got, counted) in zip(labels, rounds, strict=True):
                 edited = sum(ask.map is not None for ask in requests)
                 found = compare(got, expected, without, plain_expected)
-                yield Parity(model, f"{name}, {label}".strip(", "), len(requests), edited, *found, *counted)
+                moved = max(map(_moved, without, plain_expected))
+                title, where = f"{name}, {label}".strip(", "), (cpu_name(), commit())
+                yield Parity(model, title, len(requests), edited, *found, *counted, moved, *where)
 
 
 def _since(before: Sequence[int], after: Sequence[int]) -> list[int]:
@@ -126,15 +141,13 @@ def main() -> None:
     parser.add_argument("--prompts", type=int, default=200)
     parser.add_argument("--tokens", type=int, default=TOKENS)
     parser.add_argument("--configurations", nargs="*", default=list(CONFIGURATIONS)[:4], choices=list(CONFIGURATIONS))
-    parser.add_argument("-o", "--output", type=Path, help="CSV file for the results")
+    parser.add_argument("-o", "--output", type=Path, help="CSV file that the results are added to")
     given = parser.parse_args()
     folder, catalogs = fetched(given.model)
-    rows = []
     for row in run(given.model, folder, asks(catalogs, given.prompts), given.tokens, given.configurations):
         print(row, flush=True)
-        rows.append(row)
-    if given.output is not None:
-        write_csv(rows, given.output, Parity)
+        if given.output is not None:
+            add_lines([asdict(row)], ("model", "configuration"), given.output)
 
 
 if __name__ == "__main__":

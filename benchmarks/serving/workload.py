@@ -23,6 +23,7 @@ LANGUAGES = ("fr", "de", "tr")
 ALPHA = 0.1
 TEMPLATE = "{sentence}\nThe topic of this text is"
 BLOCK = 32  # tokens of a block of the CPU's cache
+BATCH = 16  # prompts that transformers gets at once
 
 
 @dataclass(frozen=True)
@@ -122,10 +123,10 @@ def parameters(ask: Ask, tokens: int, **more: Any) -> Any:
     return SamplingParams(temperature=0, max_tokens=tokens, logprobs=1, ignore_eos=True, extra_args=extra, **more)
 
 
-def ask_engine(llm: Any, requests: Sequence[Ask], tokens: int, **more: Any) -> list[Result]:
-    """All requests in one continuous batch."""
-    given = [parameters(ask, tokens, **more) for ask in requests]
-    outputs = llm.generate([ask.prompt for ask in requests], given, use_tqdm=False)
+def ask_engine(llm: Any, requests: Sequence[Ask], tokens: int, adapters: Any = None) -> list[Result]:
+    """All requests in one continuous batch; ``adapters`` is vLLM's ``lora_request``."""
+    given = [parameters(ask, tokens) for ask in requests]
+    outputs = llm.generate([ask.prompt for ask in requests], given, use_tqdm=False, lora_request=adapters)
     return [result_of(output.outputs[0]) for output in outputs]
 
 
@@ -136,26 +137,53 @@ def result_of(completion: Any) -> Result:
 
 
 def reference(model: Path, maps: Path | None, requests: Sequence[Ask], tokens: int) -> list[Result]:
-    """The same requests through transformers, one at a time."""
+    """The same requests through transformers, those with the same map in batches of similar lengths, padded left."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(model)
+    tokenizer = AutoTokenizer.from_pretrained(model, padding_side="left")
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
     network = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32).eval()
     network.generation_config.eos_token_id = None
-    loaded = {ask.map: Alignment.load(maps / f"{ask.map}.safetensors") for ask in requests if maps and ask.map}
-    results = []
-    for ask in requests:
-        ids = tokenizer(ask.prompt, return_tensors="pt").input_ids
-        edited = ask.map in loaded
-        with intervene(network, loaded[ask.map], alpha=ALPHA, positions=ask.positions) if edited else nullcontext():
-            options = {"max_new_tokens": tokens, "do_sample": False, "pad_token_id": 0}
-            made = network.generate(ids, **options, output_logits=True, return_dict_in_generate=True)
-        chosen = made.sequences[0, ids.shape[1] :].tolist()
-        scores = [
-            torch.log_softmax(logits[0].float(), -1)[token] for logits, token in zip(made.logits, chosen, strict=True)
-        ]
-        results.append(Result(chosen, [float(score) for score in scores]))
-    return results
+    results: dict[int, Result] = {}
+    for kind in sorted({_kind(ask) for ask in requests}):
+        alike = sorted(
+            (i for i, ask in enumerate(requests) if _kind(ask) == kind), key=lambda i: len(requests[i].prompt)
+        )
+        map, positions = kind
+        alignment = Alignment.load(maps / f"{map}.safetensors") if maps is not None and map else None
+        for first in range(0, len(alike), BATCH):
+            chosen = alike[first : first + BATCH]
+            batch = tokenizer([requests[i].prompt for i in chosen], return_tensors="pt", padding=True)
+            edits: Any = nullcontext()
+            if alignment is not None:
+                edits = intervene(network, alignment, alpha=ALPHA, positions=positions)
+            with edits:
+                results.update(zip(chosen, _generated(network, batch, tokens), strict=True))
+    return [results[i] for i in range(len(requests))]
+
+
+def _kind(ask: Ask) -> tuple[str, str]:
+    return ask.map or "", ask.positions
+
+
+def _generated(network: Any, batch: Any, tokens: int) -> Iterator[Result]:
+    made = network.generate(
+        input_ids=batch.input_ids,
+        attention_mask=batch.attention_mask,
+        max_new_tokens=tokens,
+        do_sample=False,
+        pad_token_id=0,
+        output_logits=True,
+        return_dict_in_generate=True,
+    )
+    chosen = made.sequences[:, batch.input_ids.shape[1] :]
+    scores = [
+        torch.log_softmax(logits.float(), -1).gather(1, chosen[:, i, None])[:, 0]
+        for i, logits in enumerate(made.logits)
+    ]
+    for row, row_scores in zip(chosen.tolist(), torch.stack(scores, 1).tolist(), strict=True):
+        yield Result(row, row_scores)
 
 
 def fetched(name: str) -> tuple[Path, list[Path]]:

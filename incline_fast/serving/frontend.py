@@ -52,6 +52,10 @@ def _refuse_unsupported(vllm_config: Any) -> None:
         raise ServingError("pipeline_parallel_size is above 1; edits need all blocks of the model in one worker")
     if parallel.data_parallel_size > 1:
         raise ServingError("data_parallel_size is above 1; maps can be loaded into one engine only")
+    if vllm_config.use_v2_model_runner:
+        raise ServingError(
+            "vLLM would use its model runner V2, whose steps the plugin does not follow; set VLLM_USE_V2_MODEL_RUNNER=0"
+        )
 
 
 def make_catalog(vllm_config: Any) -> Catalog:

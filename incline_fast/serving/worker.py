@@ -123,33 +123,20 @@ class WorkerEdits:
 
 
 def attach(worker: Any, edits: WorkerEdits) -> None:
-    """Let a worker's model runner announce its steps; both of vLLM's runners have what is used here."""
+    """Let a worker's model runner announce its steps: ``GPUModelRunner`` of vllm/v1/worker/gpu_model_runner.py.
+
+    Raises:
+        ServingError: the runner prepares its steps in another way, so that nothing would be edited.
+    """
     runner = worker.model_runner
-    _announce_execution(runner, edits)
-    if hasattr(runner, "_prepare_inputs"):
-        _follow_first_runner(runner, edits)
-    elif hasattr(runner, "prepare_inputs"):
-        _follow_second_runner(runner, edits)
-    else:
-        raise ServingError(f"{type(runner).__name__} has no step that prepares its inputs; nothing would be edited")
-
-
-def _announce_execution(runner: Any, edits: WorkerEdits) -> None:
-    execute = runner.execute_model
+    missing = [name for name in ("execute_model", "_prepare_inputs", "_dummy_run") if not hasattr(runner, name)]
+    if missing:
+        raise ServingError(f"{type(runner).__name__} has no {' and no '.join(missing)}; nothing would be edited")
+    execute, prepare, dummy = runner.execute_model, runner._prepare_inputs, runner._dummy_run
 
     def execute_model(scheduler_output: Any, *args: Any, **kwargs: Any) -> Any:
-        if kwargs.get("dummy_run"):
-            edits.dummy_step()
-        else:
-            edits.track(scheduler_output)
+        edits.track(scheduler_output)
         return execute(scheduler_output, *args, **kwargs)
-
-    runner.execute_model = execute_model
-
-
-def _follow_first_runner(runner: Any, edits: WorkerEdits) -> None:
-    """``GPUModelRunner`` of vllm/v1/worker/gpu_model_runner.py."""
-    prepare, dummy = runner._prepare_inputs, runner._dummy_run
 
     def prepare_inputs(scheduler_output: Any, num_scheduled_tokens: Any) -> Any:
         result = prepare(scheduler_output, num_scheduled_tokens)
@@ -166,21 +153,6 @@ def _follow_first_runner(runner: Any, edits: WorkerEdits) -> None:
         edits.dummy_step()
         return dummy(*args, **kwargs)
 
+    runner.execute_model = execute_model
     runner._prepare_inputs = prepare_inputs
     runner._dummy_run = dummy_run
-
-
-def _follow_second_runner(runner: Any, edits: WorkerEdits) -> None:
-    """``GPUModelRunner`` of vllm/v1/worker/gpu/model_runner.py."""
-    prepare = runner.prepare_inputs
-
-    def prepare_inputs(*args: Any, **kwargs: Any) -> Any:
-        batch = prepare(*args, **kwargs)
-        starts, positions = batch.query_start_loc_np, batch.num_computed_tokens_np
-        edits.plan_step(
-            (request, int(starts[i]), int(positions[i]), int(starts[i + 1] - starts[i]))
-            for i, request in enumerate(batch.req_ids)
-        )
-        return batch
-
-    runner.prepare_inputs = prepare_inputs

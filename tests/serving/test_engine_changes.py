@@ -12,6 +12,8 @@ from served import LAYOUT, Config, Model, alignment
 
 from incline_fast.serving import engine
 from incline_fast.serving.config import ServingConfig
+from incline_fast.serving.errors import ServingError
+from incline_fast.serving.frontend import configure
 from incline_fast.serving.plugin import version_problem
 from incline_fast.serving.request import Edit
 from incline_fast.serving.worker import WorkerEdits, attach
@@ -108,8 +110,8 @@ def output(new: list[Any] = (), finished: tuple[str, ...] = ()) -> Any:
     return SimpleNamespace(scheduled_new_reqs=made, finished_req_ids=set(finished))
 
 
-class FirstRunner:
-    """The calls of vLLM's first runner, in their order."""
+class Runner:
+    """The calls of vLLM's model runner V1, in their order."""
 
     def __init__(self) -> None:
         self.input_batch = SimpleNamespace(req_ids=[], num_computed_tokens_cpu=np.zeros(4, np.int32))
@@ -125,26 +127,12 @@ class FirstRunner:
         pass
 
 
-class SecondRunner:
-    """Those of the second."""
-
-    def __init__(self) -> None:
-        self.batch: Any = None
-
-    def execute_model(self, scheduler_output: Any, dummy_run: bool = False) -> None:
-        if not dummy_run:
-            self.prepare_inputs(scheduler_output)
-
-    def prepare_inputs(self, scheduler_output: Any) -> Any:
-        return self.batch
-
-
 def rows(found: WorkerEdits) -> list[int]:
     return (found.plan.row_map[0] >= 0).nonzero().flatten().tolist()
 
 
-def test_the_first_runner():
-    made, runner = edits(), FirstRunner()
+def test_steps_of_a_runner():
+    made, runner = edits(), Runner()
     attach(SimpleNamespace(model_runner=runner), made)
     runner.input_batch.req_ids = ["plain", "edited"]
     runner.execute_model(output([("plain", request(None)), ("edited", request("a", prompt=6))]), [5, 4])
@@ -159,16 +147,26 @@ def test_the_first_runner():
     assert rows(made) == []
 
 
-def test_the_second_runner():
-    made, runner = edits(), SecondRunner()
-    attach(SimpleNamespace(model_runner=runner), made)
-    runner.batch = SimpleNamespace(
-        req_ids=["plain", "edited"], query_start_loc_np=np.array([0, 3, 7, 7]), num_computed_tokens_np=np.array([0, 2])
-    )
-    runner.execute_model(output([("plain", request(None)), ("edited", request("a", prompt=6))]))
-    assert rows(made) == [6]
-    runner.execute_model(output(), dummy_run=True)
-    assert rows(made) == []
+def test_a_runner_that_prepares_its_steps_otherwise_is_refused():
+    other = SimpleNamespace(execute_model=None, prepare_inputs=None)
+    with pytest.raises(ServingError, match="no _prepare_inputs and no _dummy_run; nothing would be edited"):
+        attach(SimpleNamespace(model_runner=other), edits())
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"pipeline_parallel_size": 2}, "pipeline_parallel_size is above 1"),
+        ({"data_parallel_size": 2}, "data_parallel_size is above 1"),
+        ({"use_v2_model_runner": True}, "set VLLM_USE_V2_MODEL_RUNNER=0"),
+    ],
+)
+def test_configurations_that_are_refused_at_start_up(changed, message):
+    values = {"pipeline_parallel_size": 1, "data_parallel_size": 1, "use_v2_model_runner": False, **changed}
+    runner = values.pop("use_v2_model_runner")
+    config = SimpleNamespace(parallel_config=SimpleNamespace(**values), use_v2_model_runner=runner)
+    with pytest.raises(ServingError, match=message):
+        configure(config, ServingConfig("x"))
 
 
 def test_a_map_that_is_not_resident_is_never_skipped_silently():

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import random
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import save_file
 from tiny_models import BOS, EOS, PAD, VOCAB
 from tiny_tokenizer import WORDS, tiny_tokenizer
 from transformers import AutoConfig, AutoModelForCausalLM
@@ -22,6 +24,7 @@ _LLAMA = {
     "head_dim": 32,
     "max_position_embeddings": 512,
 }
+RANK, SCALE = 8, 0.5  # of the adapter
 CONFIGS: dict[str, dict[str, Any]] = {
     "llama": {"model_type": "llama", **_LLAMA},
     "qwen3": {"model_type": "qwen3", **_LLAMA},
@@ -37,6 +40,27 @@ def save_model(name: str, folder: Path) -> Path:
     AutoModelForCausalLM.from_config(config).float().save_pretrained(folder)
     tiny_tokenizer().save_pretrained(folder)
     return folder
+
+
+def save_adapter(model: Path, adapter: Path, merged: Path) -> None:
+    """A LoRA adapter of a tiny Llama, and the model with the adapter's products added to its weights."""
+    network = AutoModelForCausalLM.from_pretrained(model)
+    generator = torch.Generator().manual_seed(1)
+    factors = {}
+    for name, module in network.named_modules():
+        if name.endswith(("q_proj", "down_proj")):
+            down = torch.randn(RANK, module.in_features, generator=generator) / module.in_features**0.5
+            up = torch.randn(module.out_features, RANK, generator=generator) / RANK**0.5
+            module.weight.data += SCALE * up @ down
+            factors[f"base_model.model.{name}.lora_A.weight"] = down
+            factors[f"base_model.model.{name}.lora_B.weight"] = up
+    network.save_pretrained(merged)
+    tiny_tokenizer().save_pretrained(merged)
+    adapter.mkdir()
+    save_file(factors, adapter / "adapter_model.safetensors")
+    about = {"peft_type": "LORA", "task_type": "CAUSAL_LM", "r": RANK, "lora_alpha": SCALE * RANK, "bias": "none"}
+    about["target_modules"] = ["q_proj", "down_proj"]
+    (adapter / "adapter_config.json").write_text(json.dumps(about))
 
 
 def asks(count: int, seed: int = 0) -> list[Any]:

@@ -9,6 +9,8 @@ CASES = [
     ("llama", "compiled"),
     ("llama", "chunks of 16"),
     ("llama", "tiny cache"),
+    ("llama", "speculative"),
+    ("llama", "two ranks"),
     ("gemma3", "eager"),
     ("qwen3", "eager"),
     ("gpt2", "eager"),

@@ -66,7 +66,7 @@ def test_under_load(server):
     from benchmarks.serving.load import PROMPTS, run
 
     prompts = {language: f"w{number} {SENTENCE}" for number, language in enumerate(PROMPTS, 10)}
-    report = run(server, seconds=60, concurrent=16, prompts=prompts)
+    report = run(server, seconds=20, concurrent=16, prompts=prompts)
     assert not report.errors, report.errors[:5]
     assert report.plain_changed == 0
     assert report.refused > 0

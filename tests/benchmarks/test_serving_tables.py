@@ -1,0 +1,39 @@
+"""Results of the serving benchmarks: files that several runs add to, and the tables that are made of them."""
+
+from __future__ import annotations
+
+import csv
+
+from benchmarks.report import serving_tables
+from benchmarks.serving.results import add_lines
+
+KEY = ("model", "requests", "measure")
+LINE = {
+    "model": "tiny",
+    "requests": "last",
+    "measure": "batch",
+    "pairs": 9,
+    "ratio": 1.00444,
+    "ratio_p20": 0.99,
+    "ratio_p80": 1.02,
+    "seconds_plain": 1.5,
+    "cpu": "a processor",
+}
+
+
+def test_a_second_run_replaces_its_lines_and_keeps_others(tmp_path):
+    path = tmp_path / "results" / "a.csv"
+    add_lines([LINE, {**LINE, "measure": "first token"}], KEY, path)
+    add_lines([{**LINE, "ratio": 1.02}], KEY, path)
+    with path.open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [(row["measure"], row["ratio"]) for row in rows] == [("batch", "1.02"), ("first token", "1.004")]
+
+
+def test_tables_name_the_processor_and_what_is_missing(tmp_path, monkeypatch):
+    monkeypatch.setattr(serving_tables, "RESULTS", tmp_path)
+    add_lines([LINE], KEY, tmp_path / "serving-overhead.csv")
+    made = serving_tables.serving_blocks()
+    assert "| tiny, last | batch | 1.004 | 0.990 to 1.020 | 1.5 | 9 |" in made["serving-overhead"]
+    assert "Processor: a processor." in made["serving-overhead"]
+    assert made["serving-load"].startswith("Not yet measured: `python -m benchmarks.serving.load")
