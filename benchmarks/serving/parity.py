@@ -49,6 +49,7 @@ class Parity:
         max_dlogp: largest difference of a log-probability before the first unequal token.
         preemptions: requests that lost their cache and were computed again.
         cached_tokens: prompt tokens that came from the prefix cache.
+        accepted_drafts: speculated tokens that the model confirmed.
         max_dlogp_plain: the same difference between plain vLLM and plain transformers.
         cpu, commit: where this was run.
     """
@@ -63,6 +64,7 @@ class Parity:
     max_dlogp: float
     preemptions: int
     cached_tokens: int
+    accepted_drafts: int
     max_dlogp_plain: float
     cpu: str
     commit: str
@@ -96,7 +98,7 @@ def _moved(ours: Result, theirs: Result) -> float:
 
 def _counters(llm: Any) -> list[int]:
     metrics = llm.get_metrics()
-    names = ("vllm:num_preemptions", "vllm:prefix_cache_hits")
+    names = ("vllm:num_preemptions", "vllm:prefix_cache_hits", "vllm:spec_decode_num_accepted_tokens")
     return [sum(int(metric.value) for metric in metrics if metric.name == name) for name in names]
 
 
