@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
 
 import pytest
 from tiny_engine import asks, save_model
@@ -19,14 +23,24 @@ CASES = [
 ]
 
 
-@pytest.mark.parametrize(("model", "configuration"), CASES)
-def test_tokens_and_log_probabilities(model, configuration, tmp_path):
+def measured(model: str, folder: Path, requests: list[Any], tokens: int, configuration: str) -> list[Any]:
     from benchmarks.serving.parity import run
 
+    return list(run(model, folder, requests, tokens, [configuration]))
+
+
+@pytest.mark.parametrize(("model", "configuration"), CASES)
+def test_tokens_and_log_probabilities(model, configuration, tmp_path):
     requests = asks(40)
-    if configuration == "speculative":  # drafted tokens are edited where they are verified
-        requests = [replace(ask, positions="generated") if i % 2 else ask for i, ask in enumerate(requests)]
-    rows = list(run(model, save_model(model, tmp_path / model), requests, 24, [configuration]))
+    given = (model, save_model(model, tmp_path / model), requests, 24, configuration)
+    if configuration == "speculative":
+        # Drafted tokens are edited where they are verified. In a process that has loaded llvmlite, as speculation of
+        # n-grams does, vLLM 0.32 cannot start another engine: it has a process of its own.
+        requests[::2] = [replace(ask, positions="generated") for ask in requests[::2]]
+        with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+            rows = pool.submit(measured, *given).result()
+    else:
+        rows = measured(*given)
     for row in rows:
         assert row.comparable >= 38, row
         assert row.equal == row.comparable, row

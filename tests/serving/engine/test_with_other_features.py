@@ -1,4 +1,4 @@
-"""Edits beside other things that change what an engine computes: adapters, and what cannot be combined."""
+"""Edits beside other things that change what an engine computes: adapters; and what cannot be combined with edits."""
 
 from __future__ import annotations
 
