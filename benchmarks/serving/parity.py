@@ -34,7 +34,8 @@ CONFIGURATIONS: dict[str, dict[str, Any]] = {
 """Options of ``vllm.LLM``. "compiled" is asked twice: the second time its prefix cache is warm."""
 
 TOKENS = 24
-SEEN = 0.01
+SEEN = 1e-3
+"""The tolerance of parity: an edit that moves a log-probability by less could be left out unseen."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +46,7 @@ class Parity:
         requests, edited: how many.
         comparable: requests whose plain tokens are those of plain transformers.
         equal: of these, requests whose tokens are the reference's.
-        changed: requests whose tokens, or whose first log-probability by 0.01, differ from plain ones: edits matter.
+        changed: requests whose tokens, or whose first log-probability by 0.001, differ from plain ones: edits matter.
         max_dlogp: largest difference of a log-probability before the first unequal token.
         preemptions: requests that lost their cache and were computed again.
         cached_tokens: prompt tokens that came from the prefix cache.
