@@ -24,7 +24,7 @@ from demo.emoji_names import emoji_names
 from incline_fast import AffineMap, Alignment
 from incline_fast.evaluation import PLAIN, LabelScorer, LabelTask, Variant, few_shot_template
 from incline_fast.evaluation.report import result_row
-from incline_fast.evaluation.tune import last_third
+from incline_fast.evaluation.sites import last_third
 from incline_fast.fitting.estimators import ESTIMATORS
 from incline_fast.fitting.fit import fit_states
 from incline_fast.states import HiddenStates, collect
