@@ -179,12 +179,19 @@ class AffineRMSNorm(_AffineNorm):
         row_map: Tensor | None = None,
     ) -> Tensor:
         """Edit the residual stream in place, return y; the convention of :func:`incline_fast.ops.affine_rms_norm_`."""
+        # As self.map, without its call: a small problem is over in a few microseconds.
+        map, buffers = self._map, self._buffers
+        up, down = map.up, map.down
+        if buffers.get("map_up") is not up or map.up_scale is not None:
+            map = self.map
+        elif down is not None and buffers.get("map_down") is not down:
+            map = self.map
         return RMS_NORM.in_place(
             x,
             (self._parameters["weight"] if "weight" in self._parameters else self._tensor("weight"),),
-            self.map,
+            map,
             residual,
-            self._buffers["bias"] if "bias" in self._buffers else self._tensor("bias"),
+            buffers["bias"] if "bias" in buffers else self._tensor("bias"),
             self.alpha if alpha is None else alpha,
             self.beta if beta is None else beta,
             row_map,

@@ -13,13 +13,11 @@ depend neither on the other rows nor on the number of threads.
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
-from torch.autograd.graph import increment_version
 
 from incline_fast.maps import AffineMap
 from incline_fast.ops import _autograd, reference
@@ -100,16 +98,14 @@ class NormOp:
         tail = op_tail(route, map, bias, alpha, beta, row_map, eps, weight_offset)
         if torch.compiler.is_compiling() or gradient:
             op = getattr(triton_ops(), self.name) if route == "triton" else self._compiled
-            with _sums_in_full(route, x):
+            with full_precision(x.device):  # see _write
                 result: tuple[Tensor, Tensor] = op(x, residual, *vectors, *tail)
             return result
         # The functional op enters autograd's Python layer even where nothing is recorded, which takes longer than a
         # small problem does; the in-place op on copies gives the same bits without it.
-        stream = (x if residual is None else residual).clone(memory_format=torch.contiguous_format)
-        y = torch.empty_like(stream) if residual is None else x.clone(memory_format=torch.contiguous_format)
-        kernel = self._triton_in_place() if route == "triton" else self.compiled_in_place
-        with _sums_in_full(route, x):
-            kernel(y, stream, residual is not None, *vectors, *tail)
+        stream = _copy(x if residual is None else residual)
+        y = torch.empty_like(stream) if residual is None else _copy(x)
+        self._write(route, y, stream, residual is not None, vectors, tail)
         return y, stream
 
     def in_place(
@@ -138,14 +134,19 @@ class NormOp:
             route = route_of(x, backend, gradient)
         if route != "reference" and not gradient:
             y = torch.empty_like(x) if residual is None else x
-            tail = op_tail(route, map, bias, alpha, beta, row_map, eps, weight_offset)
-            kernel = self._triton_in_place() if route == "triton" else self.compiled_in_place
-            if route == "cpu":
-                kernel(y, stream, residual is not None, *vectors, *tail)
+            if route == "cpu" and type(alpha) is float and type(beta) is float:
+                # The common case, without the calls and tuples of op_tail, which a small problem feels.
+                down, up = map.packed()
+                self.compiled_in_place(
+                    y, stream, residual is not None, *vectors, down, up, map.down_scale, map.up_scale, bias,
+                    None, None, row_map, alpha, beta, eps, weight_offset,
+                )  # fmt: skip
             else:
-                with _sums_in_full(route, x):
-                    kernel(y, stream, residual is not None, *vectors, *tail)
-            increment_version(x if residual is None else (x, residual))  # for graphs that saved what was written to
+                tail = op_tail(route, map, bias, alpha, beta, row_map, eps, weight_offset)
+                self._write(route, y, stream, residual is not None, vectors, tail)
+            # Graphs that saved what was written to are told. torch.autograd.graph.increment_version does nothing but this
+            # after asking what it was given, which takes longer.
+            torch._C._increment_version((x,) if residual is None else (x, residual))
             return y
         check_in_place(x, residual)
         copy = None if residual is None else residual.clone()
@@ -154,9 +155,22 @@ class NormOp:
         stream.copy_(edited)
         return y if residual is None else x.copy_(y)
 
-    def _triton_in_place(self) -> Callable[..., Any]:
-        kernel: Callable[..., Any] = getattr(triton_ops(), f"{self.name}_")
-        return kernel
+    def _write(
+        self,
+        route: Route,
+        y: Tensor,
+        stream: Tensor,
+        add_y: bool,
+        vectors: tuple[Tensor | None, ...],
+        tail: tuple[Tensor | float | None, ...],
+    ) -> None:
+        """Run the kernels of ``route``, which write y and r' over ``y`` and ``stream``."""
+        if route == "cpu":
+            self.compiled_in_place(y, stream, add_y, *vectors, *tail)
+            return
+        kernel = getattr(triton_ops(), f"{self.name}_") if route == "triton" else self.compiled_in_place
+        with full_precision(y.device):  # many tokens are multiplied by torch, whose products autocast would shorten
+            kernel(y, stream, add_y, *vectors, *tail)
 
     def _weight_and_bias(self, vectors: tuple[Any, ...]) -> tuple[Any, Any]:
         return (vectors[0], vectors[1] if self.centre else None)
@@ -188,9 +202,9 @@ class NormOp:
         return x, residual, *vectors, *rest, *no_map_and_numbers
 
 
-def _sums_in_full(route: str, x: Tensor) -> AbstractContextManager[object]:
-    """Many tokens on a GPU are multiplied by torch, whose products autocast would shorten."""
-    return nullcontext() if route == "cpu" else full_precision(x.device)
+def _copy(x: Tensor) -> Tensor:
+    """A contiguous copy; ``clone(memory_format=torch.contiguous_format)`` takes longer."""
+    return x.clone() if x.is_contiguous() else x.contiguous()
 
 
 def _transformed_route(backend: str) -> Route:
