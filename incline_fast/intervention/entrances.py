@@ -63,8 +63,13 @@ def outside_compiled_code(function: Callable[_P, _T], recursive: bool = True) ->
 
 def by_name(module: nn.Module) -> Callable[[tuple[Any, ...], dict[str, Any]], dict[str, Any]]:
     """A function that turns the arguments of ``module.forward`` into keyword arguments."""
-    names = tuple(inspect.signature(type(module).forward).parameters)[1:]
+    names = _parameters(type(module).forward)
     return lambda args, kwargs: {**dict(zip(names, args, strict=False)), **kwargs}
+
+
+@lru_cache(maxsize=64)
+def _parameters(method: Callable[..., Any]) -> tuple[str, ...]:
+    return tuple(inspect.signature(method).parameters)[1:]
 
 
 class Calls:

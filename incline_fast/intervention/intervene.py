@@ -21,11 +21,12 @@ from incline_fast.intervention.entrances import Calls, Entrance, entrances
 from incline_fast.intervention.forward_pass import Control, ForwardPass
 from incline_fast.intervention.mixture import Mixture, RowSettings
 from incline_fast.intervention.positions import Positions
-from incline_fast.intervention.site_edits import InterventionError, SiteEdit, Taps, backend_for
+from incline_fast.intervention.site_edits import InterventionError, Places, Shared, SiteEdit, Taps, backend_for
 from incline_fast.intervention.strength import Alpha, row_alpha, site_alpha
 from incline_fast.models.active import ACTIVE
 from incline_fast.models.architectures import Site, describe
 from incline_fast.models.block_parts import SiteKind
+from incline_fast.models.identity import identity_of
 from incline_fast.ops import explain
 
 __all__ = ["Intervention", "InterventionError", "Mode", "NonFiniteStateError", "intervene"]
@@ -126,7 +127,7 @@ class Intervention:
             self._forms: str = alignment.form
             beta = 1 - strengths if strengths is not None and alignment.form == "interpolate" else None
             self._rows = None if strengths is None else RowSettings(strengths, beta)
-            alignment.check(model)
+            check = [alignment]
         else:
             if languages is None:
                 raise ValueError("alignment is several alignments; expected languages, one name or None per row")
@@ -139,11 +140,15 @@ class Intervention:
             one = next(iter(read.values()))
             self.alpha = dict.fromkeys(self._mixed_sites())
             self._forms = "per language"
-            for each in read.values():
-                each.check(model)
+            check = list(read.values())
         self._languages = list(languages or ())
         self._alignment = one
         self._architecture = describe(model, site or one.metadata.site)
+        identity = identity_of(self._architecture)
+        for each in check:
+            each.check_identity(identity)
+        # Weights without values, which nothing brings in, are refused here and not in the first pass.
+        self._device = self._architecture.sites[0].device
         self._watch = check_finite
         self._calls: Calls | None = None
         self._edits: list[SiteEdit] = []
@@ -290,13 +295,14 @@ class Intervention:
             after=self._measure if self._watch else None,
         )
         self._calls = calls
+        shared = Shared()
         for site in self._sites():
-            edit = self._edit(site, calls.control)
+            edit = self._edit(site, calls.control, shared)
             self._edits.append(edit)
             # A block that was compiled on its own is called through its wrapper.
             module: Any = site.owner._modules[site.name]
             if module not in self._taps:
-                self._taps[module] = Taps(module)
+                self._taps[module] = Taps(module, calls.control)
             self._taps[module].add(edit)
         for number, module in enumerate(entrances(self.model, architecture)):
             entrance = Entrance(module, calls, number)
@@ -304,17 +310,17 @@ class Intervention:
             if module is architecture.backbone and self._mode == "clean":
                 entrance.clean = clean_forward(entrance)
 
-    def _edit(self, site: Site, control: Control) -> SiteEdit:
+    def _edit(self, site: Site, control: Control, shared: Shared) -> SiteEdit:
         if self._mixture is not None:
             stack = self._mixture.stack(site.index)
-            edit = SiteEdit(site, stack.map, stack.bias, 1.0, 1.0, control, self._watch)
+            edit = SiteEdit(site, stack.map, stack.bias, 1.0, 1.0, control, shared, self._watch)
             edit.take(stack)
             return edit
         alpha = self.alpha[site.index]
         value = 1.0 if alpha is None else alpha
         beta = 1.0 - value if self._alignment.form == "interpolate" else 1.0
         map, bias = self._alignment.maps[site.index], self._alignment.bias.get(site.index)
-        return SiteEdit(site, map, bias, value, beta, control, self._watch)
+        return SiteEdit(site, map, bias, value, beta, control, shared, self._watch)
 
     def _map(self, site: Site) -> str:
         if self._mixture is None:
@@ -325,14 +331,13 @@ class Intervention:
 
     def _restore(self) -> list[str]:
         """Take everything out again; returns what was no longer as installed."""
-        model = self._architecture.model
         changed = [type(entrance.module).__name__ for entrance in self._entrances if not entrance.intact()]
-        for edit in self._edits:
-            site = edit.site
-            tapped = next(taps for taps in self._taps.values() if edit in (taps.before, taps.after))
-            if not tapped.intact(model, site.path):
-                changed.append(site.path)
-                site.owner._modules[site.name] = tapped.module
+        places = Places(self._architecture.model)
+        for taps in self._taps.values():
+            for site in taps.sites():
+                if not taps.intact(places.at(site.path)):
+                    changed.append(site.path)
+                    site.owner._modules[site.name] = taps.module
         # The sites first: without an entrance, a pass that another thread has just begun would not be known to them.
         for taps in reversed(self._taps.values()):
             taps.remove()

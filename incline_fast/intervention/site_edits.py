@@ -31,11 +31,25 @@ from incline_fast.ops._arguments import PerRow
 from incline_fast.ops._dispatch import has_kernels
 from incline_fast.ops.affine_norm import LAYER_NORM, RMS_NORM, NormOp
 
-__all__ = ["InterventionError", "SiteEdit", "Taps", "backend_for", "refuse_copy", "with_class"]
+__all__ = ["InterventionError", "Places", "Shared", "SiteEdit", "Taps", "backend_for", "refuse_copy", "with_class"]
 
 
 class InterventionError(RuntimeError):
     """An intervention was entered twice, met another one, or found its model changed, copied or still at work."""
+
+
+class Shared:
+    """Tensors that the sites of one intervention share."""
+
+    def __init__(self) -> None:
+        self._ones: dict[tuple[int, torch.dtype, torch.device], Tensor] = {}
+
+    def ones(self, hidden_size: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+        """The weight of a norm that has none."""
+        key = (hidden_size, dtype, device)
+        if key not in self._ones:
+            self._ones[key] = torch.ones(hidden_size, dtype=dtype, device=device)
+        return self._ones[key]
 
 
 class SiteEdit:
@@ -51,7 +65,15 @@ class SiteEdit:
     """
 
     def __init__(
-        self, site: Site, map: AffineMap, bias: Tensor | None, alpha: float, beta: float, control: Control, watch: bool
+        self,
+        site: Site,
+        map: AffineMap,
+        bias: Tensor | None,
+        alpha: float,
+        beta: float,
+        control: Control,
+        shared: Shared,
+        watch: bool,
     ) -> None:
         self.site = site
         self.index = site.index
@@ -63,10 +85,7 @@ class SiteEdit:
         self.watch = watch
         self.place: Tensor | None = None
         self._source = (map, bias)
-        # Tensors, because compiled code treats a Python number as a constant and compiles again for another value.
-        self._numbers = torch.tensor(
-            [alpha, beta], dtype=torch.float64 if map.dtype is torch.float64 else torch.float32, device=map.device
-        )
+        self._shared = shared
         self._fit(map.device, map.dtype is torch.float64)
 
     def take(self, stack: SiteStack) -> None:
@@ -80,9 +99,11 @@ class SiteEdit:
         dtype = torch.float64 if double else torch.float32 if map.dtype is torch.float64 else None
         self.map = map.to(dtype, device)
         self.bias = None if bias is None else bias.to(device)
-        self._numbers = self._numbers.to(device)
         self.place = None if self.place is None else self.place.to(device)
-        self._unit = torch.ones(map.hidden_size, dtype=torch.float64 if double else torch.float32, device=device)
+        wide = torch.float64 if double else torch.float32
+        self._unit = self._shared.ones(map.hidden_size, wide, device)
+        # Tensors, because compiled code treats a Python number as a constant and compiles again for another value.
+        self._numbers = torch.tensor([self.alpha, self.beta], dtype=wide, device=device)
         self._device, self._double = device, double
 
     def pending(self, hidden: Tensor) -> ForwardPass | None:
@@ -262,25 +283,44 @@ def refuse_copy(module: nn.Module, protocol: int = 2) -> NoReturn:
 
 def with_class(module: nn.Module, make: Callable[[type], type]) -> Callable[[], None]:
     """Give a module the class ``make(its class)``; returns what undoes it."""
+    # Past Module.__setattr__, which asks first whether it is given a parameter, a module or a buffer.
     before = type(module)
-    module.__class__ = make(before)
+    object.__setattr__(module, "__class__", make(before))
 
     def undo() -> None:
-        module.__class__ = before
+        object.__setattr__(module, "__class__", before)
 
     return undo
+
+
+class Places:
+    """Finds modules of a model by path, past compilation wrappers; what several paths begin with is looked up once."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self._found: dict[str, nn.Module | None] = {"": unwrap(model)}
+
+    def at(self, path: str) -> nn.Module | None:
+        """The module at ``path``, None if there is none."""
+        if path not in self._found:
+            parent, _, name = path.rpartition(".")
+            around = self.at(parent)
+            module = None if around is None else around._modules.get(name)
+            self._found[path] = None if module is None else unwrap(module)
+        return self._found[path]
 
 
 class Taps:
     """The edits of one module, and the way back.
 
     Attributes:
+        control: what the thread that calls is doing.
         before: the edit of the state that the module reads.
         after: the edit of the state that it returns.
     """
 
-    def __init__(self, module: nn.Module) -> None:
+    def __init__(self, module: nn.Module, control: Control) -> None:
         self.module = module
+        self.control = control
         self.before: SiteEdit | None = None
         self.after: SiteEdit | None = None
         self._undo = with_class(module, _tapped)
@@ -294,12 +334,12 @@ class Taps:
         else:
             self.before = edit
 
-    def intact(self, model: nn.Module, path: str) -> bool:
-        """Whether the model still runs this module with its edits at ``path``."""
-        try:
-            found = unwrap(model.get_submodule(path))
-        except AttributeError:
-            return False
+    def sites(self) -> list[Site]:
+        """The sites that are edited here."""
+        return [edit.site for edit in (self.before, self.after) if edit is not None]
+
+    def intact(self, found: nn.Module | None) -> bool:
+        """Whether the module that the model runs in this place now is this one, with its edits."""
         return found is self.module and type(found) is self._class
 
     def remove(self) -> None:
@@ -314,6 +354,9 @@ def _tapped(cls: type) -> type:
 
     def call(self: Any, *args: Any, **kwargs: Any) -> Any:
         taps = self._incline_fast_taps
+        running = taps.control.running
+        if running is not None and running.rows is None:  # a pass in which nothing is edited, as a decode step
+            return cls.__call__(self, *args, **kwargs)
         before, after = taps.before, taps.after
         if before is not None:
             hidden = state_argument(args, kwargs)

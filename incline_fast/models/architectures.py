@@ -203,7 +203,8 @@ class _Where:
         if not isinstance(blocks, nn.ModuleList) or len(blocks) != self._num_layers:
             return None
         prefix = next(name for name, module in self._model.named_modules() if unwrap(module) is backbone)
-        sites = [self._block_site(index, blocks, prefix) for index in range(len(blocks))]
+        modules = [unwrap(block) for block in blocks]
+        sites = [self._block_site(index, block, blocks, prefix) for index, block in enumerate(modules)]
         sites.append(self._final_site(len(blocks), backbone, blocks, prefix))
         known = tuple(site for site in sites if site is not None)
         if len(known) < len(sites):
@@ -212,19 +213,20 @@ class _Where:
             _model_type(self._model),
             self._model,
             backbone,
-            tuple(unwrap(block) for block in blocks),
+            tuple(modules),
             known,
             self._hidden_size,
             _bos_token_ids(self._model),
         )
 
-    def _block_site(self, index: int, blocks: nn.ModuleList, prefix: str) -> Site | None:
-        block = unwrap(blocks[index])
+    def _block_site(self, index: int, block: nn.Module, blocks: nn.ModuleList, prefix: str) -> Site | None:
         path = f"{prefix}.{self._row.blocks}.{index}"
         if not self._pre_norm or self._row.norm is None:
             return self._site(index, "block_input", path, blocks, str(index), block)
-        name = next((name for name in self._row.norm if hasattr(block, name)), None)
-        return None if name is None else self._site(index, "norm", f"{path}.{name}", block, name, getattr(block, name))
+        inside = block._modules
+        name = next((name for name in self._row.norm if name in inside), None)
+        norm = None if name is None else inside[name]
+        return None if norm is None else self._site(index, "norm", f"{path}.{name}", block, str(name), norm)
 
     def _final_site(self, index: int, backbone: nn.Module, blocks: nn.ModuleList, prefix: str) -> Site | None:
         name = self._row.final_norm

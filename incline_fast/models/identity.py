@@ -11,10 +11,10 @@ from typing import Any
 
 from torch import nn
 
-from incline_fast.models.architectures import describe, text_config
+from incline_fast.models.architectures import Architecture, describe, text_config
 from incline_fast.models.wrappers import plain_model, raw_bytes
 
-__all__ = ["ModelIdentity", "config_hash", "identify", "identify_config", "weights_hash"]
+__all__ = ["ModelIdentity", "config_hash", "identify", "identify_config", "identity_of", "weights_hash"]
 
 # Fields of a config that cannot change the residual stream of an evaluated model. Everything else enters the hash, so
 # that a field this list does not know makes the check stricter, not laxer. The vocabulary's size is here because
@@ -50,7 +50,11 @@ def identify(model: nn.Module) -> ModelIdentity:
     Raises:
         UnsupportedModelError: the architecture is not known to :mod:`incline_fast.models`.
     """
-    architecture = describe(model)
+    return identity_of(describe(model))
+
+
+def identity_of(architecture: Architecture) -> ModelIdentity:
+    """:func:`identify` for a model that has been described."""
     config = text_config(architecture.model)
     identity = identify_config(config, str(getattr(config, "_name_or_path", "") or ""))
     # Some models pass on states that are wider than their hidden_size.
@@ -72,8 +76,21 @@ def config_hash(config: Any) -> str:
 
     Fields that are None are left out, so that an option added by a later transformers release changes no hash.
     """
-    fields = {k: v for k, v in config.to_dict().items() if v is not None and not _IRRELEVANT.search(k)}
-    return hashlib.sha256(json.dumps(fields, sort_keys=True, default=str).encode()).hexdigest()[:16]
+    content = (type(config), repr(vars(config)))
+    found = _HASHES.get(content)
+    if found is None:
+        fields = {k: v for k, v in config.to_dict().items() if v is not None and not _IRRELEVANT.search(k)}
+        found = hashlib.sha256(json.dumps(fields, sort_keys=True, default=str).encode()).hexdigest()[:16]
+        if len(_HASHES) >= _HASHES_KEPT:
+            _HASHES.clear()
+        _HASHES[content] = found
+    return found
+
+
+_HASHES: dict[tuple[type, str], str] = {}
+"""The hash of every config met so far, by its content: ``to_dict`` copies deeply, which takes longer than all else that
+entering an intervention looks at."""
+_HASHES_KEPT = 256
 
 
 def weights_hash(model: nn.Module) -> str:

@@ -122,13 +122,15 @@ def epsilon(norm: nn.Module, preferred: str, path: str) -> float:
         UnsupportedModelError: it is under no known name, or other modules lie in the norm.
     """
     # torch keeps parametrisations of a module's own weight in a child of that name.
-    if any(name != "parametrizations" for name, _ in norm.named_children()):
+    if norm._modules and any(name != "parametrizations" for name, _ in norm.named_children()):
         raise UnsupportedModelError(
             f"{path} is a {type(norm).__name__}, which wraps the norm; merge what it adds into the model, as "
             "merge_and_unload() of PEFT does"
         )
     for name in (preferred, *_EPSILONS):
         found = getattr(norm, name, None)
+        if type(found) is float:
+            return found
         if isinstance(found, Number) and not isinstance(found, bool | complex):
             return float(found)  # type: ignore[arg-type]
     if isinstance(norm, nn.RMSNorm):  # None stands for the epsilon of the states' dtype
@@ -141,7 +143,8 @@ def epsilon(norm: nn.Module, preferred: str, path: str) -> float:
 
 def weight_offset(norm: nn.Module, usual: float) -> float:
     """What a norm adds to its weight; Liger's norms say it themselves."""
-    said = getattr(norm, "offset", None)
+    # Past Module.__getattr__, which builds a message for every name that is not there.
+    said = vars(norm).get("offset", getattr(type(norm), "offset", None))
     return float(said) if isinstance(said, int | float) else usual
 
 
