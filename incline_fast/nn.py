@@ -182,9 +182,8 @@ class AffineRMSNorm(_AffineNorm):
         # As self.map, without its call: a small problem is over in a few microseconds.
         map, buffers = self._map, self._buffers
         up, down = map.up, map.down
-        if buffers.get("map_up") is not up or map.up_scale is not None:
-            map = self.map
-        elif down is not None and buffers.get("map_down") is not down:
+        other_down = down is not None and buffers.get("map_down") is not down
+        if other_down or buffers.get("map_up") is not up or map.up_scale is not None:
             map = self.map
         return RMS_NORM.in_place(
             x,

@@ -144,8 +144,8 @@ class NormOp:
             else:
                 tail = op_tail(route, map, bias, alpha, beta, row_map, eps, weight_offset)
                 self._write(route, y, stream, residual is not None, vectors, tail)
-            # Graphs that saved what was written to are told. torch.autograd.graph.increment_version does nothing but this
-            # after asking what it was given, which takes longer.
+            # Graphs that saved what was written to are told. torch.autograd.graph.increment_version does nothing more,
+            # and takes longer to ask what it was given.
             torch._C._increment_version((x,) if residual is None else (x, residual))
             return y
         check_in_place(x, residual)
