@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from incline_fast.nn import AffineLayerNorm, AffineRMSNorm
     from incline_fast.solver.accumulator import RidgeAccumulator
     from incline_fast.solver.ridge import Ridge
+    from incline_fast.text.detection import detect_languages
 
 __all__ = [
     "AffineLayerNorm",
@@ -40,6 +41,7 @@ __all__ = [
     "Ridge",
     "RidgeAccumulator",
     "UnsupportedModelError",
+    "detect_languages",
     "explain",
     "fit",
     "fit_states",
@@ -59,6 +61,7 @@ _LAZY = {
     "nn": ("AffineLayerNorm", "AffineRMSNorm"),
     "solver.accumulator": ("RidgeAccumulator",),
     "solver.ridge": ("Ridge",),
+    "text.detection": ("detect_languages",),
 }
 """Public names by the module that defines them, which is imported when one of them is first used (PEP 562)."""
 

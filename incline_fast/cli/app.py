@@ -10,6 +10,7 @@ from typing import Annotated, Literal
 import typer
 
 from incline_fast.cli.evaluation import evaluate, tune
+from incline_fast.cli.generation import generate
 from incline_fast.cli.harness import lm_eval
 from incline_fast.cli.inputs import (
     load_model,
@@ -18,11 +19,10 @@ from incline_fast.cli.inputs import (
     parse_lam,
     parse_layers,
     plan_of,
-    read_prompts,
     unescape,
 )
 from incline_fast.cli.options import Artifact, Device, Dtype, Languages, Layers, Model, Pairs, Skip, Source, Target
-from incline_fast.cli.output import check_outputs, continue_prompts, print_alignment, print_generation, shown
+from incline_fast.cli.output import check_outputs, print_alignment, shown
 from incline_fast.cli.rank import rank
 
 __all__ = ["app", "main"]
@@ -84,6 +84,10 @@ def fit(
     form: Annotated[
         Literal["add", "interpolate"] | None,
         typer.Option(help="h + alpha (W h + b), or (1 - alpha) h + ..."),
+    ] = None,
+    site: Annotated[
+        Literal["hidden", "attention", "ffn"] | None,
+        typer.Option(help="What is mapped: the residual stream, or what attention or the FFN of a block returns."),
     ] = None,
     layers: Layers = None,
     holdout: Annotated[
@@ -150,6 +154,7 @@ def fit(
         estimator=estimator,
         lam=ridge_parameter,
         form=form,
+        site=site,
         layers=sites,
         holdout=holdout,
         resume=resume,
@@ -170,58 +175,7 @@ def fit(
     typer.echo(f"wrote {output}")
 
 
-@app.command()
-def generate(
-    model: Model,
-    alignment: Artifact,
-    prompt: Annotated[list[str] | None, typer.Option(help="A prompt; may be given more than once.")] = None,
-    prompts: Annotated[
-        Path | None, typer.Option(help="File with one prompt a line; `-` reads standard input.", allow_dash=True)
-    ] = None,
-    alpha: Annotated[float | None, typer.Option(help="Strength; by default the one that the file recommends.")] = None,
-    positions: Annotated[
-        Literal["last", "generated", "all"], typer.Option(help="Edited tokens; the paper's choice is `last`.")
-    ] = "last",
-    mode: Annotated[
-        Literal["online", "clean"], typer.Option(help="One pass, or every edit computed from the unedited run.")
-    ] = "online",
-    layers: Layers = None,
-    apply_template: Annotated[
-        bool, typer.Option("--template/--no-template", help="Put each prompt into the template that was fitted.")
-    ] = True,
-    max_new_tokens: Annotated[int, typer.Option(min=1)] = 32,
-    compare: Annotated[bool, typer.Option("--compare", help="Show the plain model's continuation as well.")] = False,
-    dtype: Dtype = "float32",
-    device: Device = "cpu",
-) -> None:
-    """Generate with the intervention, greedily.
-
-    Beside the plain model, at a strength of one's own:
-
-        incline-fast generate google/gemma-3-270m fr-en.safetensors \\
-            --alpha 0.2 --compare --prompt 'Le mot de passe est trop court.'
-    """
-    from incline_fast.alignment.alignment import Alignment
-    from incline_fast.intervention.intervene import intervene
-    from incline_fast.text.prompts import render
-
-    texts = list(prompt or []) + (read_prompts(prompts) if prompts else [])
-    if not texts:
-        raise typer.BadParameter("no prompt; give --prompt TEXT or --prompts FILE")
-    sites = parse_layers(layers)
-    maps = Alignment.load(alignment)
-    strength = maps.metadata.recommended_alpha if alpha is None else alpha
-    if strength is None:
-        raise typer.BadParameter(
-            "the file recommends no alpha; give --alpha, or choose one with incline-fast sweep --write"
-        )
-    inputs = render(texts, maps.metadata.template if apply_template else None)
-    loaded, tokenizer = load_model(model, dtype, device)
-    with intervene(loaded, maps, alpha=strength, positions=positions, mode=mode, layers=sites):
-        edited = continue_prompts(loaded, tokenizer, inputs, max_new_tokens)
-    plain = continue_prompts(loaded, tokenizer, inputs, max_new_tokens) if compare else [None] * len(texts)
-    for text, with_maps, without in zip(texts, edited, plain, strict=True):
-        print_generation(text, with_maps, without, strength)
+app.command()(generate)
 
 
 @app.command()

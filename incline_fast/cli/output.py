@@ -62,12 +62,13 @@ def continue_prompts(model: Any, tokenizer: Any, prompts: Sequence[str], max_new
     return continued
 
 
-def print_generation(prompt: str, edited: str, plain: str | None, alpha: float) -> None:
+def print_generation(prompt: str, edited: str, plain: str | None, alpha: float, language: str | None = None) -> None:
     """A prompt with its continuations, one below the other."""
     typer.secho(shown(prompt), bold=True)
     if plain is not None:
         typer.echo(f"  plain        {plain.strip()!r}")
-    typer.echo(f"  alpha {alpha:<6g} {edited.strip()!r}")
+    named = "" if language is None else f"{shown(language)}: "
+    typer.echo(f"  {named}alpha {alpha:<6g} {edited.strip()!r}")
 
 
 def print_alignment(alignment: Alignment) -> None:
