@@ -12,6 +12,8 @@ from tiny_tokenizer import sentences, tiny_tokenizer
 
 import incline_fast
 from incline_fast import Alignment, intervene
+from incline_fast.evaluation import PLAIN, ContinuationTask, LabelScorer, LabelTask, Variant, score_continuations
+from incline_fast.evaluation.bootstrap import paired_bootstrap
 from incline_fast.intervention.sweep import sweep
 from incline_fast.solver.ridge import Ridge
 from incline_fast.states import collect
@@ -100,3 +102,47 @@ def test_intervention(name, alpha, side):
     (expected, growth), (actual, same) = run(), under(name, run)
     assert torch.equal(actual, expected)
     assert growth == same
+
+
+@pytest.mark.parametrize("name", OF_MODELS)
+def test_a_batch_of_several_languages(name):
+    model, inputs = tiny("llama"), prompts()
+    one, two = (
+        {site: torch.randn(32, 32, generator=torch.Generator().manual_seed(seed + site)) / 6 for site in range(4)}
+        for seed in (0, 10)
+    )
+    both = {"fr": Alignment.from_maps(one, form="interpolate"), "sw": Alignment.from_maps(two, bias={1: one[1][0]})}
+
+    def run():
+        with intervene(model, both, languages=["fr", None, "sw"], alpha={"fr": 0.3, "sw": 0.5}):
+            return model(**inputs).logits
+
+    expected, actual = run(), under(name, run)
+    assert torch.equal(actual, expected)
+
+
+@pytest.mark.parametrize("name", OF_MODELS)
+def test_evaluation(name):
+    texts = sentences(6, seed=1)
+    task = LabelTask(
+        "tiny", "xx", texts, "{sentence} w7", ("w50", "w51", "w52"), [0, 1, 2, 0, 1, 2], [str(i) for i in range(6)]
+    )
+    maps = {site: torch.randn(32, 32, generator=torch.Generator().manual_seed(site)) / 6 for site in range(1, 4)}
+    alignment = Alignment.from_maps(maps)
+    stories = ContinuationTask("tiny", "xx", [["w1 w2", "w1 w2"]], [[" w5 w6", " w7"]], [0], ["0"])
+
+    def run():
+        model, tokenizer = tiny("llama"), tiny_tokenizer()
+        scorer = LabelScorer(model, tokenizer, task, progress=False)
+        variants = [PLAIN, Variant("edited", alignment, 0.4)]
+        scores = scorer.score(variants)
+        told = score_continuations(model, tokenizer, stories, variants, progress=False)
+        calibrated = [scores.calibrated(kind) for kind in ("raw", "contextual", "batch", "prior")]
+        right = scores.correct()[0].float()
+        spread = paired_bootstrap(right, scores.correct()[1].float())
+        oracle = scorer.oracle({3: scorer.states[3]}, [3])
+        return [scores.growth, *calibrated, *told, oracle, torch.tensor(spread.low, device="cpu", dtype=torch.float64)]
+
+    for expected, actual in zip(run(), under(name, run), strict=True):
+        assert actual.dtype == expected.dtype
+        assert torch.equal(actual, expected)

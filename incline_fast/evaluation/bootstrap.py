@@ -55,12 +55,13 @@ def paired_bootstrap(
     if len(names) != len(a):
         raise ValueError(f"groups has {len(names)} names, a has {len(a)} rows")
     number = {name: i for i, name in enumerate(dict.fromkeys(names))}
-    member = torch.tensor([number[name] for name in names])
-    total = torch.zeros(len(number), dtype=torch.float64).index_add_(0, member, difference)
-    count = torch.zeros(len(number), dtype=torch.float64).index_add_(0, member, torch.ones_like(difference))
-    draws = torch.randint(len(number), (resamples, len(number)), generator=torch.Generator().manual_seed(seed))
+    member = torch.tensor([number[name] for name in names], device="cpu")
+    none = torch.zeros(len(number), dtype=torch.float64, device="cpu")
+    total, count = (none.index_add(0, member, value) for value in (difference, torch.ones_like(difference)))
+    generator = torch.Generator().manual_seed(seed)
+    draws = torch.randint(len(number), (resamples, len(number)), generator=generator, device="cpu")
     means = total[draws].sum(1) / count[draws].sum(1)
-    low, high = means.quantile(torch.tensor([(1 - level) / 2, (1 + level) / 2], dtype=torch.float64))
+    low, high = means.quantile(torch.tensor([(1 - level) / 2, (1 + level) / 2], dtype=torch.float64, device="cpu"))
     return Difference(float(difference.mean()), float(low), float(high))
 
 

@@ -55,7 +55,8 @@ def prior_matched(logits: Tensor, prior: Sequence[float] | Tensor | None = None)
         ValueError: the prior is not K positive shares that sum to 1.
     """
     labels = logits.shape[-1]
-    wanted = torch.full((labels,), 1 / labels) if prior is None else torch.as_tensor(prior, dtype=torch.float32)
+    shares = [1 / labels] * labels if prior is None else prior
+    wanted = torch.as_tensor(shares, dtype=torch.float32, device="cpu")
     if tuple(wanted.shape) != (labels,) or bool((wanted <= 0).any()) or abs(float(wanted.sum()) - 1) > 1e-4:
         raise ValueError(f"prior is {prior}; expected {labels} positive shares that sum to 1")
     scores = logits.log_softmax(-1)

@@ -57,7 +57,7 @@ class Parts:
             raise TaskError(
                 f"{task.name} has {len(task)} rows; development={development}, test={test} leave none to fit"
             )
-        order = torch.randperm(len(task), generator=torch.Generator().manual_seed(seed)).tolist()
+        order = torch.randperm(len(task), generator=torch.Generator().manual_seed(seed), device="cpu").tolist()
         held = development + test
         return cls(task.select(order[held:]), task.select(order[:development]), task.select(order[development:held]))
 

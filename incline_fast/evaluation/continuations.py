@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from incline_fast.evaluation.scoring import Variant, chunks, grouped
+from incline_fast.evaluation.scoring import Variant, chunks, grouped, places_of, strengths_of
 from incline_fast.evaluation.tasks import ContinuationTask, TaskError
 from incline_fast.intervention.intervene import intervene
 from incline_fast.models.sites import evaluated
@@ -66,7 +66,7 @@ def score_continuations(
         runner, requests, variants, batch=batch, batch_rows=batch_rows, progress=progress, what=what
     )
     choices = len(task.prompts[0])
-    counts = torch.tensor([float(len(end)) for end in ends])
+    counts = torch.tensor([float(len(end)) for end in ends], dtype=torch.float32, device="cpu")
     return found.view(len(found), -1, choices), counts.view(-1, choices)
 
 
@@ -97,16 +97,18 @@ def score_tokens(
         fp32 ``[V, N]`` in nats, and bool ``[V, N]``.
     """
     variants = list(variants)
-    found = torch.zeros(len(variants), len(requests))
-    greedy = torch.zeros(len(variants), len(requests), dtype=torch.bool)
+    found = torch.zeros(len(variants), len(requests), dtype=torch.float32, device="cpu")
+    greedy = torch.zeros(len(variants), len(requests), dtype=torch.bool, device="cpu")
     places: dict[tuple[int, ...], list[int]] = {}
     for place, (prompt, _) in enumerate(requests):
         places.setdefault(tuple(prompt), []).append(place)
     ids = list(places)
     groups = grouped(variants)
     # From two edited variants on, keeping the plain states, at which passes can start, saves time.
+    # A pass that starts at site l does not run block l, whose attention or FFN some maps edit.
     count = runner.architecture.num_layers
-    late = sum(bool(variant.sites) for variant in variants) > 1
+    edited = [variant.alignment for variant in variants if variant.sites and variant.alignment is not None]
+    late = len(edited) > 1 and all(alignment.metadata.site == "hidden" for alignment in edited)
     starts = sorted({sites[0] if sites else count for sites, _ in groups}) if late else []
     bar = tqdm(total=len(ids) * len(variants), desc=what, unit="row", disable=not progress)
     with evaluated(runner.architecture.model), torch.inference_mode(), bar:
@@ -120,7 +122,7 @@ def score_tokens(
                     step = _edited_step(runner, prefilled, [variants[i] for i in part], sites, start)
                     for turn in turns:
                         scores, chosen = turn.scored(runner, prefilled, step, len(part), start)
-                        where = torch.tensor(part)[:, None], torch.tensor(turn.places)[None]
+                        where = places_of(part)[:, None], places_of(turn.places)[None]
                         found[where] = scores.view(len(indices), -1).T.cpu()
                         greedy[where] = chosen.view(len(indices), -1).T.cpu()
                     bar.update(len(indices) * len(part))
@@ -134,7 +136,7 @@ def _edited_step(
     alignment = variants[0].alignment
     if not sites or alignment is None:
         return runner.step(batch, len(variants), start=start, states=entering)
-    strengths = torch.tensor([variant.alpha for variant in variants]).repeat(len(batch))
+    strengths = strengths_of(variants).repeat(len(batch))
     with intervene(runner.model, alignment, alpha=strengths, layers=sites) as run:
         return runner.step(batch, len(variants), run, start=start, states=entering)
 
@@ -190,10 +192,10 @@ def _turns(
         rows = [several[min(number, len(several) - 1)] for several in places]
         ends = [requests[place][1] for place in rows]
         opening = torch.tensor([end[0] for end in ends], device=runner.device)
-        fed, wanted, real = torch.zeros(3, len(ends), max(map(len, ends)) - 1, dtype=torch.long)
+        fed, wanted, real = torch.zeros(3, len(ends), max(map(len, ends)) - 1, dtype=torch.long, device="cpu")
         for row, end in enumerate(ends):
-            fed[row, : len(end) - 1] = torch.tensor(end[:-1])
-            wanted[row, : len(end) - 1] = torch.tensor(end[1:])
+            fed[row, : len(end) - 1] = places_of(end[:-1])
+            wanted[row, : len(end) - 1] = places_of(end[1:])
             real[row, : len(end) - 1] = 1
         fed, wanted, real = (t.to(runner.device) for t in (fed, wanted, real))
         states: dict[int, Tensor] = {}

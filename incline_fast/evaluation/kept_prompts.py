@@ -63,7 +63,9 @@ class KeptPrompts:
         self._memory: list[PromptBatch] = []
         self._shards = None if folder is None else Shards(folder, self._manifest(runner, sites, first_block, batch))
         width = runner.architecture.hidden_size
-        self.states: HiddenStates = {site: torch.zeros(len(self._ids), width) for site in sites}
+        self.states: HiddenStates = {
+            site: torch.zeros(len(self._ids), width, dtype=torch.float32, device="cpu") for site in sites
+        }
         with (
             tqdm(total=len(self._ids), desc=what, unit="prompt", disable=not progress) as bar,
             evaluated(runner.architecture.model),

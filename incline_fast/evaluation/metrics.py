@@ -127,7 +127,8 @@ def chrf(predictions: Sequence[str], references: Sequence[str]) -> tuple[float, 
         raise ImportError("chrf needs sacrebleu: pip install incline-fast[evaluation]") from error
     score = CHRF()
     each = [score.sentence_score(p, [r]).score for p, r in zip(predictions, references, strict=True)]
-    return float(score.corpus_score(list(predictions), [list(references)]).score), torch.tensor(each)
+    whole = float(score.corpus_score(list(predictions), [list(references)]).score)
+    return whole, torch.tensor(each, dtype=torch.float32, device="cpu")
 
 
 def normalised(text: str) -> str:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from incline_fast.alignment import Alignment
 from incline_fast.evaluation.bootstrap import mcnemar, paired_bootstrap
 from incline_fast.evaluation.calibration import CALIBRATIONS
+from incline_fast.evaluation.checks import check_late_entry
 from incline_fast.evaluation.metrics import consistent_correct
 from incline_fast.evaluation.scoring import PLAIN, LabelScorer, Variant
 from incline_fast.evaluation.tasks import LabelTask, TaskError
@@ -88,6 +89,7 @@ def evaluate(
         raise ValueError("alpha is None and the alignment recommends none; give one, or let tune choose it")
     if target is not None and (target.answers != task.answers or target.labels != task.labels):
         raise TaskError(f"{task.name}: the target rows have other answers or labels than the source rows")
+    check_late_entry(alignment)
     alignment.check(model)
     count = identify(model).num_layers
     scorer = LabelScorer(model, tokenizer, task, sites=range(alignment.layers[0] or 1, count + 1), progress=progress)

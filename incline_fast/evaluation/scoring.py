@@ -7,7 +7,6 @@ their logits only.
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +18,7 @@ from tqdm.auto import tqdm
 
 from incline_fast.alignment import Alignment
 from incline_fast.evaluation.calibration import CONTENT_FREE, batch_calibrated, contextual_calibrated, prior_matched
+from incline_fast.evaluation.checks import check_late_entry, warn_of_template
 from incline_fast.evaluation.kept_prompts import KeptPrompts
 from incline_fast.evaluation.tasks import LabelTask, TaskError
 from incline_fast.intervention.intervene import intervene
@@ -26,7 +26,7 @@ from incline_fast.models.label_head import head_of_tokens
 from incline_fast.models.sites import evaluated
 from incline_fast.states.prompt_runner import PromptBatch, PromptRunner, Step
 
-__all__ = ["PLAIN", "LabelScorer", "LabelScores", "Variant", "chunks", "grouped"]
+__all__ = ["PLAIN", "LabelScorer", "LabelScores", "Variant", "chunks", "grouped", "places_of", "strengths_of"]
 
 
 @dataclass(frozen=True)
@@ -90,7 +90,7 @@ class LabelScores:
     @property
     def answers(self) -> Tensor | None:
         """``[n]``, None where nobody knows."""
-        return None if self.task.answers is None else torch.tensor(self.task.answers)
+        return None if self.task.answers is None else torch.tensor(self.task.answers, device="cpu")
 
     def correct(self, calibration: str = "raw", prior: Sequence[float] | None = None) -> Tensor:
         """``[V, n]`` bool: whether the highest score is the answer's.
@@ -170,8 +170,8 @@ class LabelScorer:
         variants = list(variants)
         for variant in variants:
             self._check(variant)
-        logits = torch.zeros(len(variants), len(self.kept), len(self.tokens))
-        norms = torch.zeros(len(variants), len(self.kept))
+        logits = torch.zeros(len(variants), len(self.kept), len(self.tokens), dtype=torch.float32, device="cpu")
+        norms = torch.zeros(len(variants), len(self.kept), dtype=torch.float32, device="cpu")
         groups = grouped(variants)
         bar = tqdm(total=len(self.kept) * len(variants), desc="score", unit="row", disable=not self._progress)
         with bar, self._running():
@@ -180,7 +180,7 @@ class LabelScorer:
                     for part in chunks(numbers, max(1, self._batch_rows // len(batch))):
                         step = self._step(batch, [variants[i] for i in part], sites)
                         shape = len(batch), len(part), -1
-                        rows = torch.tensor(part)[:, None], torch.tensor(indices)[None]
+                        rows = places_of(part)[:, None], places_of(indices)[None]
                         logits[rows] = step.logits.float().view(shape).transpose(0, 1).cpu()
                         norms[rows] = step.norms.view(shape[:2]).T.cpu()
                         bar.update(len(batch) * len(part))
@@ -198,7 +198,7 @@ class LabelScorer:
             sites: S of the scorer's sites, all of them by default.
         """
         chosen = self.sites if sites is None else list(sites)
-        logits = torch.zeros(len(chosen), len(self.task), len(self.tokens))
+        logits = torch.zeros(len(chosen), len(self.task), len(self.tokens), dtype=torch.float32, device="cpu")
         with self._running():
             for indices, batch in self.kept:
                 real = [place for place, i in enumerate(indices) if i < len(self.task)]
@@ -223,6 +223,7 @@ class LabelScorer:
                 f"{self.sites[0]} on"
             )
         if variant.alignment is not None:
+            check_late_entry(variant.alignment)
             warn_of_template(variant.alignment, self.task.template)
 
     def _step(self, batch: PromptBatch, variants: Sequence[Variant], sites: tuple[int, ...]) -> Step:
@@ -231,7 +232,7 @@ class LabelScorer:
         alignment = variants[0].alignment
         if not sites or alignment is None:
             return self.runner.step(batch, len(variants), start=start, states=entering)
-        strengths = torch.tensor([variant.alpha for variant in variants]).repeat(len(batch))
+        strengths = strengths_of(variants).repeat(len(batch))
         with intervene(self.runner.model, alignment, alpha=strengths, layers=sites) as run:
             return self.runner.step(batch, len(variants), run, start=start, states=entering)
 
@@ -255,15 +256,14 @@ def label_tokens(tokenizer: Any, labels: Sequence[str]) -> list[int]:
     return tokens
 
 
-def warn_of_template(alignment: Alignment, template: str) -> None:
-    """Warn once where maps were learned in another prompt than the one that is scored."""
-    fitted = alignment.metadata.template
-    if fitted is not None and fitted != template:
-        warnings.warn(
-            f"the maps were fitted in the prompt {fitted!r} and are applied in {template!r}; maps from another prompt "
-            "or from other text may do harm: fit on at least 200 parallel sentences like the inputs, in this prompt",
-            stacklevel=4,
-        )
+def places_of(numbers: Sequence[int]) -> Tensor:
+    """Indices or token ids as a tensor, whatever device surrounds the call."""
+    return torch.tensor(numbers, dtype=torch.long, device="cpu")
+
+
+def strengths_of(variants: Sequence[Variant]) -> Tensor:
+    """fp32 ``[V]``."""
+    return torch.tensor([variant.alpha for variant in variants], dtype=torch.float32, device="cpu")
 
 
 def grouped(variants: Sequence[Variant]) -> list[tuple[tuple[int, ...], list[int]]]:

@@ -249,7 +249,7 @@ class Tuner:
 
     def _measure(self, metric: str | Metric | None) -> tuple[str, Callable[[Tensor], Tensor]]:
         """Name of a metric, and what it makes of logits of the development rows."""
-        answers = None if self.task.answers is None else torch.tensor(self.task.answers)
+        answers = None if self.task.answers is None else torch.tensor(self.task.answers, device="cpu")
         name, function = metric_named(metric, answers is not None)
         return name, lambda logits: function(logits, self.target_logits, answers)
 

@@ -174,10 +174,12 @@ class Calls:
         per_row = self._expanded(call.batch)
         active = None if per_row is None or bool((per_row.alpha != 0).all()) else per_row.alpha != 0
         rows = select(call, self._positions, prompt_length, tokens=self._tokens)
-        row_map = None
+        row_map, untouched = None, False
         if active is not None and rows is not None:
             if rows.batch is None and bool(active.any()):  # a block stays one: its rows with alpha = 0 have no map
-                row_map = rows.per_token(active.int() - 1, call.length)
+                untouched = True
+                if per_row is None or per_row.language is None:
+                    row_map = rows.per_token(active.int() - 1, call.length)
             else:
                 rows = select(call, self._positions, prompt_length, tokens=self._tokens, active=active)
         if rows is None:
@@ -191,7 +193,7 @@ class Calls:
         alpha = rows.per_token(per_row.alpha, call.length)
         beta = None if per_row.beta is None else rows.per_token(per_row.beta, call.length)
         language = None if per_row.language is None else rows.per_token(per_row.language, call.length)
-        return ForwardPass(rows, alpha, beta, row_map, language)
+        return ForwardPass(rows, alpha, beta, row_map, language, untouched)
 
     def _prompt_length(self, length: int, past: int) -> int:
         control = self.control

@@ -34,8 +34,10 @@ class ForwardPass:
     Attributes:
         rows: what is edited, None: nothing.
         alpha, beta: ``[N]``, one per edited row, or None (each site's own number).
-        row_map: int32 ``[N]``, -1 for a row that keeps its bits, else 0; None: 0 for all.
-        language: ``[N]``, the number of each edited row's language; None: there is one alignment.
+        row_map: int32 ``[N]``, -1 for a row that keeps its bits, else 0; None: 0 for all, or ``language`` says it.
+        language: ``[N]``, the number of each row's language, -1 for a row that keeps its bits; None: there is one
+            alignment.
+        untouched: whether some of these rows keep their bits.
         stage: see :class:`Stage`.
         entrance: number of the innermost entrance of the model that the pass has come through, see ``entrances``.
         states: site -> remembered states of the rows.
@@ -49,6 +51,7 @@ class ForwardPass:
         beta: Tensor | None = None,
         row_map: Tensor | None = None,
         language: Tensor | None = None,
+        untouched: bool = False,
         entrance: int = 0,
     ) -> None:
         self.rows = rows
@@ -56,6 +59,7 @@ class ForwardPass:
         self.beta = beta
         self.row_map = row_map
         self.language = language
+        self.untouched = untouched
         self.stage = Stage.EDIT
         self.entrance = entrance
         self.states: dict[int, Tensor] = {}

@@ -25,7 +25,8 @@ class SiteStack:
     Attributes:
         map: a stack of G maps.
         bias: ``[G, d]``, zeros for a map without one; None if none has one.
-        place: int32, per language its map in the stack, -1 for a language without a map here.
+        place: int32, per language its map in the stack, -1 for a language without a map here; the last of them, which
+            is no language, is -1.
     """
 
     map: AffineMap
@@ -40,7 +41,7 @@ class RowSettings:
     Attributes:
         alpha: strength, 0 for a row that keeps its bits.
         beta: factor of the state itself, None: 1 for all.
-        language: int64 number of the language, 0 for a row that keeps its bits; None: there is one alignment.
+        language: int64 number of the language, -1 for a row that keeps its bits; None: there is one alignment.
     """
 
     alpha: Tensor
@@ -96,11 +97,12 @@ class Mixture:
                 f"alpha has {len(self._row_alpha)} values, languages {len(languages)}; one of each per row"
             )
         chosen = [0.0 if name is None else self._strength(name, row) for row, name in enumerate(languages)]
-        alpha = torch.tensor(chosen)
+        alpha = torch.tensor(chosen, dtype=torch.float32, device="cpu")
         blended = [name is not None and self._alignments[name].form == "interpolate" for name in languages]
-        beta = torch.where(torch.tensor(blended), 1 - alpha, torch.ones_like(alpha)) if any(blended) else None
-        number_of = [0 if name is None else self.languages.index(name) for name in languages]
-        return RowSettings(alpha, beta, torch.tensor(number_of))
+        beta = (1 - alpha).where(torch.tensor(blended, device="cpu"), 1.0) if any(blended) else None
+        edited = zip(languages, chosen, strict=True)
+        number_of = [self.languages.index(name) if name is not None and strength else -1 for name, strength in edited]
+        return RowSettings(alpha, beta, torch.tensor(number_of, device="cpu"))
 
     def _strength(self, name: str, row: int) -> float:
         if self._row_alpha is not None:
@@ -126,7 +128,7 @@ class Mixture:
         beside dense maps, and int8 beside floats, are multiplied out.
         """
         here = {name: one for name, one in self.read().items() if site in one.maps}
-        place = torch.full((len(self.languages),), -1, dtype=torch.int32)
+        place = torch.full((len(self.languages) + 1,), -1, dtype=torch.int32, device="cpu")
         for index, name in enumerate(here):
             place[self.languages.index(name)] = index
         map = AffineMap.stack(_alike([one.maps[site] for one in here.values()]))
@@ -134,8 +136,8 @@ class Mixture:
         if all(bias is None for bias in biases):
             return SiteStack(map, None, place)
         dtype = torch.float64 if any(b is not None and b.dtype is torch.float64 for b in biases) else torch.float32
-        rows = [torch.zeros(map.hidden_size) if bias is None else bias.cpu() for bias in biases]
-        return SiteStack(map, torch.stack([row.to(dtype) for row in rows]), place)
+        none = torch.zeros(map.hidden_size, dtype=dtype, device="cpu")
+        return SiteStack(map, torch.stack([none if bias is None else bias.to("cpu", dtype) for bias in biases]), place)
 
 
 def _alike(maps: Sequence[AffineMap]) -> list[AffineMap]:

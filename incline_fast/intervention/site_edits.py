@@ -61,7 +61,7 @@ class SiteEdit:
         alpha, beta: of this site, where the pass has none per row.
         control: what the thread that calls is doing.
         watch: whether states are measured before and after.
-        place: int32, per language its map in the stack; None: there is one map.
+        place: int32, per language its map in the stack, and behind them -1 for no language; None: there is one map.
     """
 
     def __init__(
@@ -184,7 +184,9 @@ class SiteEdit:
             or running.stage is not Stage.EDIT
             or hidden.shape[1] != 1
             or running.rows.batch is not None
-            or running.row_map is not None
+            or running.untouched
+            # Compiled code stays the same for batches with and without rows that keep their bits.
+            or (running.language is not None and torch.compiler.is_compiling())
             or running.rows.top is not None
             or running.rows.bottom is not None
             or not _is_bare(norm)
@@ -236,11 +238,9 @@ class SiteEdit:
 
     def _row_map(self, running: ForwardPass) -> Tensor | None:
         """int32, for each row its map in the stack, -1: none; None where every row has map 0."""
-        row_map = None if running.row_map is None else running.row_map.to(self._device)
-        if self.place is None or running.language is None:
-            return row_map
-        of_language = self.place[running.language.to(self._device)]
-        return of_language if row_map is None else torch.where(row_map < 0, row_map, of_language)
+        if self.place is not None and running.language is not None:
+            return self.place[running.language.to(self._device)]
+        return None if running.row_map is None else running.row_map.to(self._device)
 
     def _strengths(self, running: ForwardPass, state: Tensor) -> tuple[PerRow, PerRow]:
         alpha, beta = running.alpha, running.beta

@@ -148,7 +148,8 @@ class Bank:
 
     def write_bias(self, slot: int, bias: Tensor) -> None:
         """Put a map of zeros and the same bias into a free slot of every site; ``None`` is what the slot stays."""
-        zero = AffineMap.low_rank(torch.zeros(1, self.hidden_size), torch.zeros(self.hidden_size, 1))
+        zeros = torch.zeros(1, self.hidden_size, dtype=torch.float32)
+        zero = AffineMap.low_rank(zeros, zeros.T)
         for site in self.sites:
             site.write(slot, zero, bias)
 

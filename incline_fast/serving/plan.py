@@ -65,7 +65,8 @@ class StepPlan:
 
     def __init__(self, num_sites: int, max_tokens: int, device: torch.device) -> None:
         host_map = torch.full((num_sites, max_tokens), -1, dtype=torch.int32)
-        host_alpha, host_beta = torch.zeros(max_tokens), torch.ones(max_tokens)
+        host_alpha = torch.zeros(max_tokens, dtype=torch.float32)
+        host_beta = torch.ones_like(host_alpha)
         self._host = (host_map, host_alpha, host_beta)
         self._arrays = tuple(tensor.numpy() for tensor in self._host)
         on_host = device.type == "cpu"

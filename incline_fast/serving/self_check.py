@@ -36,7 +36,7 @@ def check_edits(
     group = max(1, min(len(sites), max_tokens - 1))
     generator = torch.Generator().manual_seed(0)
     # Beside it a state of any model is small, and the bias has no direction that a norm could take out.
-    bank.write_bias(slot, 100 * torch.randn(bank.hidden_size, generator=generator))
+    bank.write_bias(slot, 100 * torch.randn(bank.hidden_size, generator=generator, dtype=torch.float32, device="cpu"))
     try:
         for first in range(0, len(sites), group):
             chosen = sites[first : first + group]
@@ -53,4 +53,4 @@ def check_edits(
                 raise ServingError("self-check: an edit changed a row that it does not name")
     finally:
         plan.clear()
-        bank.write_bias(slot, torch.zeros(bank.hidden_size))
+        bank.write_bias(slot, torch.zeros(bank.hidden_size, dtype=torch.float32))

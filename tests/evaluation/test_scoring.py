@@ -11,8 +11,16 @@ from tiny_tokenizer import WORDS, sentences, tiny_tokenizer
 from torch import Tensor
 
 from incline_fast import Alignment, intervene
-from incline_fast.evaluation import PLAIN, ContinuationTask, LabelScorer, LabelTask, Variant, score_continuations
+from incline_fast.evaluation import (
+    PLAIN,
+    ContinuationTask,
+    LabelScorer,
+    LabelTask,
+    Variant,
+    score_continuations,
+)
 from incline_fast.evaluation.calibration import CONTENT_FREE
+from incline_fast.evaluation.report import evaluate
 from incline_fast.evaluation.sites import logits_of_states
 from incline_fast.evaluation.tasks import TaskError
 from incline_fast.states import collect
@@ -156,3 +164,33 @@ def test_continuations_equal_whole_passes(name: str) -> None:
             logits = torch.cat([prompt.logits[0, -1:], rest[0, :-1]]).log_softmax(-1)
             expected = logits.gather(-1, whole[0, len(ids) :, None]).sum()
             torch.testing.assert_close(found[v, i, k], expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("site", ["ffn", "attention"])
+def test_maps_of_parts_of_a_block_are_refused_before_anything_runs(site: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A pass that begins behind block l never runs what they edit."""
+    alignment = maps().with_metadata(site=site, recommended_alpha=0.4)
+    scorer = LabelScorer(tiny("llama"), tiny_tokenizer(), task(), progress=False)
+    with pytest.raises(ValueError, match=f"site='{site}'; label scores enter the model behind block l"):
+        scorer.score([Variant("x", alignment, 0.4)])
+
+    def no_pass(*args: object, **kwargs: object) -> None:
+        raise AssertionError("the model ran")
+
+    monkeypatch.setattr(torch.nn.Linear, "forward", no_pass)
+    with pytest.raises(ValueError, match="label scores enter"):
+        evaluate(tiny("llama"), tiny_tokenizer(), alignment, task(), progress=False)
+
+
+def test_continuations_under_maps_of_the_ffn_are_the_same_alone_and_together() -> None:
+    """Several variants at hidden sites start late; these must not."""
+    words = [" w5 w6", " w9"]
+    stories = ContinuationTask("tiny", "xx", [["w1 w2 w3"] * 2, ["w4 w2"] * 2], [words, words], [0, 1], ["0", "1"])
+    both = [Variant(str(seed), maps(seed, "add").with_metadata(site="ffn"), 0.4, (2, 3)) for seed in (0, 1)]
+    model, tokenizer = tiny("llama"), tiny_tokenizer()
+    together, _ = score_continuations(model, tokenizer, stories, both, progress=False)
+    for row, variant in enumerate(both):
+        alone, _ = score_continuations(model, tokenizer, stories, [variant], progress=False)
+        torch.testing.assert_close(together[row], alone[0], rtol=1e-4, atol=1e-4)
+    plain, _ = score_continuations(model, tokenizer, stories, [PLAIN], progress=False)
+    assert not torch.allclose(together[0], plain[0], atol=1e-2)

@@ -160,3 +160,23 @@ def test_another_strength_or_alignment_compiles_nothing_anew():
         with intervene(compiled, alignment, alpha=alpha):
             torch.testing.assert_close(compiled(**inputs).logits, expected, **CLOSE)
     assert counter.frame_count == 1
+
+
+def test_other_languages_and_their_strengths_compile_nothing_anew():
+    model, inputs = shallow(), prompts()
+    other = Alignment.from_maps({site: random_maps(7)[site] for site in (0, 1)}, form="interpolate")
+    both = {"fr": ALIGNMENT, "sw": other}
+    batches = (["fr", "sw", None], ["sw", "sw", "fr"], [None, None, "fr"])
+    counter = CompileCounterWithBackend("eager")
+    compiled = torch.compile(model, backend=counter, fullgraph=True)
+    for alpha in (0.3, {"fr": 0.2, "sw": 0.6}):
+        with intervene(model, both, languages=batches[0], alpha=alpha) as plain:
+            expected = []
+            for languages in batches:
+                plain.languages = languages
+                expected.append(model(**inputs).logits)
+        with intervene(compiled, both, languages=batches[0], alpha=alpha) as edited:
+            for languages, logits in zip(batches, expected, strict=True):
+                edited.languages = languages
+                torch.testing.assert_close(compiled(**inputs).logits, logits, **CLOSE)
+    assert counter.frame_count == 1

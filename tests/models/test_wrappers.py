@@ -150,6 +150,9 @@ class TestOffload:
     def test_weights_that_nothing_brings_in_are_refused(self):
         with pytest.raises(UnsupportedModelError, match="meta device, and nothing brings them in"):
             states(tiny("llama").to("meta"))
+        maps = {1: torch.zeros(HIDDEN, HIDDEN)}
+        with pytest.raises(UnsupportedModelError, match="meta device, and nothing brings them in"):
+            intervene(tiny("llama").to("meta"), Alignment.from_maps(maps), alpha=0.4)
 
 
 class Patched(nn.Module):
