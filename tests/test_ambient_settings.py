@@ -129,10 +129,10 @@ def test_evaluation(name):
     )
     maps = {site: torch.randn(32, 32, generator=torch.Generator().manual_seed(site)) / 6 for site in range(1, 4)}
     alignment = Alignment.from_maps(maps)
+    model, tokenizer = tiny("llama"), tiny_tokenizer()
     stories = ContinuationTask("tiny", "xx", [["w1 w2", "w1 w2"]], [[" w5 w6", " w7"]], [0], ["0"])
 
     def run():
-        model, tokenizer = tiny("llama"), tiny_tokenizer()
         scorer = LabelScorer(model, tokenizer, task, progress=False)
         variants = [PLAIN, Variant("edited", alignment, 0.4)]
         scores = scorer.score(variants)

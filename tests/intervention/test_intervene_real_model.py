@@ -41,8 +41,13 @@ def inputs(real_model):
 
 @pytest.fixture(scope="module")
 def maps(model) -> dict[int, Tensor]:
-    """Contractions of rank 16 in an orthonormal basis, at every site: strong enough to change what is generated."""
-    generator = torch.Generator().manual_seed(0)
+    """At every site, strong enough to change what is generated."""
+    return contractions(model, 0)
+
+
+def contractions(model, seed: int) -> dict[int, Tensor]:
+    """Contractions of rank 16 in an orthonormal basis."""
+    generator = torch.Generator().manual_seed(seed)
     architecture = describe(model)
     made = {}
     for site in range(architecture.num_layers + 1):
@@ -99,3 +104,24 @@ def test_alpha_zero_and_leaving_give_back_the_plain_model(model, inputs, maps):
     with intervene(model, Alignment.from_maps(maps), alpha=0.5):
         assert not torch.equal(model(**inputs).logits, plain)
     assert torch.equal(model(**inputs).logits, plain)
+
+
+def test_rows_of_several_languages_give_the_tokens_that_each_gives_alone(model, real_model):
+    texts = ["La mer est calme ce matin.", "Bu sabah deniz sakin ve hava", "The sea is calm this"]
+    batch = real_model[1](texts, padding=True, padding_side="left", return_tensors="pt")
+    inputs = {"input_ids": batch["input_ids"], "attention_mask": batch["attention_mask"]}
+    both = {"fr": Alignment.from_maps(contractions(model, 1)), "tr": Alignment.from_maps(contractions(model, 2))}
+    languages, alpha = ["fr", "tr", None], {"fr": 0.5, "tr": 0.8}
+    with intervene(model, both, languages=languages, alpha=alpha):
+        together = generated(model, inputs)
+    plain = generated(model, inputs)
+    assert torch.equal(together[2], plain[2])
+    assert not torch.equal(together, plain)
+    for row, language in enumerate(languages):
+        real = inputs["attention_mask"][row].bool()
+        alone = {key: value[row : row + 1, real] for key, value in inputs.items()}
+        if language is None:
+            assert torch.equal(generated(model, alone)[0], together[row])
+            continue
+        with intervene(model, both[language], alpha=alpha[language]):
+            assert torch.equal(generated(model, alone)[0], together[row])
