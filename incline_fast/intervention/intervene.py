@@ -181,7 +181,7 @@ class Intervention:
                 edit.take(mixture.stack(edit.index))
         self._languages, self._rows = list(languages), rows
         if self._calls is not None:
-            self._calls.rows = rows.to(self._architecture.sites[0].device)
+            self._calls.rows = rows.to(self._device)
 
     def _mixed_sites(self) -> list[int]:
         assert self._mixture is not None
@@ -213,7 +213,7 @@ class Intervention:
 
     def describe(self) -> str:
         """Which sites are edited, how strongly, at which tokens, and by which backend."""
-        device, note = self._architecture.sites[0].device, self._architecture.note
+        device, note = self._device, self._architecture.note
         head = (
             f"{len(self.layers)} of {self._architecture.num_layers + 1} sites edited, form={self._forms!r}, "
             f"positions={self._positions!r}, mode={self._mode!r}\n"
@@ -290,7 +290,7 @@ class Intervention:
             architecture,
             Control(),
             self._positions,
-            rows=None if self._rows is None else self._rows.to(architecture.sites[0].device),
+            rows=None if self._rows is None else self._rows.to(self._device),
             clone_embeddings=0 in self.layers,
             after=self._measure if self._watch else None,
         )

@@ -99,7 +99,8 @@ class Mixture:
         chosen = [0.0 if name is None else self._strength(name, row) for row, name in enumerate(languages)]
         alpha = torch.tensor(chosen, dtype=torch.float32, device="cpu")
         blended = [name is not None and self._alignments[name].form == "interpolate" for name in languages]
-        beta = (1 - alpha).where(torch.tensor(blended, device="cpu"), 1.0) if any(blended) else None
+        rest = torch.where(torch.tensor(blended, device="cpu"), 1 - alpha, torch.ones_like(alpha))
+        beta = rest if any(blended) else None
         edited = zip(languages, chosen, strict=True)
         number_of = [self.languages.index(name) if name is not None and strength else -1 for name, strength in edited]
         return RowSettings(alpha, beta, torch.tensor(number_of, device="cpu"))
