@@ -100,7 +100,8 @@ class Mixture:
         alpha = torch.tensor(chosen, dtype=torch.float32, device="cpu")
         blended = [name is not None and self._alignments[name].form == "interpolate" for name in languages]
         rest = torch.where(torch.tensor(blended, device="cpu"), 1 - alpha, torch.ones_like(alpha))
-        beta = rest if any(blended) else None
+        # Of all languages read, not of these rows: code that was compiled with a beta serves a batch that needs none.
+        beta = rest if any(self._alignments[name].form == "interpolate" for name in self.languages) else None
         edited = zip(languages, chosen, strict=True)
         number_of = [self.languages.index(name) if name is not None and strength else -1 for name, strength in edited]
         return RowSettings(alpha, beta, torch.tensor(number_of, device="cpu"))

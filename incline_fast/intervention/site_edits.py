@@ -92,6 +92,9 @@ class SiteEdit:
         """Edit with a stack of maps from now on, each row with that of its language."""
         self._source, self.place = (stack.map, stack.bias), stack.place
         self._fit(self._device, self._double)
+        if self._device.type == "cpu":
+            # A new stack has no layout yet. Code compiled without one would be compiled again once there is one.
+            self.map.packed()
 
     def _fit(self, device: torch.device, double: bool) -> None:
         """Bring the map to where the states are; a model may be moved or converted while it is edited."""
