@@ -88,3 +88,10 @@ def test_only_the_bindings_include_torch() -> None:
 
 def test_inline_ptx_is_in_one_folder() -> None:
     assert {folder for folder in folders_with(r"\basm\b") if folder.startswith("cuda")} == {"cuda/arch"}
+
+
+def test_test_files_have_names_of_their_own() -> None:
+    """They belong to no package: pytest imports the second of a name as the first, and collects nothing of it."""
+    names = [path.name for path in (ROOT / "tests").rglob("test_*.py")]
+    assert len(names) > 100
+    assert sorted({name for name in names if names.count(name) > 1}) == []
