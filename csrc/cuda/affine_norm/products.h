@@ -106,7 +106,7 @@ struct TensorCoreProduct {
   using Operand = std::conditional_t<kExact, Words, typename Source::template Raw<kPiece>>;
 
   // Row tiles whose operands are requested together, so that one trip to the L2 cache serves them all.
-  static constexpr int kTogether = kExact ? 4 : 2;
+  static constexpr int kTogether = kExact && kMap != DType::kInt8 ? 4 : 2;
 
   // Adds the products of a step for `tiles` row tiles; the lane brings row first + g of each, or zeros past the last.
   template <int tiles, class Source>
