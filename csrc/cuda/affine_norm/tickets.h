@@ -22,21 +22,12 @@ __device__ inline bool publish_is_last(unsigned* counter, unsigned total) {
   __shared__ bool last;
   __syncthreads();
   if (threadIdx.x == 0) {
-    fence_acq_rel();
+    __threadfence();
     last = atomicAdd(counter, 1u) == total - 1;
-    fence_acq_rel();
+    __threadfence();
   }
   __syncthreads();
   return last;
-}
-
-// The same for blocks of which none is asked to be the last.
-__device__ inline void publish(unsigned* counter) {
-  __syncthreads();
-  if (threadIdx.x == 0) {
-    fence_acq_rel();
-    atomicAdd(counter, 1u);
-  }
 }
 
 // The next piece of work, the same for all threads. Called once per block.
@@ -57,6 +48,7 @@ __device__ inline void wait_for(const unsigned* counter, unsigned total) {
       }
       __nanosleep(64);
     }
+    __threadfence();
   }
   __syncthreads();
 }
