@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from incline_fast import AffineMap, AffineRMSNorm, ops
 from incline_fast.bench.loops import interleaved
 from incline_fast.bench.machine import commit, cpu_name, threads
-from incline_fast.bench.rows import write_table
+from incline_fast.files import write_table
 from incline_fast.ops._arguments import op_tail
 
 HIDDEN, CALLS, ALPHA, EPS = 64, 300, 0.3, 1e-6

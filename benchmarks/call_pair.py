@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from incline_fast.bench.machine import commit, cpu_name
-from incline_fast.bench.rows import write_table
+from incline_fast.files import write_table
 
 ROOT = Path(__file__).parents[1]
 CASES = ((64, None, "float32", 100), (64, 8, "float32", 100), (2048, 64, "bfloat16", 20))

@@ -27,7 +27,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from incline_fast import Alignment, intervene
 from incline_fast.bench.machine import commit, cpu_name, threads
-from incline_fast.bench.rows import write_table
+from incline_fast.files import write_table
 from incline_fast.maps import AffineMap
 from incline_fast.ops.affine_norm import RMS_NORM
 

@@ -34,7 +34,7 @@ from transformers import Gemma3ForCausalLM, Gemma3TextConfig, LlamaConfig, Llama
 
 from incline_fast import Alignment, intervene
 from incline_fast.bench.machine import commit, cpu_name, threads
-from incline_fast.bench.rows import write_table
+from incline_fast.files import write_table
 
 ALPHA, NEW_TOKENS, VOCABULARY = 0.3, 8, 4096
 

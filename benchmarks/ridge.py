@@ -27,7 +27,7 @@ from sklearn.linear_model import Ridge as SklearnRidge
 from benchmarks.report.plots import PLOTS
 from incline_fast.bench.loops import interleaved
 from incline_fast.bench.machine import commit
-from incline_fast.bench.rows import write_table
+from incline_fast.files import write_table
 from incline_fast.solver.accumulator import RidgeAccumulator
 from incline_fast.solver.ridge import DEFAULT_LAMS, Ridge
 

@@ -23,8 +23,8 @@ from demo.fetch import prepare
 from incline_fast import Alignment, intervene
 from incline_fast.bench.loops import interleaved
 from incline_fast.bench.machine import cpu_name
-from incline_fast.bench.rows import write_table
 from incline_fast.evaluation import LabelScorer, LabelTask, Variant
+from incline_fast.files import write_table
 from incline_fast.intervention.sweep import DEFAULT_ALPHAS
 from incline_fast.models.architectures import describe
 from incline_fast.models.label_head import head_of_tokens

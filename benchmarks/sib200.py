@@ -17,11 +17,11 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from demo.fetch import prepare
-from incline_fast.bench.rows import write_table
 from incline_fast.evaluation import few_shot_template, sib200
 from incline_fast.evaluation.comparison import COLUMNS, Parts, compare_languages
 from incline_fast.evaluation.sites import last_third
 from incline_fast.evaluation.tune import DEFAULT_LAMS
+from incline_fast.files import write_table
 
 ENGLISH = "eng_Latn"
 RESULTS = Path(__file__).parent / "results" / "sib200.csv"

@@ -23,7 +23,7 @@ from sklearn.linear_model import RidgeCV
 from torch import Tensor
 
 from benchmarks.ridge import HELD_OUT, Case, measure
-from incline_fast.bench.rows import write_table
+from incline_fast.files import write_table
 from incline_fast.solver.ridge import DEFAULT_LAMS, Ridge
 
 LAM = 0.3

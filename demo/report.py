@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import argparse
-import csv
 import json
 import shutil
 from html import escape
@@ -20,6 +19,7 @@ from demo.experiment import CALIBRATION
 from incline_fast.evaluation.calibration import CALIBRATIONS
 from incline_fast.evaluation.comparison import COLUMNS, INCLINE, OVER_CONTROL, TARGET, UNLABELLED
 from incline_fast.evaluation.controls import CONTROLS
+from incline_fast.files import write_table
 
 __all__ = ["write_report"]
 
@@ -197,10 +197,7 @@ def write_snapshot(numbers: dict[str, Any], folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     shutil.copy(HERE / "report-accuracy.png", folder / "accuracy.png")
     (folder / "results.json").write_text(json.dumps(numbers, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    with (folder / "test_rows.csv").open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, COLUMNS)
-        writer.writeheader()
-        writer.writerows(numbers["rows"])
+    write_table(numbers["rows"], COLUMNS, folder / "test_rows.csv")
 
 
 def main() -> None:

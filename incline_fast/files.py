@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import errno
 import os
 import re
@@ -9,12 +10,13 @@ import secrets
 import shutil
 import stat
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from os import PathLike
 from pathlib import Path
+from typing import Any
 
-__all__ = ["check_writable", "is_temporary", "replacing"]
+__all__ = ["check_writable", "is_temporary", "replacing", "write_table"]
 
 # Short, so that a name of any allowed length has a temporary one beside it.
 _TEMPORARY = re.compile(r"\.incline-[0-9a-f]{16}\.tmp")
@@ -64,6 +66,14 @@ def replacing(path: str | PathLike[str]) -> Iterator[Path]:
                 os.truncate(handle, 0)
                 _copy(temporary, handle)
         _flush(place.parent)
+
+
+def write_table(rows: Sequence[Mapping[str, Any]], columns: Sequence[str], path: str | PathLike[str]) -> None:
+    """Write a table as CSV, whole or not at all."""
+    with replacing(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, columns)
+        writer.writeheader()
+        writer.writerows(rows)
 
 
 def check_writable(path: str | PathLike[str]) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from incline_fast.bench.rows import write_table
+from incline_fast.files import write_table
 
 __all__ = ["add_lines"]
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, get_type_hints
 
-from incline_fast.files import replacing
+from incline_fast.files import write_table
 
 __all__ = ["Row", "merged", "read_csv", "write_csv", "write_table"]
 
@@ -64,14 +64,6 @@ def write_csv(rows: Sequence[Any], path: Path, kind: type = Row) -> None:
     """Write rows that are instances of the dataclass ``kind``; numbers keep four digits, absent ones are empty."""
     lines = [{k: f"{v:.4g}" if isinstance(v, float) else v for k, v in asdict(row).items()} for row in rows]
     write_table(lines, [field.name for field in fields(kind)], path)
-
-
-def write_table(rows: Sequence[Mapping[str, Any]], columns: Sequence[str], path: Path) -> None:
-    """Write rows of any table as CSV, replacing the file once all of it is there."""
-    with replacing(path) as temporary, temporary.open("w", newline="") as file:
-        writer = csv.DictWriter(file, columns)
-        writer.writeheader()
-        writer.writerows(rows)
 
 
 def read_csv(path: Path) -> list[Row]:

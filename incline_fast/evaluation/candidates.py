@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Sequence
 from dataclasses import dataclass
 from os import PathLike
-from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -14,7 +12,7 @@ from torch import Tensor
 from incline_fast.alignment import Alignment
 from incline_fast.evaluation.bootstrap import Difference, paired_bootstrap
 from incline_fast.evaluation.scoring import Variant
-from incline_fast.files import replacing
+from incline_fast.files import write_table
 from incline_fast.intervention.sweep_result import GROWTH_LIMIT
 
 __all__ = ["Setting", "Trials", "variants_of"]
@@ -131,7 +129,4 @@ class Trials:
     def to_csv(self, path: str | PathLike[str]) -> None:
         """Write every setting that was tried."""
         rows = self.rows()
-        with replacing(Path(path)) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, list(rows[0]))
-            writer.writeheader()
-            writer.writerows(rows)
+        write_table(rows, list(rows[0]), path)

@@ -8,17 +8,15 @@ sentences say is left.
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from os import PathLike
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from incline_fast.files import replacing
+from incline_fast.files import write_table
 from incline_fast.models.identity import identify
 from incline_fast.states import HiddenStates, collect
 
@@ -75,10 +73,7 @@ class Ranking:
     def to_csv(self, path: str | PathLike[str]) -> None:
         """Write the rows, whole or not at all."""
         rows = self.rows()
-        with replacing(Path(path)) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, list(rows[0]))
-            writer.writeheader()
-            writer.writerows(rows)
+        write_table(rows, list(rows[0]), path)
 
 
 def rank_languages(

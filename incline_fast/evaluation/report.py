@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Sequence
 from dataclasses import dataclass
 from os import PathLike
-from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
@@ -18,7 +16,7 @@ from incline_fast.evaluation.checks import check_late_entry
 from incline_fast.evaluation.metrics import consistent_correct
 from incline_fast.evaluation.scoring import PLAIN, LabelScorer, Variant
 from incline_fast.evaluation.tasks import LabelTask, TaskError
-from incline_fast.files import replacing
+from incline_fast.files import write_table
 from incline_fast.models.identity import identify, weights_hash
 
 __all__ = ["COLUMNS", "Report", "evaluate", "result_row"]
@@ -50,10 +48,7 @@ class Report:
 
     def to_csv(self, path: str | PathLike[str]) -> None:
         """Write the rows, whole or not at all."""
-        with replacing(Path(path)) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, COLUMNS)
-            writer.writeheader()
-            writer.writerows(self.rows)
+        write_table(self.rows, COLUMNS, path)
 
 
 def evaluate(

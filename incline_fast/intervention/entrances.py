@@ -26,7 +26,7 @@ from incline_fast.intervention.forward_pass import AtWork, Control, ForwardPass,
 from incline_fast.intervention.mixture import RowSettings
 from incline_fast.intervention.positions import Positions, SpecialTokens, read_call, select
 from incline_fast.intervention.site_edits import InterventionError, refuse_copy, with_class
-from incline_fast.models.architectures import Architecture, text_config, unwrap
+from incline_fast.models.architectures import Architecture, unwrap
 
 __all__ = ["Calls", "Entrance", "by_name", "entrances", "outside_compiled_code"]
 
@@ -94,7 +94,7 @@ class Calls:
         self.rows = rows
         self._clone_embeddings = clone_embeddings
         self._after = after
-        self._tokens = special_tokens(architecture)
+        self._tokens = SpecialTokens.of(architecture)
 
     def expect_prompt(self) -> None:
         """The next forward pass of this thread is a prompt, whatever it looks like."""
@@ -372,21 +372,6 @@ def refuse_generation_modes(arguments: Mapping[str, Any], configs: Sequence[Any]
             raise ValueError(f"{name}={shown} asks generate for {mode}, which intervene does not support")
     if setting("cache_implementation") == "paged":
         raise ValueError("cache_implementation='paged' asks generate for continuous batching; it cannot be edited")
-
-
-def special_tokens(architecture: Architecture) -> SpecialTokens:
-    """The tokens that are no text, from the model's configuration and its generation config."""
-    model = architecture.model
-    configs = (text_config(model), getattr(model, "config", None), getattr(model, "generation_config", None))
-
-    def ids(name: str) -> tuple[int, ...]:
-        found: set[int] = set()
-        for config in configs:
-            value = getattr(config, name, None)
-            found.update(value if isinstance(value, list | tuple) else [] if value is None else [value])
-        return tuple(sorted(found))
-
-    return SpecialTokens(architecture.bos_token_ids, ids("pad_token_id"), ids("eos_token_id"))
 
 
 def entrances(model: nn.Module, architecture: Architecture) -> list[nn.Module]:

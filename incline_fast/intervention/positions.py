@@ -14,6 +14,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from incline_fast.models.architectures import Architecture, text_config
 from incline_fast.text.prompts import leading_bos
 
 __all__ = ["Call", "Positions", "Rows", "SpecialTokens", "read_call", "select"]
@@ -90,6 +91,21 @@ class SpecialTokens:
     bos: tuple[int, ...] = ()
     pad: tuple[int, ...] = ()
     eos: tuple[int, ...] = ()
+
+    @classmethod
+    def of(cls, architecture: Architecture) -> SpecialTokens:
+        """Those of a model, from its configuration and its generation config."""
+        model = architecture.model
+        configs = (text_config(model), getattr(model, "config", None), getattr(model, "generation_config", None))
+
+        def ids(name: str) -> tuple[int, ...]:
+            found: set[int] = set()
+            for config in configs:
+                value = getattr(config, name, None)
+                found.update(value if isinstance(value, list | tuple) else [] if value is None else [value])
+            return tuple(sorted(found))
+
+        return cls(architecture.bos_token_ids, ids("pad_token_id"), ids("eos_token_id"))
 
 
 @dataclass(frozen=True)

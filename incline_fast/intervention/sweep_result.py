@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 from dataclasses import dataclass
 from functools import cached_property
 from os import PathLike
@@ -12,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from incline_fast.files import check_writable, replacing
+from incline_fast.files import check_writable, replacing, write_table
 
 __all__ = ["GROWTH_LIMIT", "Interval", "SweepResult", "check_plot"]
 
@@ -123,10 +122,7 @@ class SweepResult:
 
     def to_csv(self, path: str | PathLike[str]) -> None:
         """Write one row per alpha, whole or not at all."""
-        with replacing(Path(path)) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, _COLUMNS)
-            writer.writeheader()
-            writer.writerows(self.rows())
+        write_table(self.rows(), _COLUMNS, path)
 
     def plot(self, path: str | PathLike[str], *, title: str = "") -> None:
         """Draw change over alpha with its interval, as PNG, SVG or PDF by the suffix of ``path``.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from benchmarks.report.paper_tables import paper_blocks
-from incline_fast.bench.rows import write_table
+from incline_fast.files import write_table
 
 
 def put(path: Path, rows: list[dict[str, object]]) -> None:
