@@ -20,27 +20,40 @@ class Fault:
     cases: tuple[str, ...]
 
 
-BOTH = ("dense", "low rank")
+BOTH, ONE_ROW = ("dense", "low rank"), ("one row", "one row, low rank")
 FAULTS = (
     Fault(
         "no barrier before a block publishes", "tickets.h",
-        "  __shared__ bool last;\n  __syncthreads();\n", "  __shared__ bool last;\n", BOTH,
+        "  __shared__ bool last;\n  __syncthreads();\n", "  __shared__ bool last;\n", ONE_ROW,
     ),
     Fault(
         "no fence before the ticket (release)", "tickets.h",
-        "    __threadfence();\n    last = ", "    last = ", BOTH,
+        "    fence_acq_rel();\n    last = ", "    last = ", ONE_ROW,
     ),
     Fault(
         "no fence after the ticket (acquire)", "tickets.h",
-        "total - 1;\n    __threadfence();\n", "total - 1;\n", BOTH,
+        "total - 1;\n    fence_acq_rel();\n", "total - 1;\n", ONE_ROW,
     ),
     Fault(
         "the last but one block finishes", "tickets.h",
-        "== total - 1;", "== total - 2;", BOTH,
+        "== total - 1;", "== total - 2;", ONE_ROW,
     ),
     Fault(
         "counters are not reset", "dense_kernel.h",
-        "call.tickets[threadIdx.x] = 0;", "call.tickets[threadIdx.x] += 0;", BOTH,
+        "call.tickets[threadIdx.x] = 0;", "call.tickets[threadIdx.x] += 0;", ONE_ROW,
+    ),
+    Fault(
+        "counters are not reset by the launch that normalises", "normalise.cu",
+        "call.tickets[threadIdx.x] = 0;", "call.tickets[threadIdx.x] += 0;", ("low rank",),
+    ),
+    Fault(
+        "no barrier before a piece is counted", "tickets.h",
+        "unsigned* counter) {\n  __syncthreads();\n  if (threadIdx.x == 0) {\n    fence_acq_rel();\n    atomicAdd",
+        "unsigned* counter) {\n  if (threadIdx.x == 0) {\n    fence_acq_rel();\n    atomicAdd", ("low rank",),
+    ),
+    Fault(
+        "no fence before a piece is counted", "tickets.h",
+        "    fence_acq_rel();\n    atomicAdd", "    atomicAdd", ("low rank",),
     ),
     Fault(
         "no barrier after work is taken", "tickets.h",
@@ -52,7 +65,7 @@ FAULTS = (
     ),
     Fault(
         "up r is not waited for", "low_rank_kernel.h",
-        "work.tile, shared, wait);", "work.tile, shared, NoWait{});", ("low rank",),
+        "[&] { wait_for(call.tickets + kInnerDone, count_inner(call)); };", "[] {};", ("low rank",),
     ),
     Fault(
         "no barrier between the warps' sums and their total", "projection.h",
@@ -65,7 +78,7 @@ FAULTS = (
     ),
     Fault(
         "stale prefetch: a step's weights are used again", "projection.h",
-        "k + (ahead + i) * stride + lane_k, end);", "k + i * stride + lane_k, end);", ("wide",),
+        "k + requested * stride + lane_k, end);", "k + lane_k, end);", ("wide",),
     ),
     Fault(
         "row_map: the group's number taken for its map", "group.h",
@@ -84,7 +97,7 @@ FAULTS = (
         "row >= map.columns ||", "row > map.columns ||", ("odd",),
     ),
     Fault(
-        "shuffles of a tile stop too early", "row_norm.h",
+        "shuffles of a tile stop too early", "row_edit.h",
         "step < kTileColumns; step *= 2) value", "step < kTileColumns / 2; step *= 2) value", BOTH,
     ),
     Fault(
@@ -96,24 +109,48 @@ FAULTS = (
         "if (!row.wide || k + 4 > limit) {", "if (!row.wide) {", ("odd",),
     ),
     Fault(
-        "statistics: deviations of two parts without the gap between their means", "row_norm.h",
-        "other_deviations + delta * delta * (n * other_n / total);", "other_deviations;", BOTH,
+        "statistics: deviations of a tile without the gap between its mean and the row's", "row_norm.h",
+        "return moments.deviations + columns * (gap * gap);", "return moments.deviations;", BOTH,
     ),
     Fault(
-        "statistics: parts of different sizes get the same weight", "row_norm.h",
-        "mean += delta * (other_n / total);", "mean += delta * 0.5f;", BOTH,
+        "statistics: a tile that is not full gets the weight of a full one", "row_norm.h",
+        "return columns * (moments.mean - first);", "return kTileColumns * (moments.mean - first);", ("after a GEMM",),
+    ),
+    Fault(
+        "statistics: no barrier before the warps' sums are added", "row_norm.h",
+        "sums[warp_id()] = value;\n  __syncthreads();", "sums[warp_id()] = value;", ONE_ROW,
+    ),
+    Fault(
+        "without a row_map: the rows are never looked up", "dense_kernel.h",
+        "if (first == 0) fill<Types>(call, group);", "", ONE_ROW,
+    ),
+    Fault(
+        "without a row_map: no barrier after the rows are looked up", "group.h",
+        "group.count = call.num_rows;\n  __syncthreads();", "group.count = call.num_rows;", ONE_ROW,
+    ),
+    Fault(
+        "uniform rows: another type of the norm's weight is read as theirs", "row_types.h",
+        "row.dtype == type && row.wide", "row.wide", ("fp32 weight",),
+    ),
+    Fault(
+        "uniform rows: of a width that is no multiple of a step", "row_types.h",
+        "return call.hidden % kWholeSteps == 0 && ", "return ", ("narrow",),
+    ),
+    Fault(
+        "uniform rows: x is taken for aligned where only its weight is", "row_types.h",
+        "rows(call.x) && rows(call.residual)", "rows(call.residual)", ("misaligned",),
     ),
     Fault(
         "the lowest of the three parts of an fp32 number is dropped", "products.h",
         "for (int part = 0; part < 3; ++part) {", "for (int part = 0; part < 2; ++part) {", ("fp32 rows",),
     ),
     Fault(
-        "int8: the scale of another column", "row_norm.h",
+        "int8: the scale of another column", "row_edit.h",
         "call.up.columns + column];", "call.up.columns + (column ^ 1)];", ("int8",),
     ),
     Fault(
         "int8: the scale of another row of down", "low_rank_kernel.h",
-        "group.map * call.rank + column + place];", "group.map * call.rank + (column + place ^ 1)];",
+        "members.map * call.rank + column + place];", "members.map * call.rank + (column + place ^ 1)];",
         ("low rank int8",),
     ),
     Fault(

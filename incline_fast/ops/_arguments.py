@@ -20,7 +20,7 @@ SINGLE_MAP_DTYPES = tuple(dtype for dtype in MAP_DTYPES if dtype is not torch.fl
 """What goes with sums in fp32; with sums in fp64 maps are fp64."""
 
 DECODE_TOKENS = 64
-"""A call with up to so many tokens is a decode step: one launch of the GPUs' decode kernels (kMaxRows in csrc/cuda).
+"""A call with up to so many tokens is a decode step: one call of the GPUs' decode kernels (kMaxRows in csrc/cuda).
 Above it, torch's product is faster than weights that are read again for every tile of tokens."""
 
 

@@ -86,6 +86,8 @@ AffineCall describe(const AffineNorm& op) {
   call.beta = static_cast<float>(op.beta);
   call.eps = static_cast<float>(op.eps);
   call.weight_offset = static_cast<float>(op.weight_offset);
+  call.inverse_hidden = 1.0f / static_cast<float>(op.hidden_size);
+  call.last_inverse = 1.0f / static_cast<float>(op.hidden_size - (call.tiles - 1) * kTileColumns);
   return call;
 }
 
@@ -94,10 +96,11 @@ struct Layout {
   std::int64_t slots, moments, inner;
 
   Layout(const AffineNorm& op, std::int64_t rows) {
-    const std::int64_t tiles = ceil_div(op.hidden_size, kTileColumns), pieces = ceil_div(op.hidden_size, kPieceDepth);
+    const std::int64_t tiles = ceil_div(op.hidden_size, kTileColumns);
     slots = rows * tiles * kTileColumns * static_cast<std::int64_t>(sizeof(float));
     moments = ceil_div(rows * tiles * static_cast<std::int64_t>(sizeof(Moments)), 16) * 16;
     const std::int64_t rank = op.down.data == nullptr ? 0 : op.down.columns;
+    const std::int64_t pieces = ceil_div(op.hidden_size, piece_depth(rank));
     inner = pieces * rows * ceil_div(rank, kTileColumns) * kTileColumns * static_cast<std::int64_t>(sizeof(float));
   }
 };
@@ -116,11 +119,11 @@ Launch decode(const AffineNorm& op, const Workspace& workspace, const AffineCall
   call.tickets = workspace.tickets;
   if (op.down.data == nullptr) {
     const dim3 grid(static_cast<unsigned>(call.tiles), static_cast<unsigned>(call.groups));
-    return {dense_kernel_for(op, call.num_rows), grid, 0, call};
+    return {dense_kernel_for(call, op.up.dtype), grid, 0, call};
   }
   call.rank = static_cast<int>(op.down.columns);
-  call.splits = static_cast<int>(ceil_div(op.hidden_size, kPieceDepth));
-  return {low_rank_kernel_for(op, call.num_rows), dim3(count_inner(call) + count_outer(call)), 0, call};
+  call.splits = static_cast<int>(ceil_div(op.hidden_size, piece_depth(call.rank)));
+  return {low_rank_kernel_for(call, op.up.dtype), dim3(count_inner(call) + count_outer(call)), 0, call};
 }
 
 }  // namespace
@@ -149,7 +152,7 @@ std::vector<Launch> plan(const AffineNorm& op, const Workspace& workspace) {
     launches.push_back(decode(op, workspace, shared, first));
     const AffineCall& call = launches.back().call;
     if (!call.normalise) {
-      launches.push_back({normalise_kernel(), dim3(static_cast<unsigned>(call.num_rows)), 0, call});
+      launches.push_back({normalise_kernel_for(call), dim3(static_cast<unsigned>(call.num_rows)), 0, call});
     }
   }
   return launches;

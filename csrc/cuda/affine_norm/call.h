@@ -44,6 +44,8 @@ struct AffineCall {
   const std::int32_t* row_map = nullptr;
   std::int64_t row_map_stride = 0;
   float alpha = 1.0f, beta = 1.0f, eps = 0.0f, weight_offset = 0.0f;
+  float inverse_hidden = 1.0f;  // 1 / hidden
+  float last_inverse = 1.0f;    // 1 / columns of the last tile
   // Workspace, see workspace_bytes().
   float* slots = nullptr;      // [num_rows, tiles * kTileColumns]: r', rounded
   Moments* moments = nullptr;  // [num_rows, tiles]

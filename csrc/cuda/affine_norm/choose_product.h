@@ -1,10 +1,12 @@
-// Which product serves a call: by the maps' type, and by whether the rows can be used as they come.
+// Which kernel serves a call: by the maps' type, by whether the rows can be multiplied as they come, and by whether all
+// rows and vectors are of one kind (row_types.h).
 #pragma once
 
 #include <type_traits>
 
 #include "plan.h"
 #include "products.h"
+#include "row_types.h"
 
 namespace incline_fast::cuda {
 
@@ -14,29 +16,37 @@ struct Type {
 };
 
 // Rows are exact in the tensor cores' type when they come in it and nothing is added to them.
-inline bool rows_are_exact(const AffineNorm& op) {
-  const DType wanted = op.up.dtype == DType::kFloat16 ? DType::kFloat16 : DType::kBFloat16;
-  return op.residual.data == nullptr && op.x.dtype == wanted;
+template <DType kMap, class Choose>
+Kernel with_tensor_cores(const AffineCall& call, Choose choose) {
+  constexpr DType stream = kMap == DType::kFloat16 ? DType::kFloat16 : DType::kBFloat16;
+  using Exact = TensorCoreProduct<kMap, true>;
+  using Any = TensorCoreProduct<kMap, false>;
+  const bool residual = call.residual.first.data != nullptr;
+  const bool wide = call.down.data == nullptr ? call.up.wide : call.down.wide;
+  if (wide && is_uniform(call, stream)) {
+    if (residual) return choose(Type<UniformRows<stream, true>>(), Type<Any>(), Type<Any>());
+    return choose(Type<UniformRows<stream, false>>(), Type<Exact>(), Type<Any>());
+  }
+  // In bf16 the three parts of a number that is exact are itself and two zeros: the same sums. In fp16 the map would be
+  // split as well, and the sums be others.
+  if constexpr (kMap == DType::kFloat16) {
+    if (!residual && call.x.first.dtype == stream) return choose(Type<AnyRows>(), Type<Exact>(), Type<Any>());
+  }
+  return choose(Type<AnyRows>(), Type<Any>(), Type<Any>());
 }
 
-// choose(the product for rows of the stream, the product for other fp32 rows).
+// choose(kind of rows, the product for rows of the stream, the product for other fp32 rows).
 template <class Choose>
-Kernel with_products(const AffineNorm& op, Choose choose) {
-  const bool exact = rows_are_exact(op);
-  const auto tensor_core = [&](auto map) {
-    constexpr DType dtype = decltype(map)::value;
-    using Any = TensorCoreProduct<dtype, false>;
-    return exact ? choose(Type<TensorCoreProduct<dtype, true>>(), Type<Any>()) : choose(Type<Any>(), Type<Any>());
-  };
-  switch (op.up.dtype) {
+Kernel with_products(const AffineCall& call, DType map, Choose choose) {
+  switch (map) {
     case DType::kBFloat16:
-      return tensor_core(std::integral_constant<DType, DType::kBFloat16>());
+      return with_tensor_cores<DType::kBFloat16>(call, choose);
     case DType::kFloat16:
-      return tensor_core(std::integral_constant<DType, DType::kFloat16>());
+      return with_tensor_cores<DType::kFloat16>(call, choose);
     case DType::kInt8:
-      return tensor_core(std::integral_constant<DType, DType::kInt8>());
+      return with_tensor_cores<DType::kInt8>(call, choose);
     default:  // plan() has refused fp64
-      return choose(Type<Fp32Product>(), Type<Fp32Product>());
+      return choose(Type<AnyRows>(), Type<Fp32Product>(), Type<Fp32Product>());
   }
 }
 

@@ -3,10 +3,12 @@
 
 namespace incline_fast::cuda {
 
-Kernel dense_kernel_for(const AffineNorm& op, int num_rows) {
-  return with_products(op, [&](auto product, auto) -> Kernel {
+Kernel dense_kernel_for(const AffineCall& call, DType map) {
+  return with_products(call, map, [&](auto rows, auto product, auto) -> Kernel {
+    using Types = typename decltype(rows)::type;
     using Product = typename decltype(product)::type;
-    return num_rows <= kTileRows ? &dense_kernel<Product, 1> : &dense_kernel<Product, Product::kRowTiles>;
+    return call.num_rows <= kTileRows ? &dense_kernel<Types, Product, 1>
+                                      : &dense_kernel<Types, Product, Product::kRowTiles>;
   });
 }
 

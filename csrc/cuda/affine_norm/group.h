@@ -1,7 +1,7 @@
 // The rows of a launch that one map edits, found on the device: row_map is not known to the host.
 #pragma once
 
-#include "call.h"
+#include "row_types.h"
 
 namespace incline_fast::cuda {
 
@@ -37,6 +37,7 @@ __device__ inline int leading_map(const Group& group, int number) {
 
 // Fills `group` with the rows of the `number`-th map in use. Called by all threads; ends in a barrier. Maps that no row
 // uses have no group, so nothing of them is read.
+template <class Types>
 __device__ inline void find_group(const AffineCall& call, int number, Group& group) {
   const int row = static_cast<int>(threadIdx.x), word = warp_id();
   const bool here = row < call.num_rows;
@@ -59,13 +60,40 @@ __device__ inline void find_group(const AffineCall& call, int number, Group& gro
     const unsigned below = __popc(members & ((1u << lane_id()) - 1));
     const int place = static_cast<int>(below) + (word == 0 ? 0 : __popc(group.members[0]));
     group.rows[place] = row;
-    group.x[place] = call.x.leading.offset(call.first_row + row);
-    group.residual[place] = call.residual.leading.offset(call.first_row + row);
+    group.x[place] = Types::offset(call.x, call.first_row + row);
+    group.residual[place] = Types::offset(call.residual, call.first_row + row);
   }
   if (row == 0) {
     group.map = chosen;
     group.count = __popc(group.members[0]) + __popc(group.members[1]);
   }
+  __syncthreads();
+}
+
+// What is known of a group before `group` itself is filled.
+struct Members {
+  int map, count;
+};
+
+// Without a row_map all rows are map 0's, and nothing need be found before the map's weights are requested: `fill` has
+// to be called by all threads after that. Otherwise this fills the group.
+template <class Types>
+__device__ inline Members find_members(const AffineCall& call, int number, Group& group) {
+  if (call.row_map == nullptr) return {0, call.num_rows};
+  find_group<Types>(call, number, group);
+  return {group.map, group.count};
+}
+
+template <class Types>
+__device__ inline void fill(const AffineCall& call, Group& group) {
+  if (call.row_map != nullptr) return;
+  const int row = static_cast<int>(threadIdx.x);
+  if (row < call.num_rows) {
+    group.rows[row] = row;
+    group.x[row] = Types::offset(call.x, call.first_row + row);
+    group.residual[row] = Types::offset(call.residual, call.first_row + row);
+  }
+  if (row == 0) group.map = 0, group.count = call.num_rows;
   __syncthreads();
 }
 

@@ -1,23 +1,26 @@
 // r' and its norm for a map up (down r) of low rank: one launch.
 //
-// The grid's work is a list: first the pieces of down r (16 rows of `down`, 1024 of its depth, one map), then the tiles
-// of r' as in dense_kernel.h. A tile needs all of down r, so it has to wait for other blocks, and no block may assume
-// that those are resident. Therefore a block does not take the work that its index names but the next of the list, by a
-// counter. Whoever draws a tile knows that every piece before it has been drawn by a block that runs already, and a
-// block with a piece waits for nobody; so all pieces get done however few blocks are resident, and the waiting ends.
-// Before it waits, a block has requested its part of `up`, so both factors stream from memory without a pause in
-// between.
+// The grid's work is a list: first the pieces of down r (16 rows of `down`, a part of its depth, one map), then the
+// tiles of r' as in dense_kernel.h. A tile needs all of down r, so it has to wait for other blocks, and no block may
+// assume that those are resident. Therefore a block does not take the work that its index names but the next of the
+// list, by a counter. Whoever draws a tile knows that every piece before it has been drawn by a block that runs
+// already, and a block with a piece waits for nobody; so all pieces get done however few blocks are resident, and the
+// waiting ends. Before it waits, a block has requested its part of `up`, so both factors stream from memory without a
+// pause in between.
 //
-// The counters go back to zero in the last block to finish a tile. By then all work has been drawn and, because every
-// block with a tile waits for the pieces, even one without rows, all pieces are done.
+// The counters go back to zero in the last block to finish a tile or, if a second launch normalises the rows, in that
+// one. By then all work has been drawn and, because every block with a tile waits for the pieces, even one without
+// rows, all pieces are done.
 #pragma once
 
 #include "dense_kernel.h"
 
 namespace incline_fast::cuda {
 
-// Depth of a piece: fixed, for the order of the sums must not depend on the call.
-constexpr int kPieceDepth = 1024;
+// Depth of a piece. It may depend on the map but not on the rows, for it decides the order of the sums. Of a map of low
+// rank few blocks read `down`, and each should have requested all of its piece at once; but every piece is read by
+// every tile later.
+__host__ __device__ constexpr int piece_depth(std::int64_t rank) { return rank <= 128 ? 512 : 1024; }
 
 struct Work {
   int tile, group, split;
@@ -40,19 +43,22 @@ __device__ inline Work work_of(const AffineCall& call, unsigned number) {
   return {rest % tiles, rest / tiles % call.groups, rest / tiles / call.groups, inner};
 }
 
-template <class Product, int row_tiles>
-__device__ __forceinline__ void inner_piece(const AffineCall& call, const Group& group, const Work& work,
-                                            WarpSums& shared) {
-  const int begin = work.split * kPieceDepth, end = min(call.hidden, begin + kPieceDepth);
+template <class Types, class Product, int row_tiles>
+__device__ __forceinline__ void inner_piece(const AffineCall& call, const Members& members, Group& group,
+                                            const Work& work, WarpSums& shared) {
+  const int depth = piece_depth(call.rank), begin = work.split * depth, end = min(call.hidden, begin + depth);
   const int column = work.tile * kTileColumns, pitch = inner_pitch(call.rank);
-  for (int first = 0; first < group.count; first += row_tiles * kTileRows) {
+  for (int first = 0; first < members.count; first += row_tiles * kTileRows) {
     typename Product::Sums sums[row_tiles];
-    project<Product, row_tiles>(call.down, group.map, column, begin, end, StreamSource{call, group}, first, NoWait{},
-                                sums);
-    combine<Product, row_tiles>(shared, sums, first, group.count, [&](int index, int place, float sum) {
-      if (index >= group.count) return;
+    const auto prepare = [&] {
+      if (first == 0) fill<Types>(call, group);
+    };
+    project<Product, row_tiles, 1>(Types::of(call.down), members.map, column, begin, end,
+                                   StreamSource<Types>{call, group}, first, prepare, sums);
+    combine<Product, row_tiles>(shared, sums, first, members.count, [&](int index, int place, float sum) {
+      if (index >= members.count) return;
       if (call.down.scale != nullptr && column + place < call.rank) {
-        sum *= call.down.scale[group.map * call.rank + column + place];
+        sum *= call.down.scale[members.map * call.rank + column + place];
       }
       const std::int64_t row = static_cast<std::int64_t>(work.split) * call.num_rows + group.rows[index];
       call.inner[row * pitch + column + place] = sum;
@@ -61,22 +67,23 @@ __device__ __forceinline__ void inner_piece(const AffineCall& call, const Group&
 }
 
 // Inner multiplies the rows with `down`, Outer the result with `up`. Two blocks to a multiprocessor, as dense_kernel.
-template <class Inner, class Outer, int row_tiles>
+template <class Types, class Inner, class Outer, int row_tiles>
 __global__ void __launch_bounds__(kThreads, 2) low_rank_kernel(const __grid_constant__ AffineCall call) {
   __shared__ Group group;
   __shared__ WarpSums shared;
   const Work work = work_of(call, take_work(call.tickets + kNextWork));
-  find_group(call, work.group, group);
+  const Members members = find_members<Types>(call, work.group, group);
   if (work.inner) {
-    inner_piece<Inner, row_tiles>(call, group, work, shared);
-    publish_is_last(call.tickets + kInnerDone, count_inner(call));
+    inner_piece<Types, Inner, row_tiles>(call, members, group, work, shared);
+    publish(call.tickets + kInnerDone);
     return;
   }
   const auto wait = [&] { wait_for(call.tickets + kInnerDone, count_inner(call)); };
-  edit_tile<Outer, row_tiles>(call, group, InnerSource{call, group}, work.tile, shared, wait);
-  if (group.count == 0) wait();
-  if (work.group == 0) store_unedited(call, work.tile);
-  if (publish_is_last(call.tickets + kFinished, count_outer(call))) finish_launch(call);
+  edit_tile<Types, Outer, row_tiles, 1>(call, call.up, members, group, InnerSource{call, group}, work.tile, shared,
+                                        wait);
+  if (members.count == 0) wait();
+  if (work.group == 0) store_unedited<Types>(call, work.tile);
+  if constexpr (row_tiles == 1) finish_launch<Types>(call, count_outer(call));
 }
 
 }  // namespace incline_fast::cuda

@@ -4,10 +4,12 @@
 
 namespace incline_fast::cuda {
 
-// After dense_kernel or low_rank_kernel with more rows than their last block should normalise. Four blocks to a
-// multiprocessor, 64 registers a thread: what it waits for is memory.
-__global__ void __launch_bounds__(kThreads, 4) normalise_rows(const __grid_constant__ AffineCall call) {
-  normalise_row(call, static_cast<int>(blockIdx.x), static_cast<int>(threadIdx.x), kThreads);
+// After dense_kernel or low_rank_kernel with more rows than their last block should normalise; at most kMaxRows blocks,
+// so each has a multiprocessor to itself. The counters of low_rank_kernel are done with.
+template <class Types>
+__global__ void __launch_bounds__(kThreads, 2) normalise_rows(const __grid_constant__ AffineCall call) {
+  if (blockIdx.x == 0 && threadIdx.x < kTicketCount) call.tickets[threadIdx.x] = 0;
+  normalise_row<Types>(call, static_cast<int>(blockIdx.x));
 }
 
 // After a GEMM that left M r in call.mapped: bias, strengths, residual, rounding and norm of a row, edited or not.
@@ -34,7 +36,7 @@ __global__ void __launch_bounds__(kThreads, 2) edit_and_normalise_rows(const __g
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
       if (k + i >= call.hidden) continue;
-      const float value = is_map(call, map) ? edit(call, map, row, k + i, r[i], z[i]) : unedited(map, r[i]);
+      const float value = is_map(call, map) ? edit_of(call, map, row, k + i)(r[i], z[i]) : unedited(map, r[i]);
       values[i] = round_to(edited.dtype, value);
     }
     if (k < call.hidden) store_elements(edited, k, call.hidden, values);
@@ -46,11 +48,16 @@ __global__ void __launch_bounds__(kThreads, 2) edit_and_normalise_rows(const __g
   for (int k = first; k < call.hidden; k += 4 * kThreads) {
     float values[4];
     load_elements(edited, k, call.hidden, values);
-    store_normalised(call, y, stats, k, values);
+    Vectors<AnyRows>::request(call, k).store_normed(call, y, stats, k, values);
   }
 }
 
-Kernel normalise_kernel() { return &normalise_rows; }
+Kernel normalise_kernel_for(const AffineCall& call) {
+  if (is_uniform(call, DType::kBFloat16)) return &normalise_rows<UniformRows<DType::kBFloat16, false>>;
+  if (is_uniform(call, DType::kFloat16)) return &normalise_rows<UniformRows<DType::kFloat16, false>>;
+  return &normalise_rows<AnyRows>;
+}
+
 Kernel epilogue_kernel() { return &edit_and_normalise_rows; }
 
 }  // namespace incline_fast::cuda

@@ -22,9 +22,9 @@ std::vector<Launch> plan_epilogue(const AffineNorm& op, const Rows& mapped);
 void run(const std::vector<Launch>& launches, void* cuda_stream);
 
 // Kernels for a call's maps and rows; defined beside their instantiations.
-Kernel dense_kernel_for(const AffineNorm& op, int num_rows);
-Kernel low_rank_kernel_for(const AffineNorm& op, int num_rows);
-Kernel normalise_kernel();
+Kernel dense_kernel_for(const AffineCall& call, DType map);
+Kernel low_rank_kernel_for(const AffineCall& call, DType map);
+Kernel normalise_kernel_for(const AffineCall& call);
 Kernel epilogue_kernel();
 
 }  // namespace incline_fast::cuda

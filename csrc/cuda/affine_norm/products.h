@@ -7,6 +7,8 @@
 // sums of parts that they do: a float is the sum of three bf16 numbers, an fp16 number of two; int8 fits into one.
 #pragma once
 
+#include <type_traits>
+
 #include "../arch/memory.h"
 #include "../arch/mma.h"
 #include "call.h"
@@ -59,8 +61,9 @@ struct TensorCoreProduct {
   static constexpr int kRowTiles = kExact ? 8 : 4;  // that one pass over the map serves; more would spill registers
   static constexpr bool kHalf = kMap == DType::kFloat16 && kExact;
   static constexpr int kMapParts = kMap == DType::kFloat16 && !kExact ? 2 : 1;
-  // See project(). Maps that are converted while rows are split leave no registers for a second step.
-  static constexpr int kAhead = kExact || kMap == DType::kBFloat16 ? 2 : 1;
+  // See project(): steps requested with one row tile and with several. What splits or converts leaves fewer registers.
+  static constexpr bool kConverts = !kExact && kMap != DType::kBFloat16;
+  static constexpr int kRequested[2] = {kConverts ? 2 : 3, kExact ? 2 : 1};
 
   struct Sums {
     float d[4] = {};
@@ -95,25 +98,47 @@ struct TensorCoreProduct {
     return columns;
   }
 
-  // Adds the products of a step for rows `first` to first + 7 of the source; the lane brings row first + g.
+  // What a lane brings of one row: bits that the tensor cores take as they are, or numbers that are still to be split.
+  struct Words {
+    unsigned words[kPiece / 2] = {};
+  };
   template <class Source>
-  static __device__ __forceinline__ void step(Sums& sums, const Columns& columns, const Source& source, int first,
+  using Operand = std::conditional_t<kExact, Words, typename Source::template Raw<kPiece>>;
+
+  // Row tiles whose operands are requested together, so that one trip to the L2 cache serves them all.
+  static constexpr int kTogether = kExact && kMap != DType::kInt8 ? 4 : 2;
+
+  // Adds the products of a step for `tiles` row tiles; the lane brings row first + g of each, or zeros past the last.
+  template <int tiles, class Source>
+  static __device__ __forceinline__ void step(Sums* sums, const Columns& columns, const Source& source, int first,
                                               int k) {
     const int row = first + lane_id() / 4;
 #pragma unroll
     for (int piece = 0; piece < kChunk / kPiece; ++piece) {
-      unsigned words[kPiece / 2] = {};
-      if constexpr (kExact) {
-        constexpr DType type = kHalf ? DType::kFloat16 : DType::kBFloat16;
-        if (row < source.count()) source.template load_words<type>(row, k + piece * kPiece, words);
-        multiply(sums, columns, piece, words);
-      } else {
-        float values[kPiece] = {};
-        if (row < source.count()) source.load(row, k + piece * kPiece, values);
+      Operand<Source> operands[tiles];
 #pragma unroll
-        for (int part = 0; part < 3; ++part) {
-          take_part(values, words);
-          multiply(sums, columns, piece, words);
+      for (int tile = 0; tile < tiles; ++tile) {
+        if (row + tile * kTileRows >= source.count()) continue;
+        if constexpr (kExact) {
+          constexpr DType type = kHalf ? DType::kFloat16 : DType::kBFloat16;
+          source.template load_words<type>(row + tile * kTileRows, k + piece * kPiece, operands[tile].words);
+        } else {
+          operands[tile] = source.template request<kPiece>(row + tile * kTileRows, k + piece * kPiece);
+        }
+      }
+#pragma unroll
+      for (int tile = 0; tile < tiles; ++tile) {
+        if constexpr (kExact) {
+          multiply(sums[tile], columns, piece, operands[tile].words);
+        } else {
+          float values[kPiece];
+          source.widen_to(operands[tile], values);
+#pragma unroll
+          for (int part = 0; part < 3; ++part) {
+            unsigned words[kPiece / 2];
+            take_part(values, words);
+            multiply(sums[tile], columns, piece, words);
+          }
         }
       }
     }
@@ -147,7 +172,9 @@ struct Fp32Product {
   static constexpr int kChunk = 4;
   static constexpr int kStep = 4 * kChunk;
   static constexpr int kRowTiles = 1;
-  static constexpr int kAhead = 2;
+  static constexpr bool kConverts = false;
+  static constexpr int kRequested[2] = {3, 1};
+  static constexpr int kTogether = 1;
 
   struct Sums {
     float rows[2][kTileRows] = {};
@@ -157,18 +184,19 @@ struct Fp32Product {
 
   static __device__ __forceinline__ Columns columns(const Chunks& chunks) { return chunks; }
 
-  template <class Source>
-  static __device__ __forceinline__ void step(Sums& sums, const Columns& columns, const Source& source, int first,
+  template <int tiles, class Source>
+  static __device__ __forceinline__ void step(Sums* sums, const Columns& columns, const Source& source, int first,
                                               int k) {
+    static_assert(tiles == 1);
 #pragma unroll
     for (int i = 0; i < kTileRows; ++i) {
       if (first + i >= source.count()) continue;
       float values[kChunk];
-      source.load(first + i, k, values);
+      source.widen_to(source.template request<kChunk>(first + i, k), values);
       for (int row = 0; row < 2; ++row) {
         for (int j = 0; j < kChunk; ++j) {
           const float weight = __uint_as_float(word_of(columns.rows[row], j));
-          sums.rows[row][i] = __fmaf_rn(weight, values[j], sums.rows[row][i]);
+          sums->rows[row][i] = __fmaf_rn(weight, values[j], sums->rows[row][i]);
         }
       }
     }

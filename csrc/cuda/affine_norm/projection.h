@@ -3,32 +3,38 @@
 // neither on the other rows nor on how many there are.
 #pragma once
 
-#include "group.h"
 #include "products.h"
+#include "row_edit.h"
 
 namespace incline_fast::cuda {
 
 // r = x (+ residual) of a group's rows.
+template <class Types>
 struct StreamSource {
+  static constexpr bool kFewRegisters = !Types::kUniform;
   const AffineCall& call;
   const Group& group;
+
+  template <int n>
+  using Raw = RawStream<Types, n>;
 
   __device__ int count() const { return group.count; }
 
   template <int n>
-  __device__ __forceinline__ void load(int row, int k, float (&values)[n]) const {
-    load_elements(row_at(call.x, group.x[row]), k, call.hidden, values);
-    if (call.residual.first.data == nullptr) return;
-    float residual[n];
-    load_elements(row_at(call.residual, group.residual[row]), k, call.hidden, residual);
-    for (int i = 0; i < n; ++i) values[i] += residual[i];
+  __device__ __forceinline__ Raw<n> request(int row, int k) const {
+    return Raw<n>::request(call, group.x[row], group.residual[row], k);
+  }
+
+  template <int n>
+  __device__ __forceinline__ void widen_to(const Raw<n>& raw, float (&values)[n]) const {
+    raw.widen_to(call, values);
   }
 
   // Without a residual, from an x of type kType: its bits.
   template <DType kType, int n>
   __device__ __forceinline__ void load_words(int row, int k, unsigned (&words)[n]) const {
-    const Row x = row_at(call.x, group.x[row]);
-    if (x.wide && k + 2 * n <= call.hidden) {
+    const Row x = Types::of(row_at(call.x, group.x[row]));
+    if (x.wide && k + 2 * n <= Types::limit(call)) {
       cuda::load_words(x, k, words);
       return;
     }
@@ -43,31 +49,37 @@ struct StreamSource {
 // down r of a group's rows: the pieces of the depth, added in order. Written by other blocks of this launch, so it is
 // read past the L1 cache, which does not see their stores.
 struct InnerSource {
+  static constexpr bool kFewRegisters = true;
   const AffineCall& call;
   const Group& group;
+
+  template <int n>
+  using Raw = AnyRows::Raw<n>;
 
   __device__ int count() const { return group.count; }
 
   template <int n>
-  __device__ __forceinline__ void load(int row, int k, float (&values)[n]) const {
+  __device__ __forceinline__ Raw<n> request(int row, int k) const {
+    Raw<n> sum;
     const int pitch = inner_pitch(call.rank);
     const std::int64_t piece = static_cast<std::int64_t>(call.num_rows) * pitch;
     const float* const first = call.inner + static_cast<std::int64_t>(group.rows[row]) * pitch + k;
-    for (int i = 0; i < n; ++i) values[i] = 0.0f;
-    if (k >= pitch) return;
+    if (k >= pitch) return sum;
 #pragma unroll 2
     for (int s = 0; s < call.splits; ++s) {
 #pragma unroll
       for (int i = 0; i < n; i += 4) {
         const float4 part = __ldcg(reinterpret_cast<const float4*>(first + s * piece + i));
-        values[i] += part.x, values[i + 1] += part.y, values[i + 2] += part.z, values[i + 3] += part.w;
+        sum.values[i] += part.x, sum.values[i + 1] += part.y, sum.values[i + 2] += part.z, sum.values[i + 3] += part.w;
       }
     }
+    return sum;
   }
-};
 
-struct NoWait {
-  __device__ void operator()() const {}
+  template <int n>
+  __device__ __forceinline__ void widen_to(const Raw<n>& raw, float (&values)[n]) const {
+    AnyRows::widen_to(raw, values);
+  }
 };
 
 // The lane's chunks at `k` of columns column + g and column + g + 8; zeros past the map's last column and past `limit`.
@@ -98,41 +110,39 @@ __device__ __forceinline__ Chunks load_chunks(const MapView& map, int index, int
   return chunks;
 }
 
-// Sums over k in [begin, end) for rows first to first + 8 row tiles - 1 of the source. Weights are requested two steps
-// ahead, or one where several row tiles keep a warp busy: with two blocks of eight warps on a multiprocessor that is 32
-// or 16 KB in flight, and the bandwidth of an H100 times its latency asks for 18 KB (3.35 TB/s, 132 multiprocessors,
-// 0.7 us). `wait` runs after the first request and before the source is read.
-template <class Product, int row_tiles, class Source, class Wait>
+// Sums over k in [begin, end) for rows first to first + 8 row tiles - 1 of the source. A warp that waits for weights
+// has requested `requested` steps of 1 KB: with two blocks of eight warps on a multiprocessor 48 or 32 KB, and the
+// bandwidth of an H200 times its latency under load asks for 28 KB (91% of 4.8 TB/s, 132 multiprocessors, 0.85 us).
+// `wait` runs after the first request and before the source is read.
+// `together` row tiles' operands are requested at once.
+template <class Product, int row_tiles, int together, class Source, class Wait>
 __device__ __forceinline__ void project(const MapView& map, int index, int column, int begin, int end,
                                         const Source& source, int first, Wait wait,
                                         typename Product::Sums (&sums)[row_tiles]) {
-  constexpr int ahead = row_tiles == 1 ? Product::kAhead : 1, stride = kWarps * Product::kStep;
+  constexpr int most = Product::kRequested[row_tiles > 1];
+  constexpr int few = Product::kConverts ? 1 : 2;
+  constexpr int requested = Source::kFewRegisters && most > few ? few : most;
+  constexpr int stride = kWarps * Product::kStep;
+  static_assert(row_tiles % together == 0);
   const int lane_k = lane_id() % 4 * Product::kChunk;
   int k = begin + warp_id() * Product::kStep;
-  Chunks next[ahead];
+  Chunks ring[requested];
 #pragma unroll
-  for (int i = 0; i < ahead; ++i) next[i] = load_chunks<Product>(map, index, column, k + i * stride + lane_k, end);
+  for (int i = 0; i < requested; ++i) ring[i] = load_chunks<Product>(map, index, column, k + i * stride + lane_k, end);
   wait();
   while (k < end) {
-    Chunks now[ahead];
 #pragma unroll
-    for (int i = 0; i < ahead; ++i) now[i] = next[i];
+    for (int i = 0; i < requested; ++i) {
+      if (k >= end) break;
+      const typename Product::Columns columns = Product::columns(ring[i]);
+      ring[i] = load_chunks<Product>(map, index, column, k + requested * stride + lane_k, end);
 #pragma unroll
-    for (int i = 0; i < ahead; ++i) {
-      next[i] = load_chunks<Product>(map, index, column, k + (ahead + i) * stride + lane_k, end);
-    }
-#pragma unroll
-    for (int i = 0; i < ahead; ++i) {
-      if (k + i * stride >= end) break;
-      const typename Product::Columns columns = Product::columns(now[i]);
-#pragma unroll
-      for (int row_tile = 0; row_tile < row_tiles; ++row_tile) {
-        if (first + row_tile * kTileRows < source.count()) {
-          Product::step(sums[row_tile], columns, source, first + row_tile * kTileRows, k + i * stride + lane_k);
-        }
+      for (int row_tile = 0; row_tile < row_tiles; row_tile += together) {
+        const int row = first + row_tile * kTileRows;
+        if (row < source.count()) Product::template step<together>(sums + row_tile, columns, source, row, k + lane_k);
       }
+      k += stride;
     }
-    k += ahead * stride;
   }
 }
 

@@ -22,12 +22,21 @@ __device__ inline bool publish_is_last(unsigned* counter, unsigned total) {
   __shared__ bool last;
   __syncthreads();
   if (threadIdx.x == 0) {
-    __threadfence();
+    fence_acq_rel();
     last = atomicAdd(counter, 1u) == total - 1;
-    __threadfence();
+    fence_acq_rel();
   }
   __syncthreads();
   return last;
+}
+
+// The same for blocks of which none is asked to be the last.
+__device__ inline void publish(unsigned* counter) {
+  __syncthreads();
+  if (threadIdx.x == 0) {
+    fence_acq_rel();
+    atomicAdd(counter, 1u);
+  }
 }
 
 // The next piece of work, the same for all threads. Called once per block.
@@ -48,7 +57,6 @@ __device__ inline void wait_for(const unsigned* counter, unsigned total) {
       }
       __nanosleep(64);
     }
-    __threadfence();
   }
   __syncthreads();
 }

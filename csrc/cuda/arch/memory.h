@@ -30,4 +30,14 @@ __device__ __forceinline__ unsigned load_acquire(const unsigned* address) {
 #endif
 }
 
+// Releases what the thread knows of before an atomic, and acquires after one. __threadfence() would be fence.sc, which
+// also waits for a place in one order of all fences and is of no use to counters.
+__device__ __forceinline__ void fence_acq_rel() {
+#ifdef INCLINE_FAST_EMULATED
+  __threadfence();
+#else
+  asm volatile("fence.acq_rel.gpu;" ::: "memory");
+#endif
+}
+
 }  // namespace incline_fast::cuda

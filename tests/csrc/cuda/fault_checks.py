@@ -29,11 +29,22 @@ def after_a_gemm(sanitizer: str) -> Call:
     return prepare(case, mapped=mapped.float(), sanitizer=sanitizer)
 
 
+def misaligned() -> Case:
+    """Rows that begin two bytes behind a multiple of 16."""
+    case = make("rms", 64, (2,), dtype=BF16)
+    return case.but(x=torch.empty(129, dtype=BF16)[1:].view(2, 64).copy_(case.x))
+
+
 CASES: dict[str, Callable[[str], Call]] = {
     "dense": lambda san: prepare(make("rms", 96, (3,), dtype=BF16, num_maps=3, row_map=ROW_MAP), sanitizer=san),
     "low rank": lambda san: prepare(
         make("layer", 96, (3,), rank=40, dtype=BF16, num_maps=3, row_map=ROW_MAP), sanitizer=san
     ),
+    "one row": lambda san: prepare(make("layer", 128, (1,), dtype=BF16), sanitizer=san),
+    "one row, low rank": lambda san: prepare(make("rms", 128, (1,), rank=40, dtype=BF16), sanitizer=san),
+    "fp32 weight": lambda san: prepare(make("rms", 64, (2,), dtype=BF16, vector_dtype=FP32), sanitizer=san),
+    "narrow": lambda san: prepare(make("rms", 72, (2,), dtype=BF16), sanitizer=san),
+    "misaligned": lambda san: prepare(misaligned(), sanitizer=san),
     "many rows": lambda san: prepare(
         make("rms", 48, (33,), dtype=BF16, num_maps=2, row_map=torch.arange(33, dtype=torch.int32) % 2), sanitizer=san
     ),

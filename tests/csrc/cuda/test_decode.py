@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from cuda.decode_cases import BF16, FP32, KINDS, both_equal, decode_case
+from cuda.decode_cases import BF16, FP16, FP32, INT8, KINDS, both_equal, decode_case
 from cuda.launcher import launches, prepare, run_fibers, run_ptx, source_of
 from op_cases import Case, make
 from tolerances import assert_close
@@ -49,12 +49,70 @@ def test_ptx_is_the_fibers_bit_for_bit(kind: str, low_rank: bool, arch: str) -> 
     assert report.worst_bank_conflict <= 2, report
 
 
+# x, maps and residual for which there are kernels that know the types, with all vectors in the type of x.
+UNIFORM = {kind: KINDS[kind] for kind in ("bf16", "bf16+bf16", "fp16", "bf16 x int8", "fp16 x int8")}
+UNIFORM |= {"fp16+fp16": (FP16, FP16, FP16), "bf16+bf16 x int8": (BF16, INT8, BF16)}
+
+
+def uniform_case(kind: str, low_rank: bool, rows: int) -> Case:
+    x, map_dtype, residual = UNIFORM[kind]
+    case = make(
+        ("rms", "layer")[rows % 2],
+        128,
+        (rows,),
+        rank=40 if low_rank else None,
+        dtype=x,
+        map_dtype=map_dtype,
+        residual_dtype=residual,
+        num_maps=2,
+        alpha=0.75,
+    )
+    # With a row_map the rows are looked up before the weights are requested, without after.
+    return case if rows % 2 else case.but(row_map=torch.arange(rows, dtype=torch.int32) % 3 - 1)
+
+
+@by_form
+@pytest.mark.parametrize("kind", UNIFORM)
+def test_kernels_that_know_the_types_have_the_bits_of_those_that_do_not(kind: str, low_rank: bool) -> None:
+    """A weight of another type leads to the general kernels; so does x two bytes off, which tests the products."""
+    for rows in (1, 2, 9, 40):
+        case = uniform_case(kind, low_rank, rows)
+        first = run_fibers(prepare(case))
+        check(case, *first)
+        shifted = torch.empty(rows * 128 + 1, dtype=case.x.dtype)[1:].view(rows, 128).copy_(case.x)
+        general = case.but(x=shifted)
+        names = [[launch.kernel for launch in launches(prepare(each))] for each in (case, general)]
+        if kind != "fp16 x int8":  # int8 maps are multiplied in bf16
+            assert not set(names[0]).intersection(names[1])
+        assert both_equal(run_fibers(prepare(general)), first)
+        assert both_equal(run_fibers(prepare(case, in_place=True), seed=3, resident=1), first)
+
+
+@by_form
+@pytest.mark.parametrize("kind", UNIFORM)
+def test_ptx_of_kernels_that_know_the_types(kind: str, low_rank: bool) -> None:
+    for rows in (1, 9):
+        case = uniform_case(kind, low_rank, rows)
+        y, edited, report = run_ptx(prepare(case), "sm_80")
+        assert both_equal((y, edited), run_fibers(prepare(case)))
+        assert report.worst_bank_conflict <= 2, report
+
+
+@by_form
+def test_the_last_block_normalises_one_row_and_a_second_launch_more(low_rank: bool) -> None:
+    for rows, count in ((1, 1), (2, 2), (64, 2), (65, 3)):
+        assert len(launches(prepare(uniform_case("bf16", low_rank, rows)))) == count, rows
+
+
 @by_form
 def test_no_data_race_and_no_missing_fence(low_rank: bool) -> None:
     for kind in ("bf16", "fp32", "fp32 x int8"):
         for seed in (1, 2, 3):
             case = decode_case(kind, low_rank, seed)
             run_fibers(prepare(case, sanitizer="races"), seed=seed, resident=3, sanitizer="races")
+    for rows in (1, 9):
+        case = uniform_case("bf16", low_rank, rows)
+        run_fibers(prepare(case, sanitizer="races"), seed=rows, resident=3, sanitizer="races")
 
 
 def test_nothing_beside_the_tensors_is_touched() -> None:
