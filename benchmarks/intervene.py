@@ -12,6 +12,9 @@ d = 640, fp32), or a Llama (12 layers, d = 2048, bf16), both with a small vocabu
   mixed   two alignments, every second row of the batch with the other one
   twice   the published way: a first pass records the last states, hooks of a second set the edited ones
 
+and with ``--rivals`` the libraries of ``benchmarks/rivals.py``. With padding on the right the hook edits the last
+column: the same work, another token.
+
 Rounds are paired: every way once, in turn, in changing order. Extra milliseconds are medians over rounds of the
 difference to the plain model in the same round. Before timing, the tokens of ``ours`` are compared with the hook's.
 ``enter_ms`` is entering and leaving alone.
@@ -24,6 +27,7 @@ import statistics
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +36,7 @@ from torch import Tensor
 from tqdm import tqdm
 from transformers import Gemma3ForCausalLM, Gemma3TextConfig, LlamaConfig, LlamaForCausalLM
 
+from benchmarks.rivals import APPLY_MAPS, Generate, installed, options
 from incline_fast import Alignment, intervene
 from incline_fast.bench.machine import commit, cpu_name, threads
 from incline_fast.files import write_table
@@ -147,74 +152,149 @@ def check(model: Any, inputs: dict[str, Tensor], ours: Any, theirs: Any) -> None
         raise AssertionError(f"the logits of the intervention are off from the hook's by {error:.1e} of the largest")
 
 
-def measure(model: Any, batch: int, length: int, side: str, rounds: int) -> list[dict[str, Any]]:
-    """One row per way."""
-    config, dtype = model.config, model.dtype
-    maps = {site: one_map(config.hidden_size, dtype) for site in range(1, config.num_hidden_layers + 1)}
-    transposed = {site: W.T for site, W in maps.items()}
-    alignment = Alignment.from_maps(maps)
-    other = Alignment.from_maps({site: one_map(config.hidden_size, dtype) for site in maps})
-    both, languages = {"a": alignment, "b": other}, (["a", "b"] * batch)[:batch]
-    inputs = padded(batch, length, side)
+@dataclass
+class Case:
+    """A model, maps for all of its sites, and a batch of prompts."""
 
-    def generate(around: AbstractContextManager[Any], tokens: int, inside: bool = False) -> tuple[Tensor, float]:
+    model: Any
+    maps: dict[int, Tensor]
+    batch: int
+    length: int
+    side: str
+
+    def __post_init__(self) -> None:
+        self.inputs = padded(self.batch, self.length, self.side)
+        self.alignment = Alignment.from_maps(self.maps)
+        self.transposed = {site: W.T for site, W in self.maps.items()}
+
+    @classmethod
+    def of(cls, model: Any, size: str) -> Case:
+        """``8x60r``: 8 prompts of 60 tokens, padded on the right."""
+        batch, length = map(int, size.rstrip("r").split("x"))
+        sites = range(1, model.config.num_hidden_layers + 1)
+        maps = {site: one_map(model.config.hidden_size, model.dtype) for site in sites}
+        return cls(model, maps, batch, length, "right" if size.endswith("r") else "left")
+
+    def edited(self) -> AbstractContextManager[Any]:
+        """One alignment for all rows."""
+        return intervene(self.model, self.alignment, alpha=ALPHA)
+
+    def mixed(self) -> AbstractContextManager[Any]:
+        """Two alignments, in turn."""
+        other = Alignment.from_maps({site: W.flip(0) for site, W in self.maps.items()})
+        return intervene(
+            self.model,
+            {"a": self.alignment, "b": other},
+            languages=(["a", "b"] * self.batch)[: self.batch],
+            alpha=ALPHA,
+        )
+
+    def generate(self, tokens: int) -> Tensor:
+        """So many tokens of every prompt, greedily."""
+        out: Tensor = self.model.generate(**self.inputs, **options(tokens))
+        return out
+
+
+Way = Callable[[int], tuple[Tensor, float]]  # tokens to generate -> all tokens, seconds
+
+
+def around(case: Case, enter: Callable[[], AbstractContextManager[Any]], *, inside: bool = False) -> Way:
+    """Generation in a block, timed with entering and leaving it, or only ``inside``."""
+
+    def run(tokens: int) -> tuple[Tensor, float]:
         begin = time.perf_counter()
-        with around:
-            if inside:
-                begin = time.perf_counter()
-            out = model.generate(**inputs, max_new_tokens=tokens, min_new_tokens=tokens, do_sample=False)
+        with enter():
+            begin = time.perf_counter() if inside else begin
+            out = case.generate(tokens)
             end = time.perf_counter()
         return out, (end if inside else time.perf_counter()) - begin
 
-    ways: dict[str, Callable[[int], tuple[Tensor, float]]] = {
-        "plain": lambda n: generate(nullcontext(), n),
-        "hook": lambda n: generate(hooked(model, transposed), n),
-        "ours": lambda n: generate(intervene(model, alignment, alpha=ALPHA), n, inside=True),
-        "ours+": lambda n: generate(intervene(model, alignment, alpha=ALPHA), n),
-        "twice": lambda n: generate(twice(model, transposed, inputs), n),
+    return run
+
+
+def called(case: Case, generate: Generate) -> Way:
+    """Generation by a function of another library."""
+
+    def run(tokens: int) -> tuple[Tensor, float]:
+        begin = time.perf_counter()
+        out = generate(case.inputs, tokens)
+        return out, time.perf_counter() - begin
+
+    return run
+
+
+def ways_of(case: Case, with_rivals: bool) -> dict[str, Way]:
+    """Everything that takes turns, checked against the hook where both mean the same token."""
+    ways = {
+        "plain": around(case, nullcontext),
+        "hook": around(case, lambda: hooked(case.model, case.transposed)),
+        "ours": around(case, case.edited, inside=True),
+        "ours+": around(case, case.edited),
+        "twice": around(case, lambda: twice(case.model, case.transposed, case.inputs)),
     }
-    if batch > 1:
-        ways["mixed"] = lambda n: generate(intervene(model, both, languages=languages, alpha=ALPHA), n, inside=True)
-    if side == "left":  # behind right padding the last column is not the last token, which this hook does not know
-        check(model, inputs, intervene(model, alignment, alpha=ALPHA), hooked(model, transposed))
+    if case.batch > 1:
+        ways["mixed"] = around(case, case.mixed, inside=True)
+    if (
+        case.side == "right"
+    ):  # the hook edits the last column, which is not every row's last token: its cost alone counts
+        return ways
+    check(case.model, case.inputs, case.edited(), hooked(case.model, case.transposed))
+    if with_rivals:
+        found = {name: called(case, way) for name, way in installed(case.model, case.transposed, ALPHA).items()}
+        check_tokens(ways["hook"], {name: found[name] for name in APPLY_MAPS if name in found})
+        ways.update(found)
+    return ways
+
+
+def check_tokens(hook: Way, others: dict[str, Way]) -> None:
+    """Libraries that apply the maps generate the hook's tokens."""
+    expected = hook(NEW_TOKENS)[0]
+    for name, way in others.items():
+        if not torch.equal(way(NEW_TOKENS)[0], expected):
+            raise AssertionError(f"{name} generates other tokens than the hook")
+
+
+def measure(case: Case, rounds: int, with_rivals: bool) -> list[dict[str, Any]]:
+    """One row per way."""
+    ways = ways_of(case, with_rivals)
     taken: dict[str, list[tuple[float, float]]] = {name: [] for name in ways}
     entering: list[float] = []
-    for turn in tqdm(range(rounds), desc=f"batch {batch}, {length} tokens, {side}", unit="round"):
+    for turn in tqdm(range(rounds), desc=f"batch {case.batch}, {case.length} tokens, {case.side}", unit="round"):
         names = list(ways)
         for name in names[turn % len(names) :] + names[: turn % len(names)]:
             taken[name].append((ways[name](1)[1], ways[name](NEW_TOKENS)[1]))
         begin = time.perf_counter()
-        with intervene(model, alignment, alpha=ALPHA):
+        with case.edited():
             pass
         entering.append(time.perf_counter() - begin)
-    plain = taken["plain"]
-    rows = []
-    for name, times in taken.items():
-        prompt = statistics.median(a - p for (a, _), (p, _) in zip(times, plain, strict=True))
-        token = statistics.median(
-            ((b - a) - (q - p)) / (NEW_TOKENS - 1) for (a, b), (p, q) in zip(times, plain, strict=True)
-        )
-        rows.append(
-            {
-                "way": name,
-                "hidden_size": config.hidden_size,
-                "layers": config.num_hidden_layers,
-                "dtype": str(dtype).removeprefix("torch."),
-                "batch": batch,
-                "prompt_tokens": length,
-                "padding": side,
-                "prompt_ms": round(1e3 * statistics.median(a for a, _ in times), 2),
-                "extra_prompt_ms": round(1e3 * prompt, 2),
-                "extra_token_ms": round(1e3 * token, 3),
-                "enter_ms": round(1e3 * statistics.median(entering), 3) if name == "ours+" else "",
-                "rounds": rounds,
-                "threads": torch.get_num_threads(),
-                "device": cpu_name(),
-                "torch": torch.__version__,
-                "commit": commit(),
-            }
-        )
+    rows = [row_of(case, name, times, taken["plain"]) for name, times in taken.items()]
+    for row in rows:
+        row["enter_ms"] = round(1e3 * statistics.median(entering), 3) if row["way"] == "ours+" else ""
     return rows
+
+
+def row_of(case: Case, name: str, times: list[tuple[float, float]], plain: list[tuple[float, float]]) -> dict[str, Any]:
+    """Medians over rounds of one way, and of its differences to the plain model."""
+    pairs = list(zip(times, plain, strict=True))
+    prompt = statistics.median(a - p for (a, _), (p, _) in pairs)
+    token = statistics.median(((b - a) - (q - p)) / (NEW_TOKENS - 1) for (a, b), (p, q) in pairs)
+    return {
+        "way": name,
+        "hidden_size": case.model.config.hidden_size,
+        "layers": case.model.config.num_hidden_layers,
+        "dtype": str(case.model.dtype).removeprefix("torch."),
+        "batch": case.batch,
+        "prompt_tokens": case.length,
+        "padding": case.side,
+        "prompt_ms": round(1e3 * statistics.median(a for a, _ in times), 2),
+        "extra_prompt_ms": round(1e3 * prompt, 2),
+        "extra_token_ms": round(1e3 * token, 3),
+        "rounds": len(times),
+        "threads": torch.get_num_threads(),
+        "device": cpu_name(),
+        "torch": torch.__version__,
+        "commit": commit(),
+    }
 
 
 def main() -> None:
@@ -224,14 +304,14 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2, help="threads of torch's pool")
     parser.add_argument("--rounds", type=int, default=7, help="paired rounds")
     parser.add_argument("--prompts", default="1x20,1x60,1x200,8x60,8x60r", help="batch x tokens, r: padded right")
+    parser.add_argument("--rivals", action="store_true", help="pyvene, nnsight and steering-vectors too")
     parser.add_argument("-o", "--output", type=Path, help="CSV to write")
     arguments = parser.parse_args()
     with threads(arguments.threads), torch.inference_mode():
         model = random_gemma() if arguments.model == "gemma" else random_llama()
         rows = []
         for size in arguments.prompts.split(","):
-            batch, length = map(int, size.rstrip("r").split("x"))
-            rows += measure(model, batch, length, "right" if size.endswith("r") else "left", arguments.rounds)
+            rows += measure(Case.of(model, size), arguments.rounds, arguments.rivals)
     for row in rows:
         print(row)
     if arguments.output is not None:

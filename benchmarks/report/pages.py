@@ -16,6 +16,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from benchmarks.report.accuracy_tables import accuracy_blocks
+from benchmarks.report.intervene_tables import intervene_blocks
 from benchmarks.report.markdown import table as markdown
 from benchmarks.report.paper_tables import paper_blocks
 from benchmarks.report.plots import picture_of
@@ -32,7 +33,7 @@ PAGES = ROOT / "docs" / "benchmarks"
 DOCUMENTS = (
     ROOT / "README.md",
     ROOT / "docs" / "serving.md",
-    *(PAGES / f"{name}.md" for name in ("fused_op", "cholesky", "least_squares", "accuracy", "paper")),
+    *(PAGES / f"{name}.md" for name in ("fused_op", "cholesky", "least_squares", "accuracy", "paper", "intervene")),
 )
 SHOWN = (("dense-bf16", 1), ("dense-fp32", 1))
 """Tables whose picture the page shows; the others can be drawn by ``python -m benchmarks.report.plots``."""
@@ -212,6 +213,7 @@ def blocks(results: Results) -> dict[str, str]:
         | solver_blocks()
         | accuracy_blocks()
         | paper_blocks()
+        | intervene_blocks()
         | serving_blocks()
     )
 
