@@ -17,7 +17,7 @@ from pathlib import Path
 
 import triton
 
-from emulator import machine_code, triton_code
+from emulator import faults, machine_code, triton_code
 
 ROOT = Path(__file__).parents[1]
 
@@ -109,7 +109,10 @@ def traffic_part() -> str:
 
 def fault_part() -> str:
     """Which check catches which fault."""
-    return FAULT_TEXT + csv_table(FAULTS)
+    planted = len(FAULTS.read_text(encoding="utf-8").splitlines()) - 1
+    remaining = len(faults.FAULTS) - planted
+    told = f"{remaining} of {len(faults.FAULTS)} faults are not planted yet (`--resume`).\n\n" if remaining else ""
+    return FAULT_TEXT + told + csv_table(FAULTS)
 
 
 def csv_table(path: Path) -> str:

@@ -24,7 +24,7 @@ BOTH, ONE_ROW = ("dense", "low rank"), ("one row", "one row, low rank")
 FAULTS = (
     Fault(
         "no barrier before a block publishes", "tickets.h",
-        "  __shared__ bool last;\n  __syncthreads();\n", "  __shared__ bool last;\n", ONE_ROW,
+        "  __shared__ bool last;\n  __syncthreads();\n", "  __shared__ bool last;\n", ("one row, unedited",),
     ),
     Fault(
         "no fence before the ticket (release)", "tickets.h",

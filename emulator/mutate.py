@@ -2,6 +2,9 @@
 
 python -m emulator.mutate                  all faults; rewrites docs/gpu_faults.csv
 python -m emulator.mutate --only fence     those whose name contains "fence"; prints, writes nothing
+python -m emulator.mutate --resume         those that docs/gpu_faults.csv does not have yet; its rows are kept
+
+The table is for the kernels as they are: after a change of theirs begin it anew.
 
 Every fault goes into a copy of the sources, which is built and checked in processes of its own. Exits with 1 if the
 unchanged sources do not pass, or a fault is caught by no check. Takes about a minute of processor time for each fault.
@@ -32,12 +35,15 @@ def main() -> None:
     parser.add_argument(
         "--only", metavar="TEXT", help="plant the faults whose name contains TEXT, and write no results"
     )
-    only = parser.parse_args().only
-    faults = [fault for fault in FAULTS if only is None or only in fault.name]
+    parser.add_argument("--resume", action="store_true", help="keep the rows of the table, and plant the other faults")
+    arguments = parser.parse_args()
+    only = arguments.only
+    rows = read() if arguments.resume else []
+    known = {row[0] for row in rows}
+    faults = [fault for fault in FAULTS if fault.name not in known and (only is None or only in fault.name)]
     if shutil.which("nvcc") is None:
         sys.exit("nvcc is not installed, so the check on PTX cannot be made")
     sound = check_unchanged(faults)
-    rows = []
     for fault in faults:
         rows.append([fault.name, f"`{fault.file}`", *outcomes(fault)])
         if only is None:
@@ -55,6 +61,12 @@ def write(rows: list[list[str]]) -> None:
     """Rewrite the published table."""
     with RESULTS.open("w", newline="", encoding="utf-8") as file:
         csv.writer(file, lineterminator="\n").writerows([["fault", "in", *CHECKS], *rows])
+
+
+def read() -> list[list[str]]:
+    """The published table, without its head."""
+    with RESULTS.open(newline="", encoding="utf-8") as file:
+        return list(csv.reader(file))[1:]
 
 
 def check_unchanged(faults: list[Fault]) -> bool:

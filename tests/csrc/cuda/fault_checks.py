@@ -42,6 +42,9 @@ CASES: dict[str, Callable[[str], Call]] = {
     ),
     "one row": lambda san: prepare(make("layer", 128, (1,), dtype=BF16), sanitizer=san),
     "one row, low rank": lambda san: prepare(make("rms", 128, (1,), rank=40, dtype=BF16), sanitizer=san),
+    "one row, unedited": lambda san: prepare(
+        make("rms", 128, (1,), dtype=BF16, num_maps=3, row_map=torch.tensor([-1], dtype=torch.int32)), sanitizer=san
+    ),
     "fp32 weight": lambda san: prepare(make("rms", 64, (2,), dtype=BF16, vector_dtype=FP32), sanitizer=san),
     "narrow": lambda san: prepare(make("rms", 72, (2,), dtype=BF16), sanitizer=san),
     "misaligned": lambda san: prepare(misaligned(), sanitizer=san),
