@@ -21,7 +21,7 @@ from incline_fast.fitting.memory_plan import plan_fit
 from incline_fast.fitting.options import FitKeywords, FitOptions, SolveKeywords, SolveOptions, lam_by_site
 from incline_fast.models.architectures import describe
 from incline_fast.models.identity import identify
-from incline_fast.states.hidden_states import Collection, HiddenStates, StatesError, prepare
+from incline_fast.states.hidden_states import Collection, CollectOptions, HiddenStates, StatesError, plan
 from incline_fast.text.prompts import PromptError
 
 __all__ = ["fit", "fit_states"]
@@ -104,6 +104,7 @@ def _plan(
     sides, languages = _sides(source, target, options)
     recipe, solver = options.recipe, options.solver
     kind = recipe.site if options.site is None else options.site
+    pooling = recipe.pooling if options.pooling is None else options.pooling
     describe(model, kind)  # what cannot be edited must not come out after the fit
     identity = identify(model)
     metadata = AlignmentMetadata(
@@ -114,7 +115,7 @@ def _plan(
         source_language=languages[0],
         target_language=languages[1],
         template=recipe.template if options.template is None else options.template,
-        pooling=recipe.pooling if options.pooling is None else options.pooling,
+        pooling=pooling,
         site=kind,
         preset=options.preset,
     )
@@ -125,35 +126,20 @@ def _plan(
     _check_lams(solver, lams.values(), len(fitted_rows))
     groups = plan_fit(n, identity.hidden_size, sites, memory_budget=options.memory_budget).groups
 
-    def prepared(side: str, group: Sequence[int]) -> Collection:
+    def planned(side: str, group: Sequence[int]) -> Collection:
         folder = None if options.resume is None else Path(options.resume) / side
         if folder is not None and len(groups) > 1:
             folder = folder / f"sites-{group[0]}-{group[-1]}"
+        collecting = CollectOptions(metadata.template, pooling, kind, group, options.batch_tokens, folder)
         with _naming(side):
-            return prepare(
-                model,
-                tokenizer,
-                sides[side],
-                template=metadata.template,
-                pooling=recipe.pooling if options.pooling is None else options.pooling,
-                site=kind,
-                layers=group,
-                batch_tokens=options.batch_tokens,
-                resume=folder,
-            )
+            return plan(model, tokenizer, sides[side], collecting)
 
     form = options.form or solver.own_form or recipe.form
-    return [
-        _Run(
-            prepared("source", group),
-            prepared("target", group),
-            {site: lams[site] for site in group},
-            form,
-            metadata,
-            options,
-        )
-        for group in groups
-    ]
+    runs = []
+    for group in groups:
+        source_run, target_run = planned("source", group), planned("target", group)
+        runs.append(_Run(source_run, target_run, {site: lams[site] for site in group}, form, metadata, options))
+    return runs
 
 
 def _sides(
