@@ -138,7 +138,7 @@ def streaming(n: int, d: int) -> tuple[str, list[Case], None, None]:
     x64, y64 = X.double(), Y.double()
     chunk = 2 * d
 
-    def stream() -> int:
+    def accumulate() -> int:
         accumulator = RidgeAccumulator(d, d)
         for x, y in zip(X.split(chunk), Y.split(chunk), strict=True):
             accumulator.update(x, y)
@@ -151,7 +151,7 @@ def streaming(n: int, d: int) -> tuple[str, list[Case], None, None]:
             xy.addmm_(x.T, y)
         return xy
 
-    cases = [Case("X^T X and X^T Y, fp64 GEMM", products), Case("RidgeAccumulator, fp32 rows", stream)]
+    cases = [Case("X^T X and X^T Y, fp64 GEMM", products), Case("RidgeAccumulator, fp32 rows", accumulate)]
     return f"streaming, n={n}, d={d}, {d} targets", cases, None, None
 
 

@@ -144,7 +144,7 @@ class _Launcher:
         self.kinds = list(source.signature.values())
 
     def __call__(
-        self, x: int, y: int, z: int, stream: int, function: tuple[str, str], packed: Any, launch_metadata: Any,
+        self, x: int, y: int, z: int, cuda_stream: int, function: tuple[str, str], packed: Any, launch_metadata: Any,
         enter: Any, leave: Any, *arguments: Any
     ) -> None:  # fmt: skip
         if x * y * z == 0:

@@ -2,8 +2,8 @@
 
 r' = beta r + alpha (M r + b)        at the rows of the current forward pass; every other row keeps its bits
 
-The module at a site stays what it is: for the time of an intervention its class is a subclass that edits the stream
-before (or after) the module runs, so that its parameters, hooks, submodules and place in the model are its own.
+The module at a site is not replaced. During an intervention its class is a subclass that edits the residual stream
+before (or after) the module runs, so that its parameters, hooks, submodules and place in the model do not change.
 """
 
 from __future__ import annotations
@@ -353,7 +353,7 @@ class Taps:
 
 @lru_cache(maxsize=128)
 def _tapped(cls: type) -> type:
-    """The subclass of a module's class that edits the stream around a call."""
+    """The subclass of a module's class that edits the residual stream around a call."""
 
     def call(self: Any, *args: Any, **kwargs: Any) -> Any:
         taps = self._incline_fast_taps

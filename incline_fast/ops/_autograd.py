@@ -89,8 +89,8 @@ def backward(ctx: Any, grad_y: Tensor, grad_edited: Tensor) -> Gradients:
 def _backward(ctx: Any, grad_y: Tensor, grad_edited: Tensor) -> Gradients:
     *saved, edited = ctx.saved_tensors
     inputs, constants = Inputs(*saved), ctx.constants
-    stream = inputs.x if inputs.residual is None else inputs.residual
-    compute = torch.float64 if torch.float64 in (inputs.x.dtype, stream.dtype) else torch.float32
+    dtypes = inputs.x.dtype, inputs.x.dtype if inputs.residual is None else inputs.residual.dtype
+    compute = torch.float64 if torch.float64 in dtypes else torch.float32
     hidden = inputs.x.shape[-1]
 
     def rows(tensor: Tensor) -> Tensor:

@@ -95,7 +95,7 @@ def _missing(backend: str, gradient: bool) -> str:
 
 
 def has_kernels(device: torch.device, dtype: torch.dtype) -> bool:
-    """Whether "auto" finds kernels for streams of ``dtype`` on ``device``, or the reference on the CPU."""
+    """Whether "auto" finds kernels for a residual stream of ``dtype`` on ``device``, or the reference on the CPU."""
     if device.type == "cpu":
         return True
     return device.type == "cuda" and (CUDA_EXTENSION is not None or TRITON) and dtype is not torch.float64

@@ -103,10 +103,10 @@ class NormOp:
             return result
         # The functional op enters autograd's Python layer even where nothing is recorded, which takes longer than a
         # small problem does; the in-place op on copies gives the same bits without it.
-        stream = _copy(x if residual is None else residual)
-        y = torch.empty_like(stream) if residual is None else _copy(x)
-        self._write(route, y, stream, residual is not None, vectors, tail)
-        return y, stream
+        edited = _copy(x if residual is None else residual)
+        y = torch.empty_like(edited) if residual is None else _copy(x)
+        self._write(route, y, edited, residual is not None, vectors, tail)
+        return y, edited
 
     def in_place(
         self,
@@ -123,7 +123,7 @@ class NormOp:
         backend: str,
     ) -> Tensor:
         """``y``, with r' written over the residual stream."""
-        stream = x if residual is None else residual
+        written = x if residual is None else residual  # r on entry, r' on return
         gradient = torch.is_grad_enabled() and differentiates(x, residual, *vectors, map, bias, alpha, beta)
         # Written out here: on a small problem every function call is noticeable.
         if functorch_level() is not None or forward_ad._current_level >= 0:
@@ -138,12 +138,12 @@ class NormOp:
                 # The common case, without the calls and tuples of op_tail, which a small problem feels.
                 down, up = map.packed()
                 self.compiled_in_place(
-                    y, stream, residual is not None, *vectors, down, up, map.down_scale, map.up_scale, bias,
+                    y, written, residual is not None, *vectors, down, up, map.down_scale, map.up_scale, bias,
                     None, None, row_map, alpha, beta, eps, weight_offset,
                 )  # fmt: skip
             else:
                 tail = op_tail(route, map, bias, alpha, beta, row_map, eps, weight_offset)
-                self._write(route, y, stream, residual is not None, vectors, tail)
+                self._write(route, y, written, residual is not None, vectors, tail)
             # Graphs that saved what was written to are told. torch.autograd.graph.increment_version does nothing more,
             # and takes longer to ask what it was given.
             torch._C._increment_version((x,) if residual is None else (x, residual))
@@ -152,25 +152,25 @@ class NormOp:
         copy = None if residual is None else residual.clone()
         options = (bias, alpha, beta, row_map, eps, weight_offset, backend)
         y, edited = self.functional(x.clone(), vectors, map, copy, *options)
-        stream.copy_(edited)
+        written.copy_(edited)
         return y if residual is None else x.copy_(y)
 
     def _write(
         self,
         route: Route,
         y: Tensor,
-        stream: Tensor,
+        residual: Tensor,
         add_y: bool,
         vectors: tuple[Tensor | None, ...],
         tail: tuple[Tensor | float | None, ...],
     ) -> None:
-        """Run the kernels of ``route``, which write y and r' over ``y`` and ``stream``."""
+        """Run the kernels of ``route``, which write y over ``y`` and r' over ``residual``."""
         if route == "cpu":
-            self.compiled_in_place(y, stream, add_y, *vectors, *tail)
+            self.compiled_in_place(y, residual, add_y, *vectors, *tail)
             return
         kernel = getattr(triton_ops(), f"{self.name}_") if route == "triton" else self.compiled_in_place
         with full_precision(y.device):  # many tokens are multiplied by torch, whose products autocast would shorten
-            kernel(y, stream, add_y, *vectors, *tail)
+            kernel(y, residual, add_y, *vectors, *tail)
 
     def _weight_and_bias(self, vectors: tuple[Any, ...]) -> tuple[Any, Any]:
         return (vectors[0], vectors[1] if self.centre else None)
@@ -187,8 +187,8 @@ class NormOp:
         x, residual = inputs.x, inputs.residual
         return x.new_empty(x.shape), (x if residual is None else residual).new_empty(x.shape)
 
-    def _fake_in_place(self, y: Tensor, stream: Tensor, add_y: bool, *rest: Any) -> None:
-        self._fake(y, stream, *rest)
+    def _fake_in_place(self, y: Tensor, residual: Tensor, add_y: bool, *rest: Any) -> None:
+        self._fake(y, residual, *rest)
 
     def _setup_context(self, ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
         alpha, beta, eps, weight_offset = inputs[-4:]

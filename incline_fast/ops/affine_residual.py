@@ -41,7 +41,7 @@ def affine_residual_(
     """Edit the rows of a residual stream that ``row_map`` names, in place.
 
     Args:
-        x: ``[..., d]``, rows contiguous; the stream itself, or with ``residual`` what is about to be added to it.
+        x: ``[..., d]``, rows contiguous: the residual stream, or with ``residual`` what is about to be added to it.
         map: the stack of maps.
         row_alpha, row_beta: floats ``[n]`` with n at least the number of rows of x.
         row_map: int32 ``[n]``, each row's map in the stack; negative: the row is not touched.
@@ -133,8 +133,8 @@ def _on_gpu(
 
 def _write(x: Tensor, residual: Tensor | None, edited: Tensor, row_map: Tensor) -> None:
     chosen = (row_map >= 0).reshape(*x.shape[:-1], 1)
-    stream = x if residual is None else residual
-    stream.copy_(torch.where(chosen, edited, stream))
+    written = x if residual is None else residual
+    written.copy_(torch.where(chosen, edited, written))
     if residual is not None:
         x.masked_fill_(chosen, 0)
 

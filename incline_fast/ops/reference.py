@@ -119,15 +119,15 @@ def affine_residual(
     row_map: Tensor | None,
 ) -> tuple[Tensor, torch.dtype]:
     """Return r' (rounded to the residual stream's dtype) and the dtype in which it was computed."""
-    stream = x if residual is None else residual
-    compute = torch.float64 if torch.float64 in (x.dtype, stream.dtype) else torch.float32
+    dtype = x.dtype if residual is None else residual.dtype
+    compute = torch.float64 if torch.float64 in (x.dtype, dtype) else torch.float32
     h = x.to(compute) if residual is None else x.to(compute) + residual.to(compute)
     rows = h.reshape(-1, h.shape[-1])
     index = torch.zeros(rows.shape[0], dtype=torch.long, device=x.device) if row_map is None else row_map.long()
     image = _project(rows, down, up, down_scale, up_scale, bias, index.clamp(min=0), compute)
     moved = _per_row(beta, compute) * rows + _per_row(alpha, compute) * image
     edited = torch.where((index >= 0).unsqueeze(-1), moved, rows)
-    return edited.reshape(h.shape).to(stream.dtype), compute
+    return edited.reshape(h.shape).to(dtype), compute
 
 
 def _project(

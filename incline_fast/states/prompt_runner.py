@@ -280,7 +280,7 @@ class PromptRunner:
         found: dict[int, Tensor] = {}
 
         def keep(site: int, h: Tensor) -> None:
-            # fp32, and a copy: a later edit of the stream is in place.
+            # fp32, and a copy: a later edit of the residual stream is in place.
             found[site] = h[:, columns].to(torch.float32, copy=True)
 
         handles = [self.architecture.sites[site].observe(partial(keep, site)) for site in sites]

@@ -187,8 +187,8 @@ def _decode(x: Tensor, residual: Tensor | None, y: Tensor, edited: Tensor, argum
     tiles = triton.cdiv(num_tokens, tokens)
     slots = 1 if a.row_map is None else min(tokens, len(a.up))
     splits = num_splits(hidden, rank)
-    stream_product = operand(x.dtype if residual is None else torch.float32, a.up.dtype)
-    factor_product = operand(torch.float32, a.up.dtype) if rank else stream_product
+    input_product = operand(x.dtype if residual is None else torch.float32, a.up.dtype)
+    factor_product = operand(torch.float32, a.up.dtype) if rank else input_product
 
     def grid(meta: dict[str, Any]) -> tuple[int]:
         return (num_items(tiles, slots, splits, rank, hidden, num_tokens, meta["BLOCK_N"]),)
@@ -206,9 +206,9 @@ def _decode(x: Tensor, residual: Tensor | None, y: Tensor, edited: Tensor, argum
         TOKENS=tokens,
         SLOTS=slots,
         SPLITS=splits,
-        BLOCK_K=block_depth(stream_product, factor_product),
-        OPERAND=stream_product[0],
-        PARTS=stream_product[1],
+        BLOCK_K=block_depth(input_product, factor_product),
+        OPERAND=input_product[0],
+        PARTS=input_product[1],
         FACTOR_OPERAND=factor_product[0],
         FACTOR_PARTS=factor_product[1],
     )
