@@ -17,27 +17,11 @@ import torch
 from torch import Tensor
 
 from incline_fast.maps import dequantized
+from incline_fast.ops._arguments import Inputs
 from incline_fast.packing import is_packed, pack, rank_of, unpack
 from incline_fast.torch_modes import full_precision
 
-__all__ = ["Constants", "Gradients", "Inputs", "backward", "save"]
-
-
-class Inputs(NamedTuple):
-    """The differentiable inputs of both ops, in the order of their schemas, and the map of each row."""
-
-    x: Tensor
-    residual: Tensor | None
-    weight: Tensor
-    norm_bias: Tensor | None
-    down: Tensor | None
-    up: Tensor
-    down_scale: Tensor | None
-    up_scale: Tensor | None
-    bias: Tensor | None
-    row_alpha: Tensor | None
-    row_beta: Tensor | None
-    row_map: Tensor | None
+__all__ = ["Constants", "Gradients", "backward", "save"]
 
 
 @dataclass(frozen=True)

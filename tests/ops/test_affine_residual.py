@@ -59,8 +59,8 @@ def test_edited_rows_follow_the_definition_and_others_keep_their_bits(d, rank, d
     double = {key: v.double() if isinstance(v, Tensor) and v.is_floating_point() else v for key, v in given.items()}
     map = double["map"].to(torch.float64)
     per_row = (double["row_alpha"][:n], double["row_beta"][:n], double["row_map"][:n])
-    parts = (map.down, map.up, None, None, double["residual"], double["bias"])
-    expected, _ = reference.affine_residual(double["x"], *parts, *per_row)
+    edit = reference.Edit(map.down, map.up, None, None, double["bias"], *per_row)
+    expected, _ = reference.affine_residual(double["x"], double["residual"], edit)
     edited = torch.tensor(ROW_MAP) >= 0
     result = x if written is None else written
     assert_close(result[edited], expected[edited], d)

@@ -28,8 +28,9 @@ def states(model: Model, x: torch.Tensor, edit: dict[int, tuple[Alignment, float
         for row, (chosen, alpha, beta) in edit.items():
             if site in chosen.maps:
                 map = chosen.maps[site]
-                parts = (map.down, map.up, None, None, None, chosen.bias.get(site))
-                result, _ = reference.affine_residual(residual[row : row + 1], *parts, alpha, beta, None)
+                maps = (map.down, map.up, None, None, chosen.bias.get(site))
+                row_edit = reference.Edit(*maps, alpha, beta, None)
+                result, _ = reference.affine_residual(residual[row : row + 1], None, row_edit)
                 residual[row] = result[0]
         return residual
 

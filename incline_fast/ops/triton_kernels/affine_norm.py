@@ -24,7 +24,7 @@ import triton
 from torch import Tensor
 from torch.library import triton_op, wrap_triton
 
-from incline_fast.ops._arguments import DECODE_TOKENS, check
+from incline_fast.ops._arguments import DECODE_TOKENS, Inputs, check
 from incline_fast.ops._extension import batch_invariant
 from incline_fast.ops.triton_kernels import _counters
 from incline_fast.ops.triton_kernels._decode import (
@@ -73,7 +73,8 @@ class _Arguments:
             ValueError: as for every backend, and for fp64, packed maps and maps that are not contiguous.
         """
         maps = (self.down, self.up, self.down_scale, self.up_scale)
-        check(x, residual, self.weight, self.norm_bias, *maps, self.bias, self.row_alpha, self.row_beta, self.row_map)
+        rows = (self.row_alpha, self.row_beta, self.row_map)
+        check(Inputs(x, residual, self.weight, self.norm_bias, *maps, self.bias, *rows))
         for name, tensor in (("x", x), ("residual", residual)):
             if tensor is not None and tensor.dtype is torch.float64:
                 raise ValueError(f"{name} has dtype float64; the Triton kernels take float32, bfloat16, float16")
@@ -180,7 +181,7 @@ def _packed_vector(tensor: Tensor | None) -> Tensor | None:
 
 
 def _decode(x: Tensor, residual: Tensor | None, y: Tensor, edited: Tensor, arguments: _Arguments) -> None:
-    """All of it in one launch."""
+    """The whole op in one launch."""
     a, (num_tokens, hidden) = arguments, x.shape
     rank = 0 if a.down is None else a.down.shape[1]
     tokens = _rounded_up(num_tokens, _MIN_TOKENS, MAX_TOKENS_LOW_RANK if rank else MAX_TOKENS_DENSE)
