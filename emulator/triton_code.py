@@ -1,4 +1,4 @@
-"""The Triton kernels as compiled for GPUs that nobody here has: what machine_code.py judges and docs/gpu.md shows.
+"""The Triton kernels compiled for GPUs that need not be present: what machine_code.py judges and docs/gpu.md shows.
 
 A variant is a kernel with every option that costs registers (a residual, maps per row, a bias, LayerNorm) in one of the
 configurations that the autotuner may choose.

@@ -65,7 +65,7 @@ def emulated(arch: int = 80, seed: int = 0) -> Iterator[list[Launch]]:
 
 
 class EmulatedDriver(DriverBase):
-    """What Triton asks of a device, answered for an emulated one."""
+    """The device functions that Triton calls, for an emulated device."""
 
     def __init__(self, arch: int, seed: int) -> None:
         super().__init__()

@@ -42,7 +42,7 @@ def fit(
         paper     bare sentence     last      hidden  min_norm                 add          mode="online"
         official  bare sentence     mean_all  ffn     min_norm                 add          mode="clean"
 
-    ``official`` is the authors' published code: the second, fourth, ... pair stand behind their target sentence
+    ``official`` is the authors' published code: the second, fourth, ... pair follow their target sentence
     (``target\\nsource``, ``target\\ntarget``), and its sigma is ``-alpha``.
     ``DEFAULT_TEMPLATE`` is ``"{sentence}\\nThe topic of this text is"``; better is the prompt that you will use.
 
@@ -53,7 +53,7 @@ def fit(
         tokenizer: its tokenizer.
         source: n sentences, or parallel text with attributes ``source`` and ``target`` (then leave out ``target``).
         target: their n translations.
-        options: a :class:`~incline_fast.fitting.options.FitOptions`, for one that serves several fits.
+        options: a :class:`~incline_fast.fitting.options.FitOptions`, to reuse in several fits.
         **keywords: any of its fields by name: ``preset``, ``template``, ``pooling``, ``estimator``, ``lam``, ``form``,
             ``site``, ``layers``, ``holdout``, ``seed``, ``source_language``, ``target_language``, ``batch_tokens``,
             ``progress``, ``resume``, ``memory_budget``, ``solve_device``, ``distributed``. They override ``options``.
@@ -105,7 +105,7 @@ def _plan(
     recipe, solver = options.recipe, options.solver
     kind = recipe.site if options.site is None else options.site
     pooling = recipe.pooling if options.pooling is None else options.pooling
-    describe(model, kind)  # what cannot be edited must not come out after the fit
+    describe(model, kind)  # refuses a model that cannot be edited, before the fit
     identity = identify(model)
     metadata = AlignmentMetadata(
         model_id=identity.model_id,
@@ -254,7 +254,7 @@ def _pooled(found: Mapping[int, _SiteFit], metadata: AlignmentMetadata, options:
 
 
 def _doubled(source: Sequence[str], target: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Every second pair behind its target sentence, as the published code has it."""
+    """Every second pair after its target sentence, as in the published code."""
     behind = [f"{t}\n" if i % 2 else "" for i, t in enumerate(target)]
     return [b + s for b, s in zip(behind, source, strict=True)], [b + t for b, t in zip(behind, target, strict=True)]
 
@@ -278,7 +278,7 @@ def relative_error(predicted: Tensor, target: Tensor, fitted_target: Tensor) -> 
     """``||predicted - target|| / ||target - mean(fitted_target)||``, Frobenius norms in fp64.
 
     1 is the error of a constant prediction, the mean of the target states that were fitted. None where the target
-    states equal that mean up to fp32 rounding, as embeddings of a template's last token do: nothing is to be predicted.
+    states equal that mean up to fp32 rounding, as embeddings of a template's last token do.
     """
     # In units of the largest value, whose square fp64 can hold.
     unit = float(torch.linalg.vector_norm(target.double(), torch.inf)) or 1.0
@@ -291,7 +291,7 @@ def relative_error(predicted: Tensor, target: Tensor, fitted_target: Tensor) -> 
 
 @contextmanager
 def _naming(what: str) -> Iterator[None]:
-    """Put before the message of a refusal which of several like inputs it is about."""
+    """Prefix the message of an error inside the block with the name of the input that it is about."""
     try:
         yield
     except (TypeError, ValueError) as error:

@@ -45,7 +45,7 @@ class TritonCase(Case):
 
 
 def make_triton(*arguments: Any, **options: Any) -> TritonCase:
-    """``cases.make`` for the Triton ops."""
+    """``op_cases.make`` for the Triton ops."""
     case = make(*arguments, **options)
     return TritonCase(**{field.name: getattr(case, field.name) for field in fields(case)})
 

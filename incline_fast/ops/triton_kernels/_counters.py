@@ -42,8 +42,8 @@ _slabs: dict[torch.device, _Slab] = {}
 def zeroed(like: Tensor, count: int) -> Tensor:
     """``count`` counters for one launch on the current CUDA stream of ``like``'s device.
 
-    Where the slab cannot serve - more counters than a piece has, pieces used up, a capture before any other call, or a
-    traced call, whose memory belongs to the compiler - they are a new tensor, which costs a small fill.
+    Where the slab has none to give - more counters than a piece has, pieces used up, a capture before any other call,
+    or a traced call, whose memory belongs to the compiler - they are a new tensor, which costs a small fill.
     """
     fresh = type(like) not in (Tensor, torch.nn.Parameter) or count > _PER_CALL
     counters = None if fresh else _from_slab(like.device)
