@@ -5,7 +5,7 @@ python -m benchmarks.call_pair ../before -o benchmarks/results/call-pair.csv
 
 A process for each checkout keeps its own package and libraries; the two take turns in blocks of calls, each first as
 often as second. The ratio of a case is the median over rounds of this checkout's block over the other's in the same
-round; beside it the ratios of the medians and of the minima. A pair of one checkout with itself says how far such a
+round; beside it the ratios of the medians and of the minima. A pair of one checkout with itself shows how far such a
 ratio is from 1 by chance.
 """
 

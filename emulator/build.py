@@ -30,7 +30,7 @@ CSRC = ROOT / "csrc"
 
 Sanitizer = Literal["none", "races", "address"]
 
-# No contraction into FMA behind our back, as in the CPU kernels: what shall be fused is written as fmaf.
+# The compiler must not contract into FMA, as in the CPU kernels: what is to be fused is written as fmaf.
 GXX = ["g++", "-std=c++20", "-O2", "-g1", "-fPIC", "-pthread", "-ffp-contract=off", "-Wall", "-Wextra"]
 GXX += [
     f"-ffile-prefix-map={ROOT}/=",

@@ -1,4 +1,4 @@
-"""How the CPU kernels want weights: in panels of 16 output columns, read from front to back, on pages of 2 MiB."""
+"""The layout of weights for the CPU kernels: panels of 16 output columns, read front to back, on pages of 2 MiB."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""The state of one forward pass, and who is at work on an edited model at the moment.
+"""The state of one forward pass, and which threads are running an edited model.
 
 Threads may run an edited model at the same time: each has its own passes and generations. The block that edits the
-model is left when no pass or generation that began in it is still at work.
+model ends only when no pass or generation that began in it is still running.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class Stage(Enum):
 
 
 class ForwardPass:
-    """What is edited in one forward pass. Made for each pass; every site reads it, nothing of it is shared.
+    """What is edited in one forward pass. Made for each pass; every site reads it, and passes share nothing.
 
     Attributes:
         rows: what is edited, None: nothing.

@@ -147,7 +147,7 @@ class Intervention:
         identity = identity_of(self._architecture)
         for each in check:
             each.check_identity(identity)
-        # Weights without values, which nothing brings in, are refused here and not in the first pass.
+        # Weights on the meta device that no hook loads are refused here, not in the first pass.
         self._device = self._architecture.sites[0].device
         self._watch = check_finite
         self._calls: Calls | None = None

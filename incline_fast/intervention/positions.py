@@ -1,7 +1,7 @@
-"""Which rows of a forward pass are edited: never padding, never BOS, and of the rest what ``positions`` asks for.
+"""Which rows of a forward pass are edited: never padding or BOS, and of the others those that ``positions`` selects.
 
 A row of the batch holds one text, or several one behind the other (packed): a text begins where ``position_ids`` do not
-go on counting, or where ``cu_seq_lens_q`` or ``seq_idx`` say so. Padding is what the attention mask hides; without a
+continue counting, or where ``cu_seq_lens_q`` or ``seq_idx`` say so. Padding is what the attention mask hides; without a
 mask it is a run of pad tokens at either end of a row.
 """
 
@@ -137,9 +137,9 @@ class Call:
             tokens: of the model, where padding is to be recognised without a mask.
 
         Raises:
-            ValueError: a mask that does not fit the inputs; no mask, and a pad token that may as well end a text.
+            ValueError: a mask that does not fit the inputs; no mask, and a pad token that may also end a text.
         """
-        # Every attention type knows the padding.
+        # The masks of all attention types hide the same padding.
         mask = next(iter(self.mask.values())) if isinstance(self.mask, Mapping) else self.mask
         if mask is None:
             real = None if tokens is None else self._without_mask(tokens)
@@ -186,7 +186,7 @@ def read_call(arguments: Mapping[str, Any]) -> Call:
     """Describe a forward pass from the arguments of a causal LM or its backbone.
 
     Raises:
-        ValueError: neither ids nor embeddings; a paged cache; packing that the texts cannot be told from.
+        ValueError: neither ids nor embeddings; a paged cache; packing that does not show where each text begins.
     """
     ids, embeds = arguments.get("input_ids"), arguments.get("inputs_embeds")
     source = ids if ids is not None else embeds
@@ -219,7 +219,7 @@ def _cached_tokens(arguments: Mapping[str, Any]) -> int:
 
 
 def _beginnings(arguments: Mapping[str, Any], batch: int, length: int) -> Tensor | None:
-    """See ``Call.texts``; where several arguments speak of packing, the first of these that is given is read."""
+    """See ``Call.texts``; where several arguments describe packing, the first one given is read."""
     ends = next(
         (arguments[name] for name in ("cu_seq_lens_q", "cu_seq_lens_k") if arguments.get(name) is not None), None
     )
@@ -239,7 +239,7 @@ def _beginnings(arguments: Mapping[str, Any], batch: int, length: int) -> Tensor
     if positions is None or positions.shape[-1] != length:
         return None
     step = positions.diff(dim=-1)
-    if positions.dim() == 3:  # one axis per kind of position; that of time stands still within an image
+    if positions.dim() == 3:  # one axis per kind of position; the temporal one is constant within an image
         return _some(_differs(step[0] < 0))
     # Without a mask and a cache, transformers keeps texts apart wherever positions do not go up by one.
     apart = arguments.get("attention_mask") is None and arguments.get("past_key_values") is None
@@ -300,7 +300,7 @@ def _rows(chosen: Tensor) -> Rows | None:
     top, bottom, left, right = (int(bound) for bound in bounds)
     if (bottom - top) * (right - left) != count:
         return Rows(batch, time)
-    # Sizes are not read where it can be avoided: compiled code that reads "the last column" serves every length.
+    # Sizes are not read where it can be avoided: compiled code that reads "the last column" is right for every length.
     return Rows(
         top=top or None,
         bottom=None if bottom == rows else bottom,

@@ -1,4 +1,4 @@
-"""An LM head that computes the logits of a few tokens only: to score label words, the rest of a vocabulary is waste.
+"""An LM head that computes the logits of a few tokens only: scoring label words needs no others.
 
 A vocabulary of 262,144 tokens costs a small model more than all its blocks.
 """

@@ -1,6 +1,6 @@
 """Models that are not plain: compiled, adapted, replicated, offloaded, quantised, patched.
 
-Each is seen through where what lies inside is all that runs, and refused with what to do about it where it is not.
+A wrapper that only calls the model inside it is taken off; any other is refused, with advice.
 """
 
 from __future__ import annotations
@@ -66,13 +66,13 @@ def plain_model(model: Any) -> nn.Module:
 
 
 def execution_device(*modules: nn.Module) -> torch.device:
-    """Where the first of these modules that says so computes.
+    """The device on which the first of these modules computes whose device is known.
 
-    Weights say it by where they are. Weights that accelerate has offloaded are on the meta device between two calls;
+    It is where a module's weights are. Weights that accelerate has offloaded are on the meta device between two calls;
     the hook that brings them in knows where to.
 
     Raises:
-        UnsupportedModelError: nothing says so, as in a model that was made on the meta device and never loaded.
+        UnsupportedModelError: no device is known, as for a model made on the meta device and never loaded.
     """
     for module in modules:
         for tensor in _tensors(module):
@@ -91,7 +91,7 @@ def execution_device(*modules: nn.Module) -> torch.device:
 
 
 def floating_dtype(*modules: nn.Module) -> torch.dtype:
-    """Dtype of the first floating-point weight of these modules; quantised ones say nothing of the states."""
+    """Dtype of the first floating-point weight of these modules; quantised ones do not show the dtype of the states."""
     found = (tensor.dtype for module in modules for tensor in _tensors(module) if tensor.is_floating_point())
     return next(found, torch.get_default_dtype())
 
@@ -151,7 +151,7 @@ def weight_offset(norm: nn.Module, usual: float) -> float:
 def raw_bytes(value: Any, samples: int) -> Iterator[bytes]:
     """Bytes that stand for an entry of a state dict: dtype, shape and some values of a tensor, the same in every run.
 
-    Quantised weights are tensors in other clothes, and modules keep what they like as extra state.
+    Quantised weights may be tensors of other classes, and modules may keep objects of any type as extra state.
     """
     if isinstance(value, Tensor):
         yield f"{value.dtype} {tuple(value.shape)}".encode()
