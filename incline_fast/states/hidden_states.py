@@ -22,6 +22,7 @@ from incline_fast.models.block_parts import SiteKind
 from incline_fast.models.identity import identify, weights_hash
 from incline_fast.models.inputs import input_device, token_limits
 from incline_fast.models.sites import evaluated
+from incline_fast.models.wrappers import has_part_of_weights
 from incline_fast.states.shards import Shards, StatesError, text_hash
 from incline_fast.states.shared_prefix import SharedPrefix, common_prefix, key_value_cache, run_shared_prefix
 from incline_fast.text.prompts import Prompt, render, tokenize
@@ -164,6 +165,11 @@ class Collection:
     def run(self, *, progress: bool, distributed: bool) -> HiddenStates:
         """The states; see :func:`collect`."""
         rank, size = rank_and_size(distributed)
+        if distributed and has_part_of_weights(self.architecture.model):
+            raise ValueError(
+                "distributed is True and the model's weights are shared out among processes (tensor parallelism), "
+                "which must run the same batches; leave distributed out: every process then collects all states"
+            )
         states, done = self._restored(rank, size)
         batches = _batches([prompt for prompt in self.prompts if prompt.index not in done], self.batch_tokens)
         counts = {"total": len(self.prompts), "initial": len(done), "disable": not progress or rank > 0}
