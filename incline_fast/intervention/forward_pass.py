@@ -9,6 +9,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 from enum import Enum
+from typing import Any
 
 from torch import Tensor
 
@@ -80,12 +81,14 @@ class Control(threading.local):
         running: the pass that is under way; None: none was announced.
         generations: the calls of generate that are under way, the innermost last.
         declared: whether the next pass was said to be a prompt.
+        requests: the continuous batching that it has begun last; None: none.
     """
 
     def __init__(self) -> None:
         self.running: ForwardPass | None = None
         self.generations: list[Generation] = []
         self.declared = False
+        self.requests: Any = None
 
 
 class AtWork:

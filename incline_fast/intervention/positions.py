@@ -17,7 +17,7 @@ from torch import Tensor
 from incline_fast.models.architectures import Architecture, text_config
 from incline_fast.text.prompts import leading_bos
 
-__all__ = ["Call", "Positions", "Rows", "SpecialTokens", "read_call", "select"]
+__all__ = ["Call", "Positions", "Rows", "SpecialTokens", "read_call", "rows_where", "select"]
 
 Positions = Literal["last", "generated", "all"]
 
@@ -195,8 +195,9 @@ def read_call(arguments: Mapping[str, Any]) -> Call:
     for name in ("block_table", "read_index", "write_index", "logits_indices"):
         if arguments.get(name) is not None:
             raise ValueError(
-                f"{name} is given: continuous batching packs prompts and decoded tokens into one row, and nothing says "
-                "which of them end a prompt; it cannot be edited"
+                f"{name} is given: continuous batching packs prompts and decoded tokens into one row, and the requests "
+                "that say which of them end a prompt are those of a manager that was made outside the intervention; "
+                "use generate_batch inside"
             )
     past = _cached_tokens(arguments)
     batch, length = int(source.shape[0]), int(source.shape[1])
@@ -286,11 +287,11 @@ def select(
         chosen = chosen & ~_leading_bos(call.input_ids.to(real.device), real, begins, tokens.bos)
     if active is not None:
         chosen = chosen & active.to(chosen.device)[:, None]
-    return _rows(chosen)
+    return rows_where(chosen)
 
 
-def _rows(chosen: Tensor) -> Rows | None:
-    """A block where the chosen tokens are one, otherwise the pairs."""
+def rows_where(chosen: Tensor) -> Rows | None:
+    """The chosen tokens ``[B, T]`` as a block where they are one, otherwise as pairs; None: no token."""
     batch, time = chosen.nonzero(as_tuple=True)
     count = batch.numel()
     if count == 0:

@@ -69,7 +69,9 @@ def plain_model(model: Any) -> nn.Module:
         return plain_model(found.get_base_model())  # type: ignore[operator]
     _refuse_sharded(found)
     inside = getattr(found, "module", None)
-    if isinstance(inside, nn.Module) and not hasattr(found, "config") and hasattr(unwrap(inside), "config"):
+    # A wrapper may give out the attributes of the model inside as its own; its class still is none of transformers.
+    of_transformers = hasattr(type(found), "config_class")
+    if isinstance(inside, nn.Module) and not of_transformers and hasattr(unwrap(inside), "config"):
         raise UnsupportedModelError(
             f"{type(found).__name__} runs copies or parts of the model, which cannot be read or edited in one place; "
             "pass the model inside: model.module"
