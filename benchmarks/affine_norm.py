@@ -47,7 +47,7 @@ def commands(output: Path, isas: Sequence[str]) -> list[tuple[dict[str, str], li
 
 
 def main() -> None:
-    """Run what the command line asks for."""
+    """Run as a command."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     only = parser.add_mutually_exclusive_group()
     only.add_argument("--list", action="store_true", help="print the commands and stop")

@@ -5,7 +5,7 @@ python -m benchmarks.call_pair ../before -o benchmarks/results/call-pair.csv
 
 A process for each checkout keeps its own package and libraries; the two take turns in blocks of calls, each first as
 often as second. The ratio of a case is the median over rounds of this checkout's block over the other's in the same
-round; beside it the ratios of the medians and of the minima. A pair of one checkout with itself says how far such a
+round; beside it the ratios of the medians and of the minima. A pair of one checkout with itself shows how far such a
 ratio is from 1 by chance.
 """
 
@@ -22,7 +22,6 @@ from pathlib import Path
 from typing import Any
 
 from incline_fast.bench.machine import commit, cpu_name
-from incline_fast.files import write_table
 
 ROOT = Path(__file__).parents[1]
 CASES = ((64, None, "float32", 100), (64, 8, "float32", 100), (2048, 64, "bfloat16", 20))
@@ -151,6 +150,8 @@ def main() -> None:
     about = {"device": cpu_name(), "torch": torch.__version__, "commit": commit()}
     rows = [{**row, **about} for row in rows]
     if arguments.output is not None:
+        from incline_fast.files import write_table  # of this checkout: the other one may lack it
+
         write_table(rows, list(rows[0]), arguments.output)
 
 

@@ -170,20 +170,20 @@ def decode_us(gpu: Gpu, problem: Problem, design: Design = DESIGNS[-1]) -> float
     m, d, rank = problem.num_tokens, problem.hidden_size, problem.rank
     time = LAUNCH_US + gpu.us(design.prologue_clocks) + DRAM_US
     if rank is None:
-        time += _stream_us(gpu, design, problem, d, d, 1)
+        time += _factor_us(gpu, design, problem, d, d, 1)
     else:
         depth = design.short_pieces if rank <= 128 else 1024
         splits = math.ceil(d / depth)
         time += gpu.us(ATOMIC_CLOCKS)  # which piece of work
-        time += _stream_us(gpu, design, problem, rank, d, splits)
+        time += _factor_us(gpu, design, problem, rank, d, splits)
         time += gpu.us(design.tile_clocks + design.publish_clocks - design.acquire_clocks + NOTICE_CLOCKS)
         # `up` was requested while `down` was read, as far as registers go; its first step waits for the pieces.
         pieces = splits * min(m, ROW_TILE) * rank * 4 / SM_BYTES_PER_CLOCK
-        time += gpu.us(math.ceil(splits / 2) * L2_CLOCKS + pieces) + _stream_us(gpu, design, problem, d, rank, 1)
+        time += gpu.us(math.ceil(splits / 2) * L2_CLOCKS + pieces) + _factor_us(gpu, design, problem, d, rank, 1)
     return time + gpu.us(design.tile_clocks) + _rows_us(gpu, design, problem)
 
 
-def _stream_us(gpu: Gpu, design: Design, problem: Problem, columns: int, depth: int, splits: int) -> float:
+def _factor_us(gpu: Gpu, design: Design, problem: Problem, columns: int, depth: int, splits: int) -> float:
     """All of one factor from memory, and the rows that it is multiplied with from L2."""
     m, size = problem.num_tokens, problem.map_dtype.itemsize
     tiles = math.ceil(m / ROW_TILE)

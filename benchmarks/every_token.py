@@ -51,7 +51,7 @@ def random_llama() -> LlamaForCausalLM:
 
 
 def alignment_of(rank: int | None) -> Alignment:
-    """bf16 maps at the outputs of all blocks, too small to change what is generated into something odd."""
+    """bf16 maps at the outputs of all blocks, so small that what is generated stays ordinary."""
 
     def one() -> AffineMap:
         if rank is None:

@@ -99,7 +99,7 @@ def hooked(model: Any, maps: dict[int, Tensor]) -> Iterator[None]:
 
 @contextmanager
 def twice(model: Any, maps: dict[int, Tensor], inputs: dict[str, Tensor]) -> Iterator[None]:
-    """Record the last states in a pass of their own, then set the edited ones during generation."""
+    """Record the last states in a separate pass, then set the edited ones during generation."""
     states: dict[int, Tensor] = {}
 
     def keep(site: int) -> Callable[..., Any]:

@@ -33,7 +33,7 @@ from incline_fast.solver.ridge import DEFAULT_LAMS, Ridge
 
 # Rows that a provider predicts without having seen them, for its check.
 HELD_OUT = 64
-# Seconds before every timed call: the thread pool of the library before it spins on for a while, on our cores.
+# Seconds before every timed call: the thread pool of the library before it spins for a while on the same cores.
 _SETTLE = 0.2
 
 
@@ -53,7 +53,7 @@ class Case:
 
 
 def one_layer(n: int, d: int) -> tuple[str, list[Case], np.ndarray | None, Callable[[Any], np.ndarray] | None]:
-    """Least squares and ridge of one layer, states in fp32 as a model gives them and in fp64 for those who want it."""
+    """Least squares and ridge of one layer; states in fp32, as a model gives them, and in fp64."""
     g = torch.Generator().manual_seed(0)
     X = torch.randn(n, d, generator=g)
     Y = X @ torch.randn(d, d, generator=g).div_(d**0.5) + 0.1 * torch.randn(n, d, generator=g)
@@ -90,7 +90,7 @@ def one_layer(n: int, d: int) -> tuple[str, list[Case], np.ndarray | None, Calla
         ),
         *_himalaya(a64, b64, lam),
     ]
-    # Not by any provider's own driver.
+    # Not by any provider's own solver.
     U, S, Vh = torch.linalg.svd(x64, full_matrices=False)
     minimum_norm = predict((Vh.T / S) @ (U.T @ y64))
 
@@ -138,7 +138,7 @@ def streaming(n: int, d: int) -> tuple[str, list[Case], None, None]:
     x64, y64 = X.double(), Y.double()
     chunk = 2 * d
 
-    def stream() -> int:
+    def accumulate() -> int:
         accumulator = RidgeAccumulator(d, d)
         for x, y in zip(X.split(chunk), Y.split(chunk), strict=True):
             accumulator.update(x, y)
@@ -151,7 +151,7 @@ def streaming(n: int, d: int) -> tuple[str, list[Case], None, None]:
             xy.addmm_(x.T, y)
         return xy
 
-    cases = [Case("X^T X and X^T Y, fp64 GEMM", products), Case("RidgeAccumulator, fp32 rows", stream)]
+    cases = [Case("X^T X and X^T Y, fp64 GEMM", products), Case("RidgeAccumulator, fp32 rows", accumulate)]
     return f"streaming, n={n}, d={d}, {d} targets", cases, None, None
 
 

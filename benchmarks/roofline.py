@@ -1,7 +1,7 @@
 """How long each GPU kernel should take, before any of them has run on a GPU: python -m benchmarks.roofline.
 
-Every number that this prints, writes or draws is a PREDICTION of a model, none is a measurement. The model is meant to
-be wrong in the open: when the kernels run on a GPU, ``make gpu`` puts its times beside these.
+Every number that this prints, writes or draws is a PREDICTION of a model, none is a measurement. The model is there to
+be checked: when the kernels run on a GPU, ``make gpu`` puts its times beside these.
 
 Up to 64 tokens it is that of ``benchmarks/decode_model.py``, which counts bytes in flight, traffic from L2 and the
 chain of dependent steps; docs/gpu_time.md shows it. Above, torch's product and the epilogue take their bytes or flops,

@@ -40,7 +40,7 @@ COLUMNS = (
 
 
 def made_up_task(prompts: int) -> LabelTask:
-    """Sentences of drawn English words: what they say is of no matter for the time."""
+    """Sentences of drawn English words: their content does not affect the time."""
     words = ["the", "of", "city", "water", "people", "music", "new", "large", "river", "game", "doctor", "plane"]
     chooser = random.Random(0)
     texts = [" ".join(chooser.choices(words, k=WORDS)) for _ in range(prompts)]

@@ -53,7 +53,7 @@ def read_parts(data: Path, languages: Sequence[str], shots: bool, pairs: int | N
 
 
 def write(path: Path, rows: Sequence[dict[str, Any]], columns: Sequence[str], key: Sequence[str]) -> None:
-    """Put rows into a table; those with the same key make way for them."""
+    """Put rows into a table; they replace rows with the same key."""
     kept: list[dict[str, Any]] = []
     if path.exists():
         with path.open(newline="", encoding="utf-8") as file:

@@ -2,10 +2,10 @@
 
 python -m benchmarks.solver min_norm --shape 18,500,640 -o benchmarks/results/solver-min-norm-18x500x640
 
-A shape is sites, rows, width. States are made up in the manner of a decoder's: a mean, one massive dimension and
-singular values over four decades; ``--states FILE`` takes real ones instead, tensors ``x.SITE`` and ``y.SITE`` of a
-safetensors file. As in benchmarks/ridge.py, providers take turns in a new order in every round, ratios are medians over
-rounds, and a provider is timed only after its held-out predictions were compared with those of a fp64 SVD.
+A shape is sites, rows, width. States are made up to resemble a decoder's: a mean, one massive dimension and singular
+values over four decades; ``--states FILE`` takes real ones instead, tensors ``x.SITE`` and ``y.SITE`` of a safetensors
+file. As in benchmarks/ridge.py, providers take turns in a new order in every round, ratios are medians over rounds, and
+a provider is timed only after its held-out predictions were compared with those of a fp64 SVD.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ def absolute(X: Tensor, lam: float) -> float:
 
 
 def by_svd(X: Tensor, Y: Tensor, lam: float) -> np.ndarray:
-    """``W`` for ``X @ W``, by nobody's driver."""
+    """``W`` for ``X @ W`` by an SVD that is no provider's own solver."""
     U, S, Vh = torch.linalg.svd(X.double(), full_matrices=False)
     keep = torch.finfo(torch.float64).eps * max(X.shape) * S[0] < S if lam == 0 else S > 0
     gain = torch.where(keep, S / (S.square() + lam), 0.0)

@@ -42,7 +42,7 @@ def test_time_of_a_call(benchmark, problem: Problem, provider: str) -> None:
 
 @pytest.mark.skipif(shutil.which("valgrind") is None, reason="valgrind is not installed")
 def test_instructions_of_a_call() -> None:
-    """Counts repeat with one compiler; the margin is for changes that nobody need look at."""
+    """Counts repeat with one compiler; changes within the margin are ignored."""
     stored = instructions.read()
     made_with = {one.compiler for one in stored}
     if made_with != {instructions.compiler()}:

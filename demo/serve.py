@@ -68,13 +68,13 @@ def _answers(server: Server, unused: dict[str, ParallelText]) -> list[tuple[str,
     asked = [(language, sentence) for language, text in unused.items() for sentence in text.source]
 
     def ask(job: tuple[str, str | None]) -> str:
-        sentence, map = job
-        answer = server.complete(fill(DEFAULT_TEMPLATE, sentence), map, max_tokens=TOKENS)
+        sentence, maps = job
+        answer = server.complete(fill(DEFAULT_TEMPLATE, sentence), maps, max_tokens=TOKENS)
         answer.raise_for_status()
         text: str = answer.json()["choices"][0]["text"]
         return " ".join(text.split())
 
-    jobs = [(sentence, map) for language, sentence in asked for map in (None, f"{language}-en")]
+    jobs = [(sentence, maps) for language, sentence in asked for maps in (None, f"{language}-en")]
     with ThreadPoolExecutor(len(jobs)) as pool:
         answers = list(pool.map(ask, jobs))
     rows = zip(asked, answers[::2], answers[1::2], strict=True)

@@ -30,7 +30,7 @@ CSRC = ROOT / "csrc"
 
 Sanitizer = Literal["none", "races", "address"]
 
-# No contraction into FMA behind our back, as in the CPU kernels: what shall be fused is written as fmaf.
+# The compiler must not contract into FMA, as in the CPU kernels: what is to be fused is written as fmaf.
 # -O1 compiles in half the time of -O2, which is most of what a check takes.
 GXX = ["g++", "-std=c++20", "-O1", "-g1", "-fPIC", "-pthread", "-ffp-contract=off", "-Wall", "-Wextra"]
 GXX += [

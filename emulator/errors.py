@@ -9,7 +9,7 @@ if TYPE_CHECKING:
 
 
 class EmulationError(RuntimeError):
-    """A kernel did what a GPU would not have survived, or would not have promised to do right."""
+    """A kernel did something that would fault on a GPU, or whose result a GPU does not guarantee."""
 
 
 class MissingToolError(RuntimeError):

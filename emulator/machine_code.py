@@ -1,4 +1,4 @@
-"""The machine-code gate: what ptxas made of every kernel, judged without running it.
+"""The machine-code gate: the code that ptxas made from every kernel, judged without running it.
 
 Registers, stack and shared memory come from cuobjdump, instructions from nvdisasm, the intended threads and blocks from
 the launch bounds in the PTX; the occupancy is computed from them.
@@ -48,8 +48,8 @@ class KernelCode:
     threads: int
     intended_blocks: int
     instructions: Mapping[str, int]
-    wants_wide: bool = False  # it is no good without 16-byte loads
-    wants_matrix: bool = False  # nor without tensor cores
+    wants_wide: bool = False  # refused without 16-byte loads
+    wants_matrix: bool = False  # refused without tensor-core instructions
 
     @property
     def spills(self) -> int:
@@ -82,7 +82,7 @@ class KernelCode:
         return self.blocks * -(-self.threads // 32) / WARPS_PER_MULTIPROCESSOR
 
     def complaints(self) -> list[str]:
-        """What the gate does not let pass."""
+        """The reasons why the gate refuses this kernel."""
         found = []
         if self.stack or self.local:
             found.append(f"stack of {self.stack} bytes, local memory of {self.local} bytes")

@@ -81,7 +81,7 @@ def check_unchanged(faults: list[Fault]) -> bool:
 
 
 def outcomes(fault: Fault) -> list[str]:
-    """What each check says of a fault; empty where it says nothing."""
+    """The message of each check about a fault; empty where the check passes."""
     with tempfile.TemporaryDirectory() as folder:
         copy = Path(folder)
         copy_sources(copy)

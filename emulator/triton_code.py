@@ -1,4 +1,4 @@
-"""The Triton kernels as compiled for GPUs that nobody here has: what machine_code.py judges and docs/gpu.md shows.
+"""The Triton kernels compiled for GPUs that need not be present: what machine_code.py judges and docs/gpu.md shows.
 
 A variant is a kernel with every option that costs registers (a residual, maps per row, a bias, LayerNorm) in one of the
 configurations that the autotuner may choose.
@@ -100,8 +100,8 @@ def decode_variants(kind: str, low_rank: bool) -> Iterator[Variant]:
     """``decode`` with the widest tile of tokens, once for each configuration that the autotuner may choose."""
     activations, weights, residual = KINDS[kind]
     value = torch.float32 if residual else DTYPES[activations]
-    stream, inner = operand(value, DTYPES[weights]), operand(torch.float32, DTYPES[weights])
-    depth = block_depth(stream, inner if low_rank else stream)
+    outer, inner = operand(value, DTYPES[weights]), operand(torch.float32, DTYPES[weights])
+    depth = block_depth(outer, inner if low_rank else outer)
     pointers = dict.fromkeys(("x", "weight", "y", "edited", "bias"), activations) | {"up": weights}
     pointers |= {"z": "*fp32", "image": "*fp32", "counters": "*i32", "row_map": "*i32", "row_alpha": "*fp32"}
     pointers |= {"residual": activations} if residual else {}
@@ -109,7 +109,7 @@ def decode_variants(kind: str, low_rank: bool) -> Iterator[Variant]:
     if weights == "*i8":
         pointers |= {"up_scale": "*fp32"} | ({"down_scale": "*fp32"} if low_rank else {})
     constants = {"TOKENS": MAX_TOKENS_LOW_RANK if low_rank else MAX_TOKENS_DENSE, "SLOTS": 3, "SPLITS": 4}
-    constants |= {"BLOCK_K": depth, "OPERAND": stream[0], "PARTS": stream[1]}
+    constants |= {"BLOCK_K": depth, "OPERAND": outer[0], "PARTS": outer[1]}
     constants |= {"FACTOR_OPERAND": inner[0], "FACTOR_PARTS": inner[1]}
     constants |= {"CENTRE": True, "BLOCK_D": 4096, "RESIDENT": True}
     for config in allowed(activations, weights, residual, depth):

@@ -65,7 +65,7 @@ def emulated(arch: int = 80, seed: int = 0) -> Iterator[list[Launch]]:
 
 
 class EmulatedDriver(DriverBase):
-    """What Triton asks of a device, answered for an emulated one."""
+    """The device functions that Triton calls, for an emulated device."""
 
     def __init__(self, arch: int, seed: int) -> None:
         super().__init__()
@@ -144,7 +144,7 @@ class _Launcher:
         self.kinds = list(source.signature.values())
 
     def __call__(
-        self, x: int, y: int, z: int, stream: int, function: tuple[str, str], packed: Any, launch_metadata: Any,
+        self, x: int, y: int, z: int, cuda_stream: int, function: tuple[str, str], packed: Any, launch_metadata: Any,
         enter: Any, leave: Any, *arguments: Any
     ) -> None:  # fmt: skip
         if x * y * z == 0:

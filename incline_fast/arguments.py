@@ -1,8 +1,8 @@
-"""Numbers, lists and matrices as callers have them: Python's, NumPy's and torch's kinds become one.
+"""Numbers, lists and matrices of Python, NumPy and torch, converted to one kind.
 
 A grid may be a list, a range, ``np.logspace(...)`` or ``torch.linspace(...)``, a layer ``np.int64(3)``, a strength a
-tensor without dimensions. Every function that takes such a value passes it through here first. What is refused is
-named by the argument's name: truth values, text, fractions where a whole number is meant, arrays of another shape.
+tensor without dimensions. Every function that takes such a value passes it through here first. Refused, with a message
+that names the argument: truth values, text, fractions where a whole number is meant, arrays of another shape.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, TypeGuard
 import torch
 from torch import Tensor
 
-if TYPE_CHECKING:  # NumPy takes a tenth of a second, and who brings no arrays does not need it
+if TYPE_CHECKING:  # importing NumPy takes a tenth of a second; callers without arrays do not need it
     from numpy.typing import ArrayLike
 
 __all__ = ["is_listing", "matrix", "number", "numbers", "plain", "usable_device", "whole", "wholes"]

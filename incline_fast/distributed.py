@@ -1,4 +1,4 @@
-"""A fit over several processes that torchrun has started: who they are, and what they exchange."""
+"""A fit over several processes that torchrun has started: their ranks, and what they exchange."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def total(value: Tensor) -> None:
 
 
 def gather(value: Any) -> list[Any]:
-    """Everybody's value, by rank."""
+    """The values of all processes, by rank."""
     gathered: list[Any] = [None] * dist.get_world_size()
     with _reporting():
         dist.all_gather_object(gathered, value)

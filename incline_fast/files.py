@@ -1,4 +1,4 @@
-"""Files that are either whole or not there, whatever stands under their name: a file, a link, a pipe, a device."""
+"""Files that are written whole or not at all, whether the name is that of a file, a link, a pipe or a device."""
 
 from __future__ import annotations
 
@@ -32,11 +32,11 @@ def replacing(path: str | PathLike[str]) -> Iterator[Path]:
 
     * Nothing or a file: the temporary file is in the same folder, is flushed to the disk and renamed, and the folder is
       flushed after it, so that a crash at any moment leaves the old file or the new one, never a part. An older file's
-      permissions and extended attributes are kept, its owner as far as this process may give files away. Its other hard
-      links keep the old content.
+      permissions and extended attributes are kept, its owner where this process may set it. Its other hard links keep
+      the old content.
     * A symbolic link: the file that it leads to is replaced; the link stays.
     * A pipe, a terminal or another character device, an open descriptor such as ``/dev/stdout``: the finished content
-      is copied into it. So is it into a file that cannot be renamed over because it is mounted by itself.
+      is copied into it. So is it into a file that cannot be renamed over because it is a mount point.
 
     On an exception inside the block nothing is written and the temporary file is removed.
 
@@ -83,8 +83,8 @@ def check_writable(path: str | PathLike[str]) -> None:
         FileNotFoundError: the folder does not exist.
         IsADirectoryError: there is a folder of that name.
         PermissionError: the file, its folder or its file system must not be written.
-        OSError: it is a socket or a block device; its links lead in a circle; a name is too long. That nobody reads a
-            named pipe shows when writing begins.
+        OSError: it is a socket or a block device; its links lead in a circle; a name is too long. Whether a named pipe
+            has a reader is not checked before writing begins.
     """
     place, into = _destination(Path(path))
     if not into:
@@ -154,7 +154,7 @@ def _opened(path: Path, place: Path) -> Iterator[int]:
         handle = os.dup(int(place.name))  # shares its position, so that earlier and later output stays
     else:
         try:
-            # A named pipe would wait for its reader, without end if there is none.
+            # Opening a named pipe would wait for a reader, for ever if none comes.
             handle = os.open(place, os.O_WRONLY | os.O_NONBLOCK)
         except OSError as error:
             if error.errno != errno.ENXIO:
@@ -170,7 +170,7 @@ def _opened(path: Path, place: Path) -> Iterator[int]:
 def _keep_attributes(old: Path, new: Path) -> None:
     status = old.stat()
     if (status.st_uid, status.st_gid) != (os.geteuid(), os.getegid()):
-        with suppress(PermissionError):  # only root gives files away; the group alone may still be one's own
+        with suppress(PermissionError):  # only root may change the owner, others some groups
             os.chown(new, -1, status.st_gid)
             os.chown(new, status.st_uid, -1)
     shutil.copystat(old, new)

@@ -49,8 +49,8 @@ class _Kept:
 class AffineMap:
     """One linear map ``R^d -> R^d``, or a stack of G maps of equal form and rank. Immutable.
 
-    Layouts that kernels want are made once and kept, as long as nobody writes to the weights, and never what was made
-    under a mode of torch that would not outlive it. A copy or a pickle of a map holds the weights alone.
+    Layouts that kernels need are made once and kept until the weights are written to. Tensors made under a mode of
+    torch that they cannot outlive (tracing, inference mode) are not kept. A copy or a pickle holds the weights alone.
 
     Attributes:
         up: ``[G, d, rank]`` (low rank) or ``[G, d, d]`` (dense).
@@ -80,7 +80,7 @@ class AffineMap:
         self._aligned: _Kept | None = None
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """The weights and scales, without the layouts made of them."""
+        """The weights and scales, without the layouts made from them."""
         return _restored, (self.down, self.up, self.down_scale, self.up_scale)
 
     @classmethod
@@ -148,6 +148,10 @@ class AffineMap:
 
     def to(self, dtype: torch.dtype | None = None, device: torch.device | str | None = None) -> AffineMap:
         """The same map with its weights converted, an int8 map multiplied out; returns self when nothing changes.
+
+        Args:
+            dtype: of the weights; None keeps it.
+            device: of the weights; None keeps it.
 
         Raises:
             TypeError: dtype int8 was asked of a float map, which is what :meth:`quantize` makes.
@@ -236,7 +240,7 @@ class AffineMap:
         return parts  # type: ignore[return-value]
 
     def aligned(self) -> Aligned:
-        """``(down, up, down_scale, up_scale)`` as GPU kernels want them: contiguous, the rank a multiple of 16.
+        """``(down, up, down_scale, up_scale)`` as GPU kernels need them: contiguous, the rank a multiple of 16.
 
         A rank is filled up with zeros, so that every row of ``up`` begins at a multiple of 16 bytes. Made once and
         kept, except where a gradient has to flow back to the weights.
@@ -275,7 +279,7 @@ class AffineMap:
         return self.up.is_inference() if kept.version is None else kept.version == self._version()
 
     def _keep(self, make: Callable[[], tuple[Tensor | None, ...]]) -> tuple[tuple[Tensor | None, ...], _Kept | None]:
-        """A layout, and what of it may serve later calls."""
+        """A layout, and the record by which later calls reuse it, None where they must not."""
         if self._requires_grad():
             return make(), None
         if torch.compiler.is_compiling():

@@ -67,7 +67,7 @@ class _AffineNorm(torch.nn.Module):
     def map(self) -> AffineMap:
         """The linear part; its weights are this layer's state ``map_up``, ``map_down`` and, of int8, their scales."""
         map, buffers = self._map, self._buffers
-        # Whoever replaces the state (load_state_dict, functional_call, to) replaces what the map is made of.
+        # Code that replaces the state (load_state_dict, functional_call, to) replaces the map's tensors.
         if (
             buffers.get("map_up") is map.up
             and (map.down is None or buffers.get("map_down") is map.down)
@@ -178,7 +178,17 @@ class AffineRMSNorm(_AffineNorm):
         beta: PerRow | None = None,
         row_map: Tensor | None = None,
     ) -> Tensor:
-        """Edit the residual stream in place, return y; the convention of :func:`incline_fast.ops.affine_rms_norm_`."""
+        """Edit the residual stream in place, return y; the convention of :func:`incline_fast.ops.affine_rms_norm_`.
+
+        Args:
+            x: ``[..., d]``, the residual stream, or with ``residual`` what is added to it.
+            residual: ``[..., d]`` or None.
+            alpha, beta: numbers, or tensors ``[num_tokens]``; None for the layer's own.
+            row_map: int32 ``[num_tokens]``, each row's map in the stack, or None; negative: only normalised.
+
+        Raises:
+            ValueError: an argument's dtype, shape, device or value is not allowed; the message names it.
+        """
         # As self.map, without its call: a small problem is over in a few microseconds.
         map, buffers = self._map, self._buffers
         up, down = map.up, map.down
@@ -236,7 +246,7 @@ class AffineLayerNorm(_AffineNorm):
         beta: PerRow | None = None,
         row_map: Tensor | None = None,
     ) -> Tensor:
-        """Edit the residual stream in place, return y; as :func:`incline_fast.ops.affine_layer_norm_`."""
+        """Edit the residual stream in place, return y; arguments as in :meth:`AffineRMSNorm.forward`."""
         return LAYER_NORM.in_place(
             x,
             (self._tensor("weight"), self._tensor("norm_bias")),

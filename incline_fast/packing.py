@@ -1,14 +1,26 @@
-"""How the CPU kernels want weights: in panels of 16 output columns, read from front to back, on pages of 2 MiB."""
+"""The layout of weights for the CPU kernels: panels of 16 output columns, read front to back, on pages of 2 MiB."""
 
 from __future__ import annotations
 
+import math
 import mmap
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-__all__ = ["HUGE_PAGE", "PANEL", "is_packed", "on_huge_pages", "pack", "packed_shape", "rank_of", "unpack"]
+__all__ = [
+    "HUGE_PAGE",
+    "PANEL",
+    "empty_on_huge_pages",
+    "is_packed",
+    "on_huge_pages",
+    "pack",
+    "packed_shape",
+    "rank_of",
+    "unpack",
+]
 
 PANEL = 16
 """Output columns per panel of the packed layout: one 512-bit or two 256-bit fp32 vectors."""
@@ -76,18 +88,24 @@ def on_huge_pages(tensor: Tensor) -> Tensor:
     returned as it is, and so is everything on systems without ``madvise``. The memory is mapped for the copy alone and
     unmapped when the last tensor that uses it is freed.
     """
+    if torch.compiler.is_compiling() or type(tensor) is not Tensor or not tensor.is_cpu:
+        return tensor
+    copy = empty_on_huge_pages(tensor.shape, tensor.dtype)
+    return tensor if copy is None else copy.copy_(tensor)
+
+
+def empty_on_huge_pages(shape: Sequence[int], dtype: torch.dtype) -> Tensor | None:
+    """Memory as that of :func:`on_huge_pages`, not written yet; None where there are no huge pages or too few bytes."""
     advice = getattr(mmap, "MADV_HUGEPAGE", None)
-    if advice is None or torch.compiler.is_compiling() or type(tensor) is not Tensor:
-        return tensor
-    pages = (tensor.nbytes + tensor.nbytes // 8) // HUGE_PAGE
-    if not tensor.is_cpu or pages == 0:
-        return tensor
-    size = max(tensor.nbytes, pages * HUGE_PAGE)
-    memory = mmap.mmap(-1, size + HUGE_PAGE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    count = math.prod(shape)
+    nbytes = count * dtype.itemsize
+    pages = (nbytes + nbytes // 8) // HUGE_PAGE
+    if advice is None or pages == 0:
+        return None
+    memory = mmap.mmap(-1, max(nbytes, pages * HUGE_PAGE) + HUGE_PAGE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     begin = -torch.frombuffer(memory, dtype=torch.uint8).data_ptr() % HUGE_PAGE
     try:
         memory.madvise(advice, begin, pages * HUGE_PAGE)
     except OSError:  # a kernel without huge pages
-        return tensor
-    copy = torch.frombuffer(memory, dtype=tensor.dtype, count=tensor.numel(), offset=begin)
-    return copy.view(tensor.shape).copy_(tensor)
+        return None
+    return torch.frombuffer(memory, dtype=dtype, count=count, offset=begin).view(*shape)

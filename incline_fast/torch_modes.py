@@ -1,4 +1,4 @@
-"""Torch's modes and transforms: which tensors may be kept beyond a call, and what the compiled ops do not serve.
+"""Torch's modes and transforms: which tensors may be kept beyond a call, and what the compiled ops do not support.
 
 A tensor that is computed while a mode is active can belong to that mode: a fake tensor has no memory, an inference
 tensor cannot be saved for a backward pass, a dual tensor carries a tangent, and a tensor inside ``vmap`` or
@@ -36,7 +36,7 @@ def is_plain(tensor: Tensor) -> bool:
 
 
 def is_wrapped(tensor: Tensor) -> bool:
-    """Whether a tensor is one of a functorch transform's, which has no values of its own to look at."""
+    """Whether a tensor belongs to a functorch transform and so has no values that can be read."""
     return bool(torch._C._functorch.is_functorch_wrapped_tensor(tensor))
 
 

@@ -39,19 +39,19 @@ def no_grad():
 def test_edits_the_residual_stream_in_place(kind: str) -> None:
     norm, x = layer(kind), torch.randn(2, 3, D)
     y, edited = op(kind, norm, x)
-    stream = x.clone()
-    assert torch.equal(norm(stream), y)
-    assert torch.equal(stream, edited)
+    written = x.clone()
+    assert torch.equal(norm(written), y)
+    assert torch.equal(written, edited)
 
 
 @pytest.mark.parametrize("kind", ["rms", "layer"])
 def test_with_a_residual_the_output_replaces_x(kind: str) -> None:
     norm, x, residual = layer(kind), torch.randn(2, 3, D), torch.randn(2, 3, D)
     y, edited = op(kind, norm, x, residual=residual)
-    block, stream = x.clone(), residual.clone()
-    assert norm(block, stream) is block
+    block, written = x.clone(), residual.clone()
+    assert norm(block, written) is block
     assert torch.equal(block, y)
-    assert torch.equal(stream, edited)
+    assert torch.equal(written, edited)
 
 
 @pytest.mark.parametrize("kind", ["rms", "layer"])
@@ -71,9 +71,9 @@ def test_alpha_zero_is_the_plain_norm(kind: str) -> None:
     plain.weight.copy_(norm.weight)
     if kind == "layer":
         plain.bias.copy_(norm.norm_bias)
-    stream = x.clone()
-    torch.testing.assert_close(norm(stream), plain(x))
-    assert torch.equal(stream, x)
+    written = x.clone()
+    torch.testing.assert_close(norm(written), plain(x))
+    assert torch.equal(written, x)
 
 
 @pytest.mark.parametrize("kind", ["rms", "layer"])
@@ -97,12 +97,12 @@ def test_conversion_takes_the_map_along(kind: str) -> None:
 def test_compiles_without_graph_breaks(kind: str) -> None:
     torch._dynamo.reset()
     norm, x, residual = layer(kind), torch.randn(4, D), torch.randn(4, D)
-    block, stream = x.clone(), residual.clone()
-    y = torch.compile(norm, fullgraph=True)(block, stream)
+    block, written = x.clone(), residual.clone()
+    y = torch.compile(norm, fullgraph=True)(block, written)
     expected, edited = op(kind, norm, x, residual=residual)
     torch.testing.assert_close(y, expected)
     torch.testing.assert_close(block, expected)
-    torch.testing.assert_close(stream, edited)
+    torch.testing.assert_close(written, edited)
 
 
 @pytest.mark.parametrize("kind", ["rms", "layer"])

@@ -342,9 +342,9 @@ class TestDerivatives:
         x, tangent = numbers(ROWS, D, seed=9), numbers(ROWS, D, seed=11)
 
         def edit(x: Tensor) -> Tensor:
-            stream = x.clone()
-            y = ops.affine_rms_norm_(stream, weight, map, alpha=0.5, backend=backend)
-            return torch.cat([y, stream])
+            written = x.clone()
+            y = ops.affine_rms_norm_(written, weight, map, alpha=0.5, backend=backend)
+            return torch.cat([y, written])
 
         def plain(x: Tensor) -> Tensor:
             return torch.cat(ops.affine_rms_norm(x, weight, map, alpha=0.5, backend="reference"))

@@ -1,4 +1,4 @@
-"""One archive of a run's logs and tables, packed again and again, so that whoever stops the run at any moment has it.
+"""One archive of a run's logs and tables, packed again and again, so that a run stopped at any moment leaves one.
 
 It is written under another name and renamed, so that there is always a whole one. Standard library alone.
 """

@@ -2,7 +2,7 @@
 
     parity    every backend against the fp64 reference, functional and in place
     replay    a captured graph, replayed with new inputs and without anything being reset between
-    streams   two streams at once, whose launches must not share the counters through which programs hand over
+    streams   two CUDA streams at once, whose launches must not share the counters by which programs hand over
     cholesky  the blocked factorisation against fp64
 
 ``--small`` is what comes first, and what the sanitizer runs, a hundred times slower.
@@ -161,10 +161,10 @@ def _streams(case: Case, backend: str, device: Device) -> str:
     wanted = case.functional(backend)
     device.synchronize()
     results: list[tuple[Tensor, Tensor]] = []
-    streams = (device.stream(), device.stream())
+    cuda_streams = (device.cuda_stream(), device.cuda_stream())
     for _ in range(20):
-        for stream in streams:
-            with stream:
+        for cuda_stream in cuda_streams:
+            with cuda_stream:
                 results.append(case.functional(backend))
     device.synchronize()
     wrong = sum(not all(torch.equal(a, b) for a, b in zip(result, wanted, strict=True)) for result in results)

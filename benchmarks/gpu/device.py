@@ -1,4 +1,4 @@
-"""What the checks and measurements need of a device: graphs, streams, a timer, clocks. ``Cuda`` is the real one."""
+"""The device of the checks and measurements: graphs, CUDA streams, a timer, clocks. ``Cuda`` is the real one."""
 
 from __future__ import annotations
 
@@ -38,8 +38,8 @@ class Device(Protocol):
     def alive(self) -> bool:
         """Whether work can still be submitted; after some faults a process cannot use its device any more."""
 
-    def stream(self) -> AbstractContextManager[Any]:
-        """A new stream, current inside the context."""
+    def cuda_stream(self) -> AbstractContextManager[Any]:
+        """A new CUDA stream, current inside the context."""
 
     def capture(self, work: Work) -> Replay:
         """Run ``work`` until it is warm, capture it once, and return what replays it."""
@@ -73,15 +73,15 @@ class Cuda:
             return False
         return True
 
-    def stream(self) -> AbstractContextManager[Any]:
-        """A new stream that begins after what the current one has been given."""
-        stream = torch.cuda.Stream()
-        stream.wait_stream(torch.cuda.current_stream())
-        return torch.cuda.stream(stream)
+    def cuda_stream(self) -> AbstractContextManager[Any]:
+        """A new CUDA stream, which waits for the work that the current one has been given."""
+        cuda_stream = torch.cuda.Stream()
+        cuda_stream.wait_stream(torch.cuda.current_stream())
+        return torch.cuda.stream(cuda_stream)
 
     def capture(self, work: Work) -> Replay:
         """A CUDA graph of ``work``, warmed up on a side stream first, as torch asks for."""
-        with self.stream():
+        with self.cuda_stream():
             for _ in range(3):
                 work()
         self.synchronize()

@@ -32,7 +32,7 @@ REPEATS = 7
 
 
 def versions() -> Iterator[tuple[str, str]]:
-    """Of what is installed; needs no device."""
+    """Versions of what is installed; needs no device."""
     yield "commit", commit()
     yield "python", platform.python_version()
     yield "processor", cpu_name()
@@ -47,7 +47,7 @@ def versions() -> Iterator[tuple[str, str]]:
 
 
 def choices(device: torch.device) -> Iterator[tuple[str, str]]:
-    """Which implementation serves which call."""
+    """Which implementation runs which call."""
     for backend, tokens in (("auto", 1), ("auto", 64), ("auto", 2048), ("cuda", 1), ("triton", 1)):
         try:
             answer = explain(backend, device=device, num_tokens=tokens)
@@ -99,7 +99,7 @@ def _record(arguments: argparse.Namespace, facts: Iterator[tuple[str, str]]) -> 
 
 
 def prepare(arguments: argparse.Namespace) -> None:
-    """What can be told without a device."""
+    """Record what is known without a device."""
     _record(arguments, versions())
 
 

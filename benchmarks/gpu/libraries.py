@@ -57,7 +57,7 @@ def install(package: Path, pack: Path | None, root: Path, build: bool) -> dict[s
     code = subprocess.run(command, cwd=root, env=environment, check=False).returncode
     libraries = [package / name for name in LIBRARIES]
     problem = f"the build ended with status {code}" if code else why_not_loadable(libraries)
-    if why_not_loadable(libraries[:1]):  # the package does not import with it, and does without it
+    if why_not_loadable(libraries[:1]):  # the package fails to import with it, and imports without it
         libraries[0].unlink(missing_ok=True)
     return {**found, "built": "no" if problem else "yes", "problem": problem}
 

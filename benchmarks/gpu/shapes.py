@@ -14,7 +14,7 @@ __all__ = ["BASELINE", "CHOLESKY_SIZES", "SETS", "ShapeSet"]
 BF16, FP16, FP32, INT8 = torch.bfloat16, torch.float16, torch.float32, torch.int8
 
 BASELINE = "cublas+compiled"
-"""Whom the ratios are taken against; it is timed twice, and what lies between the two is this machine's drift."""
+"""The provider that ratios are relative to; it is timed twice, and the ratio of the two shows the machine's drift."""
 
 PAIRS = (BASELINE, "cublas+liger", "cublas+quack", "cublas+flashinfer", "cublas, residual as C", "addmv")
 PARTS = ("empty kernel", "read alone", "product alone", "mv alone", "norm alone")

@@ -69,7 +69,7 @@ class Outcome:
 
     @property
     def resumable(self) -> bool:
-        """Whether a new process could go on: the old one did not end by itself with all that it had to do."""
+        """Whether a new process could go on: the old one was ended, or ended before its work was done."""
         return self.status in ("crashed", "hung")
 
 

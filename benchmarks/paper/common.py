@@ -39,7 +39,7 @@ class Run:
     arguments: argparse.Namespace
 
     def write(self, name: str, rows: Sequence[dict[str, Any]], key: Sequence[str]) -> None:
-        """Put rows into ``results/NAME.csv``; rows of this model with the same key make way for them."""
+        """Put rows into ``results/NAME.csv``; they replace this model's rows with the same key."""
         about = {"model": self.prepared.title}
         after = {"weights_hash": weights_hash(self.model), "torch": torch.__version__, "cpu": cpu_name()}
         whole = [about | row | after for row in rows]

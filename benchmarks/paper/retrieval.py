@@ -1,8 +1,8 @@
 """Sentence retrieval per layer: ``python -m benchmarks.paper.retrieval --data DIR``.
 
 Each of n held-out sentences is to find its translation among the n English ones, by the cosine of their last tokens'
-states. Beside the maps stand baselines that know nothing of which sentence belongs to which: each side's states as
-they are, less their mean, divided by their standard deviations, and whitened; all fitted on the same pairs.
+states. Beside the maps stand baselines that do not use which sentence belongs to which: each side's states as they are,
+less their mean, divided by their standard deviations, and whitened; all fitted on the same pairs.
 """
 
 from __future__ import annotations

@@ -53,27 +53,30 @@ def _points(row: dict[str, str] | None) -> str:
 
 
 def _summary(rows: Rows) -> str:
-    """README.md: a line per model and prompt, all languages pooled, raw and batch-calibrated."""
+    """README.md: two lines per model and prompt, all languages pooled: raw, then batch-calibrated."""
     if not rows:
         return _ABSENT.format("python -m benchmarks.sib200 --data DIR")
     lines = []
+    prompts = {prompt for _, prompt in _experiments(rows)}
     for about in _experiments(rows):
+        name = about[0].split("(")[0].strip() + (f", {about[1]}" if len(prompts) > 1 else "")
         for calibration in ("raw", "batch"):
             found = {
                 line: _find(rows, about, "all", line, calibration) for line in ("plain", INCLINE, TARGET, OVER_CONTROL)
             }
             ours = found[INCLINE]
-            size = "" if ours is None else f" (n = {int(ours['n']):,})"
+            size = "" if ours is None else f"n = {int(ours['n']):,}, "
             lines.append(
                 [
-                    f"{about[0].split('(')[0].strip()}, {about[1]}{size}" if calibration == "raw" else "calibrated",
+                    name if calibration == "raw" else f"{size}calibrated",
                     _share(found["plain"]),
                     f"**{_share(ours)}** {_points(ours)}",
                     _share(found[TARGET]),
                     _points(found[OVER_CONTROL]),
                 ]
             )
-    return markdown(["", "plain", "INCLINE", "English", "over best control"], lines)
+    head = prompts.pop() if len(prompts) == 1 else ""
+    return markdown([head, "plain", "INCLINE", "English", "over best control"], lines)
 
 
 def _full(rows: Rows) -> str:

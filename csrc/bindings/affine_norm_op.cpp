@@ -16,7 +16,7 @@ constexpr std::int64_t kPanel = 16;
 
 // Arguments that all four forms share.
 struct Arguments {
-  const Tensor& x;  // in place, the stream: what all other tensors have to share a device with
+  const Tensor& x;  // in place, the residual stream: all other tensors have to be on its device
   Norm norm;
   const Tensor& weight;
   const MaybeTensor& norm_bias;

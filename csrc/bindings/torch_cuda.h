@@ -16,10 +16,10 @@ class OnDeviceOf {
  public:
   explicit OnDeviceOf(const torch::stable::Tensor& tensor);
 
-  // torch's current stream of that device.
+  // torch's current CUDA stream of that device.
   void* cuda_stream() const { return cuda_stream_; }
 
-  // kTicketCount counters for the next launch on that stream, as Workspace wants them.
+  // kTicketCount counters for the next launch on that CUDA stream, as Workspace takes them.
   unsigned* tickets() const;
 
  private:

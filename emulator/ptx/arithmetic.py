@@ -125,7 +125,7 @@ def _high_half(a: Array, b: Array, kind: str) -> Array:
 
 
 def _divide(name: str, a: Array, b: Array) -> Array:
-    """C's division: towards zero. By zero PTX leaves the result open; here it is that of a division by one."""
+    """C's division: towards zero. PTX leaves division by zero open; here it is division by one."""
     b = np.where(b == 0, b.dtype.type(1), b)
     quotient = a // b
     if a.dtype.kind == "i":

@@ -1,4 +1,4 @@
-"""bar.sync and its relatives: threads wait until all of their block that still run, or as many as named, have come."""
+"""bar.sync and its relatives: threads wait for all running threads of their block, or for the given number."""
 
 from __future__ import annotations
 

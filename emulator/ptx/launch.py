@@ -45,7 +45,7 @@ def launch(
     such as what the pointers in a struct point to; its names are those of the report. ``seed`` draws the order of
     atomics; ``resident`` blocks run together (default: as many as fit): with 1, no block can wait for a later one.
 
-    Raises PTXError for what a GPU would not have survived or promised, ValueError for a launch that does not fit.
+    Raises PTXError for what would fault on a GPU or has no guaranteed result, ValueError for a misfit launch.
     """
     kernel = parse(source, name)
     _check_shape(grid, block)

@@ -2,7 +2,7 @@
 
 Threads at the same instruction run together, those at the lowest one first: that brings diverged branches together
 again. A thread that has just read what others may write gives way to them, so that loops which wait for another block
-end. Barriers and warp operations park threads until all that are named have come.
+end. Barriers and warp operations hold threads until all the named ones have arrived.
 """
 
 from __future__ import annotations
@@ -230,7 +230,7 @@ class Machine:
         return lanes
 
     def _warp_step(self, handler: Handler, current: Instruction, position: int, lanes: Lanes) -> Lanes | None:
-        """Execute for the warps of which all named lanes have come; the others are parked."""
+        """Execute for the warps of which all named lanes have arrived; the others wait."""
         lanes = Lanes.merged([lanes, *self.parked.pop(position, [])])
         present = self.bits_of_warps(lanes)
         needed = self.named_lanes(current, lanes) & self.bits_of_warps(self.living())[self.warp[lanes.index]]

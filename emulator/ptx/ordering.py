@@ -41,7 +41,7 @@ class _Records:
 
 @dataclass
 class _Knowledge:
-    """Of each block, the epoch before which all of it is known; of single threads, the step likewise."""
+    """For each block, the epoch before which all its accesses are known; for single threads, the step."""
 
     epochs: Array
     threads: dict[int, int] = field(default_factory=dict)

@@ -1,4 +1,4 @@
-"""PTX text to instructions, with the line that each came from in the PTX and, if it says so, in the source."""
+"""PTX text to instructions, each with its line in the PTX and, where the PTX names it, in the source."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Instructions in which the lanes of a warp work together: they run once all named lanes have come."""
+"""Instructions in which the lanes of a warp work together: they run once all named lanes have arrived."""
 
 from __future__ import annotations
 

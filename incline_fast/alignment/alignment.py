@@ -100,6 +100,10 @@ class Alignment:
         beside its spread, rounding W to half precision moves every image by ``(W - rounded W) mean(X)``, about a tenth
         of a standard deviation in the early layers of Gemma 3 270M with bfloat16.
 
+        Args:
+            dtype: of the maps; None keeps it.
+            device: of maps and biases; None keeps it.
+
         Raises:
             AlignmentError: a weight is too large for ``dtype`` (float16 overflows above 65504), or all weights of a
                 site are too small for it and would become zero.
@@ -147,7 +151,7 @@ class Alignment:
 
     @classmethod
     def from_parts(cls, tensors: Mapping[str, Tensor], document: Mapping[str, Any], where: str) -> Alignment:
-        """The inverse of :meth:`to_parts`, which trusts nothing; errors begin with ``where``.
+        """The inverse of :meth:`to_parts`; every value is checked, and errors begin with ``where``.
 
         Raises:
             AlignmentError: the tensors are not those that the document lists, or either is not allowed.
@@ -179,7 +183,7 @@ class Alignment:
         return alignment
 
     def check(self, model: nn.Module) -> None:
-        """Refuse a model that these maps were not learned from. What the metadata does not name is not compared.
+        """Refuse a model that these maps were not learned from. A field that the metadata leaves empty is not compared.
 
         Raises:
             AlignmentError: hidden size, number of layers, name or config differ; the message gives both values.
@@ -191,7 +195,7 @@ class Alignment:
         """:meth:`check` for a model that is not loaded here.
 
         Raises:
-            AlignmentError: as there.
+            AlignmentError: as :meth:`check`.
         """
         if self.layers[-1] > actual.num_layers:
             raise AlignmentError(
@@ -249,7 +253,7 @@ def _parts(path: str, tensors: Mapping[str, Tensor], document: Mapping[str, Any]
     parts: dict[int, list[str]] = {}
     for key, kinds in listed.items():
         known = isinstance(kinds, list) and "up" in kinds and all(kind in _PARTS for kind in kinds)
-        # In its one spelling, so that no two keys are the same site.
+        # Only the canonical spelling (7, not 07) is taken, so that no two keys name the same site.
         if not (known and key.isascii() and key.isdecimal() and len(key) < 8 and str(int(key)) == key):
             raise AlignmentError(f"{path}: the header lists layer {key!r} with {kinds!r}; expected parts of {_PARTS}")
         parts[int(key)] = kinds

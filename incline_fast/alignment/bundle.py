@@ -1,4 +1,4 @@
-"""Bundle: the alignments of several language pairs of one model in one file, read as they are asked for."""
+"""Bundle: the alignments of several language pairs of one model in one file, each read when it is first used."""
 
 from __future__ import annotations
 

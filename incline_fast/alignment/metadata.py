@@ -86,7 +86,7 @@ class AlignmentMetadata:
 
 
 def metadata_to_json(metadata: AlignmentMetadata) -> dict[str, Any]:
-    """Plain values; the keys of per-site fields become strings, as JSON wants them.
+    """Plain values; the keys of per-site fields become strings, as JSON requires.
 
     Without metrics the field is left out, so that versions that do not know it read the file.
     """
@@ -99,7 +99,7 @@ def metadata_to_json(metadata: AlignmentMetadata) -> dict[str, Any]:
 
 
 def metadata_from_json(value: object) -> AlignmentMetadata:
-    """The inverse of :func:`metadata_to_json`, which trusts nothing.
+    """The inverse of :func:`metadata_to_json`; every value is checked.
 
     Raises:
         ValueError: a field is unknown or holds a value of another type; the message names it.
@@ -115,7 +115,7 @@ def metadata_from_json(value: object) -> AlignmentMetadata:
 
 
 def _with_sites(name: str, value: object) -> Any:
-    """JSON's keys as sites; each in its one spelling, so that no two keys are the same site."""
+    """JSON's keys as site numbers, in canonical spelling only (7, not 07), so that no two keys name one site."""
     if name not in _PER_SITE or not isinstance(value, dict):
         return value
     odd = [key for key in value if not (key.isascii() and key.isdecimal() and len(key) < 8 and str(int(key)) == key)]
@@ -131,7 +131,7 @@ def _text(name: str, value: object) -> str:
         value.encode()
     except UnicodeEncodeError as error:
         raise ValueError(f"{name} is {value!r}, which is not valid Unicode: {error.reason}") from error
-    return str.__str__(value)  # of NumPy's text or an enumeration, the text itself
+    return str.__str__(value)  # NumPy text and text enumerations become a plain str
 
 
 def _texts(name: str, value: object) -> list[str]:

@@ -23,7 +23,7 @@ __all__ = ["FORMAT_VERSION", "AlignmentError", "read", "read_document", "write"]
 FORMAT = "incline_fast.alignment"
 FORMAT_VERSION = 1
 MAX_HEADER_BYTES = 16 * 2**20
-"""A header holds names, shapes and the metadata of some hundred layers at most; a larger one is no alignment's."""
+"""A header holds names, shapes and metadata of some hundred layers at most; a larger one belongs to no alignment."""
 _FRAMING = 8
 """A safetensors file begins with the length of its header in 8 bytes, little-endian; the header is a JSON object."""
 
@@ -65,7 +65,7 @@ def write(path: Path, tensors: Mapping[str, Tensor], document: Mapping[str, Any]
 
 
 def _separate(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors on the CPU, each with memory of its own: one vector may serve several sites, or be part of a stack.
+    """The tensors on the CPU, none sharing memory: several sites may share one vector, or have parts of one stack.
 
     The container refuses tensors that share memory, because after loading they would no longer share it. Maps are
     never written to, so that makes no difference here.

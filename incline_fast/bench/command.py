@@ -76,7 +76,7 @@ def _plan(tables: Sequence[str], shapes: Sequence[str], providers: Sequence[str]
 
 
 def _table_name(name: str) -> str:
-    """A table that was measured with a forced instruction set is another one than that with the best."""
+    """The table's name, with the instruction set added where one is forced: its rows must not replace the others."""
     forced = os.environ.get("INCLINE_FAST_CPU_ISA")
     return f"{name}@{forced}" if forced else name
 
@@ -88,7 +88,7 @@ def _known(what: str, names: Sequence[str], known: Collection[str]) -> None:
 
 
 def _run(name: str, table: Table) -> tuple[list[Row], Counter[tuple[str, str]]]:
-    """The rows of a table, and how many shapes a provider was left out of for a reason."""
+    """The rows of a table, and the number of shapes for which some provider was left out."""
     rows: list[Row] = []
     left_out: Counter[tuple[str, str]] = Counter()
     for problem in tqdm(table.problems, unit="shape", desc=name):

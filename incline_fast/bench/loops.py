@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 __all__ = ["Prepare", "interleaved"]
 
 Prepare = Callable[[int], Callable[[], object]]
-"""Given how many calls were made before, makes ready what is timed next; its own time is not counted."""
+"""Called with the number of calls made before; returns the call to time next. Its own time is not counted."""
 
 
 def interleaved(
@@ -25,16 +25,16 @@ def interleaved(
 ) -> dict[str, list[float]]:
     """Microseconds of every call, by name; the i-th times of all names are of one round.
 
-    Every round calls each name once, in an order of its own: in a fixed one, each would find the caches as the same
-    other has left them.
+    Every round calls each name once, in a new random order: in a fixed order, each would always find the caches as the
+    same predecessor left them.
 
     Args:
-        calls: name -> what prepares its next call.
-        rounds: at least so many are counted, unless they take longer than ``longest``.
+        calls: name -> the function that prepares its next call.
+        rounds: at least this many are counted, unless they take longer than ``longest``.
         seconds: rounds go on for at least this time.
         longest: seconds after which fewer than ``rounds`` are enough; one is always counted.
         warm_up: rounds before those that are counted.
-        settle: seconds to wait before every call, where thread pools spin on after the one before.
+        settle: seconds to wait before every call, for providers whose thread pools keep spinning after a call.
     """
     order, times = random.Random(0), {name: list[float]() for name in calls}
     made, begin = 0, time.perf_counter()

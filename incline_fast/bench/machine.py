@@ -30,8 +30,8 @@ def cpu_slug(name: str) -> str:
 def commit() -> str:
     """The commit of the source tree that is running.
 
-    Where git cannot tell (an installed package, a machine without git) it is what the environment variable
-    INCLINE_FAST_COMMIT says, and without that "unknown".
+    Without git or its history (an installed package), the value of the environment variable INCLINE_FAST_COMMIT, or
+    "unknown".
     """
     git = ["git", "-C", str(Path(__file__).parent), "rev-parse", "--short", "HEAD"]
     try:

@@ -17,7 +17,7 @@ __all__ = ["ALPHA", "EPS", "Data", "Problem", "Weights"]
 ALPHA = 0.5
 EPS = 1e-6
 DRAM_BYTES = 1 << 30
-"""Weights that one provider walks through in mode ``dram``; more than the caches hold."""
+"""Bytes of weights that one provider reads in turn in mode ``dram``; more than the caches hold."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class Problem:
 
     @classmethod
     def parse(cls, text: str) -> Problem:
-        """The problem whose ``str`` this is.
+        """The inverse of ``str(problem)``.
 
         Raises:
             ValueError: not seven words ``norm tokens hidden rank|dense dtype map_dtype dram|cache``.
@@ -72,7 +72,7 @@ class Problem:
 
     @property
     def copies(self) -> int:
-        """Copies of the map that are walked through."""
+        """Number of copies of the map that successive calls read in turn."""
         size = self.map_elements * self.map_dtype.itemsize
         return 1 if self.mode == "cache" else math.ceil(DRAM_BYTES / size)
 
@@ -146,7 +146,7 @@ class Data:
         return self.weights.map.to(torch.float64).apply(self.x.double())
 
 
-# The shapes of a table that differ in the number of tokens alone read the same weights; only the last ones are kept.
+# Shapes that differ only in the number of tokens share their weights; only the weights used last are kept.
 _weights = lru_cache(maxsize=1)(Weights)
 
 

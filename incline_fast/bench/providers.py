@@ -28,7 +28,7 @@ def fits_all(problem: Problem) -> None:
 
 
 def needs_extension(problem: Problem) -> str | None:
-    """Our kernels are there unless the installation is pure Python."""
+    """Our kernels need the compiled extension, which a pure-Python installation does not have."""
     return "this is a pure-Python installation" if EXTENSION is None else None
 
 
@@ -111,7 +111,7 @@ def compiled(data: Data) -> Run:
 
 
 def max_autotuned(data: Data) -> Run:
-    """The strongest that torch.compile offers: max-autotune, and weights frozen into the graph, packed and constant.
+    """torch.compile at its fastest: max-autotune, and weights frozen into the graph, packed and constant.
 
     Every copy of the weights is a graph of its own, under a code object of its own: dynamo keeps the graphs of one code
     object in a list whose guards it tries one after another in every call, and allows eight of them.
@@ -166,7 +166,7 @@ def simd_ml_kernels(data: Data) -> Run:
 
 
 def simd_ml_kernels_unfit(problem: Problem) -> str | None:
-    """simd-ml-kernels is optional, its wheels have one thread, and it knows no low rank."""
+    """simd-ml-kernels is optional, its wheels use one thread, and it has no low-rank product."""
     if importlib.util.find_spec("simd_ml_kernels") is None:
         return "not installed (pip install simd-ml-kernels)"
     if torch.get_num_threads() > 1:

@@ -51,12 +51,12 @@ class Row:
 
     @property
     def key(self) -> tuple[Any, ...]:
-        """What tells a row from the others of a file; a new measurement of the same replaces it."""
+        """The fields that identify a row within a file; a new row with the same key replaces the old one."""
         return self.table, self.backend, self.shape, self.threads
 
 
 def merged(old: Sequence[Row], new: Sequence[Row]) -> list[Row]:
-    """The old rows, in their order, with the new ones in the place of those that they repeat."""
+    """The old rows, in their order; a new row replaces the old one with the same key, and the others follow."""
     return list(({row.key: row for row in old} | {row.key: row for row in new}).values())
 
 

@@ -1,4 +1,4 @@
-"""The named tables of the benchmark: which problems, and who takes part. Each takes a minute or two."""
+"""The named tables of the benchmark: their problems and providers. Each takes a minute or two."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ PEERS = ("eager", "hook", "simd_ml_kernels", *OURS)
 
 @dataclass(frozen=True)
 class Table:
-    """Problems that are measured in one run, by the providers that ``--providers`` does not override."""
+    """Problems that are measured in one run, and their providers unless ``--providers`` names others."""
 
     about: str
     problems: tuple[Problem, ...]

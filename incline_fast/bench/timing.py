@@ -27,8 +27,8 @@ RMS_ERROR = {torch.float32: 1e-5, torch.bfloat16: 2e-2, torch.float16: 2e-3}
 def measure(problem: Problem, providers: Sequence[str], seconds: float = 1.0, table: str = "") -> list[Row]:
     """Check and time the providers on one problem.
 
-    Those that slow their neighbours down (``Provider.disturbs``) are left out of the turns in which the others' times
-    and ratios are taken, and meet all of them in turns of their own, for their ratios.
+    Providers that slow down the calls after them (``Provider.disturbs``) take no part in the rounds that give the times
+    and ratios of the others. Their own ratios come from further rounds with all providers.
 
     Args:
         problem: the shape.
@@ -184,7 +184,7 @@ def row_of(
 
 
 def _label(name: str) -> str:
-    """A provider's name in the rows, with what a reader has to know about it."""
+    """A provider's name in the rows, with the instruction set or remark that its numbers depend on."""
     if PROVIDERS[name].gemm_only:
         return f"{name} (gemm alone)"
     return f"{name}[{torch.ops.incline_fast.cpu_isa()}]" if PROVIDERS[name].ours else name

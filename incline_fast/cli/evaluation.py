@@ -21,7 +21,7 @@ Template = Annotated[
 ]
 Labels = Annotated[str | None, typer.Option(help="Label words of one token each: `science,travel,politics`.")]
 
-# As many rows as keep a choice among hundreds of settings honest; more cost time and pairs to fit.
+# Enough rows to choose among hundreds of settings without overfitting; more cost time, and pairs to fit.
 _MOST_HELD_OUT = 300
 
 

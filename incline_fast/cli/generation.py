@@ -136,7 +136,7 @@ def _strength(maps: Alignment, language: str | None, alpha: float | None) -> flo
 
 
 def _in_templates(texts: Sequence[str], used: Sequence[Alignment | None]) -> list[str]:
-    """Every prompt in the template of its maps; one without maps in that of the others, which must then be the same."""
+    """Every prompt in the template of its maps; a prompt without maps in the template that all the others share."""
     from incline_fast.text.prompts import render
 
     templates = {one.metadata.template for one in used if one is not None}

@@ -1,4 +1,4 @@
-"""The command ``lm-eval``: the field's own harness, with the model class and the tasks of this package."""
+"""The command ``lm-eval``: lm-evaluation-harness, with the model class and the tasks of this package."""
 
 from __future__ import annotations
 

@@ -33,7 +33,7 @@ __all__ = [
 
 def load_model(name: str, dtype: str, device: str) -> tuple[Any, Any]:
     """The model, in evaluation mode, and its tokenizer."""
-    usable_device("device", device)  # before the weights are read
+    usable_device("device", device)  # checked before the weights are read
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     model = AutoModelForCausalLM.from_pretrained(name, dtype=dtype).to(device).eval()

@@ -1,4 +1,4 @@
-"""The command ``rank``: how like English a model's states of other languages are."""
+"""The command ``rank``: how similar a model's states of other languages are to those of English."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ def rank(
     dtype: Dtype = "float32",
     device: Device = "cpu",
 ) -> None:
-    """Rank languages by how like the reference language's their hidden states are.
+    """Rank languages by how similar their hidden states are to the reference language's.
 
     The mean cosine to the states of the same sentences in the reference language (Language Ranker, arXiv 2404.11553),
-    and the same after each language's mean is taken off. A language that is far away has more to gain from maps; one
+    and the same after each language's mean is subtracted. A language that is far away has more to gain from maps; one
     that is near needs none.
 
         incline-fast rank MODEL --reference news.en --text fr=news.fr --text sw=news.sw -o rank.csv

@@ -68,7 +68,7 @@ def paired_bootstrap(
 def mcnemar(a: Tensor, b: Tensor) -> float:
     """Exact two-sided p-value of McNemar's test (1947) that two systems are right equally often.
 
-    Of the rows that exactly one of them gets right, each is as likely to be the one: a binomial test at 1/2.
+    Of the rows that exactly one system gets right, each system is expected to get half: a binomial test at 1/2.
 
     Args:
         a: ``[n]`` bool or 0/1, whether the first system is right.

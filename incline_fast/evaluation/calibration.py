@@ -1,7 +1,7 @@
-"""Calibrations of label scores: what a model says of every label whatever the sentence is taken off.
+"""Calibrations of label scores: they remove the part of the scores that does not depend on the sentence.
 
-All of them subtract one number per label from the log-probabilities ``[n, K]``; none of them reads an answer. They must
-stand beside every number, because much of what an intervention gains can be such a constant.
+All of them subtract one number per label from the log-probabilities ``[n, K]``; none of them reads an answer. Report
+them beside every raw number, because such a constant can be much of what an intervention gains.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ __all__ = ["CALIBRATIONS", "CONTENT_FREE", "batch_calibrated", "contextual_calib
 CALIBRATIONS = ("raw", "contextual", "batch", "prior")
 
 CONTENT_FREE = ("N/A", "[MASK]", "...")
-"""Sentences that say nothing, for contextual calibration."""
+"""Content-free sentences, for contextual calibration."""
 
 _ROUNDS = 200
 
@@ -62,7 +62,7 @@ def prior_matched(logits: Tensor, prior: Sequence[float] | Tensor | None = None)
     scores = logits.log_softmax(-1)
     for _ in range(_ROUNDS):
         scores = (scores + wanted.log() - _log_mean(scores)).log_softmax(-1)
-    # The normalisation of each row is no part of the constants, and changes no order within a row.
+    # Each row's own normalisation is left out of the constants; it does not change the order within a row.
     return scores
 
 

@@ -91,7 +91,7 @@ class Trials:
     def best(self) -> Setting | None:
         """The setting of the highest mean that did not blow up; None where none is better than the plain model.
 
-        Equal means are settled by the smaller alpha, then by fewer sites, then by the larger lambda.
+        Of equal means, the smaller alpha wins, then fewer sites, then the larger lambda.
         """
         means, plain = self.scores.double().mean(1), float(self.plain.double().mean())
         usable = [i for i, bad in enumerate(self.blown_up.tolist()) if not bad and float(means[i]) > plain]
@@ -105,7 +105,7 @@ class Trials:
         return self.settings[min(usable, key=key)]
 
     def difference(self, setting: Setting) -> Difference:
-        """The setting's gain over the plain model with its interval. Of a chosen setting it is optimistic."""
+        """The setting's gain over the plain model with its interval; optimistic for a setting that was chosen by it."""
         return paired_bootstrap(self.scores[self.settings.index(setting)], self.plain, groups=self.groups)
 
     def rows(self) -> list[dict[str, object]]:

@@ -1,4 +1,4 @@
-"""Which alignments can be scored, and what is said of those that may do harm."""
+"""Which alignments can be scored, and a warning about those that may do harm."""
 
 from __future__ import annotations
 

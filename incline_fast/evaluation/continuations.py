@@ -49,7 +49,7 @@ def score_continuations(
         fp32 ``[V, n, K]`` in nats, and the number of tokens of every continuation ``[n, K]``.
 
     Raises:
-        TaskError: a continuation has no token of its own.
+        TaskError: a continuation adds no token to its prompt.
     """
     runner = PromptRunner(model, tokenizer)
     pairs = [pair for row in zip(task.prompts, task.continuations, strict=True) for pair in zip(*row, strict=True)]

@@ -1,6 +1,6 @@
-"""Controls: edits that look like the intervention and know less. A gain that a control has too is no gain of the maps.
+"""Controls: edits of the same form that use less information. What a control gains as well is no merit of the maps.
 
-Besides these stand alpha = 0 (the plain model) and the oracle (the true target state), which need no alignment.
+Two more comparisons need no alignment: alpha = 0 (the plain model) and the oracle (the true target state).
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def fit_controls(
 ) -> dict[str, Alignment]:
     """All controls of one language, fitted from the states that the maps were fitted from.
 
-        constant mean        h -> mean(Y): knows nothing of the sentence
+        constant mean        h -> mean(Y): the same for every sentence
         mean difference      h + mean(Y) - mean(X): contrastive activation addition (CAA, Rimsky et al., ACL 2024)
         shuffled pairs       the same estimator on wrong pairs
         source to itself     the same estimator from X to X: what regularisation alone does
@@ -48,7 +48,7 @@ def fit_controls(
         Name -> alignment, with the names of :data:`CONTROLS`.
     """
     solver = get_estimator(estimator)
-    # An estimator of one's own may have another lam; those that take none get none.
+    # The estimator's lam is given only to estimators that take one.
     own = lam if solver.uses_lam else None
     about = metadata or AlignmentMetadata()
 

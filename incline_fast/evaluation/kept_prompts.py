@@ -1,4 +1,4 @@
-"""Prompts that have run up to their last token, kept in memory or in a folder, for as many steps as are wanted."""
+"""Prompts that have run up to their last token, kept in memory or in a folder, for any number of steps."""
 
 from __future__ import annotations
 

@@ -44,8 +44,8 @@ def accuracy(logits: Tensor, target_logits: Tensor, answers: Tensor | None) -> T
 def calibrated_accuracy(logits: Tensor, target_logits: Tensor, answers: Tensor | None) -> Tensor:
     """:func:`accuracy` after :func:`~incline_fast.evaluation.calibration.batch_calibrated` over the rows.
 
-    For label words of which a model says one nearly always, whatever the sentence is: plain accuracy is then near
-    chance for every setting, and a choice by it is a choice among noise.
+    For models that predict one label for nearly every sentence: plain accuracy is then near chance for every setting,
+    and choosing by it would choose among noise.
     """
     return accuracy(batch_calibrated(logits.float()), target_logits, answers)
 
@@ -103,17 +103,21 @@ def consistent_correct(a: Tensor, b: Tensor) -> float:
 
 
 def exact_match(prediction: str, references: Sequence[str]) -> float:
-    """1 if the prediction equals a reference after :func:`normalised`, else 0."""
+    """1 if ``prediction`` equals one of ``references`` after :func:`normalised`, else 0."""
     return float(any(normalised(prediction) == normalised(reference) for reference in references))
 
 
 def token_f1(prediction: str, references: Sequence[str]) -> float:
-    """The best F1 of the bags of words of prediction and reference, as in SQuAD (Rajpurkar et al., EMNLP 2016)."""
+    """The best F1 of the words of ``prediction`` and one of ``references``, as in SQuAD (Rajpurkar et al., 2016)."""
     return max((_f1(normalised(prediction).split(), normalised(ref).split()) for ref in references), default=0.0)
 
 
 def chrf(predictions: Sequence[str], references: Sequence[str]) -> tuple[float, Tensor]:
     """chrF (Popović, WMT 2015) of the corpus, and of every sentence ``[n]``, from 0 to 100, by sacrebleu.
+
+    Args:
+        predictions: n texts.
+        references: n texts, one for each prediction.
 
     Raises:
         ImportError: sacrebleu is not installed (``pip install incline-fast[evaluation]``).
@@ -132,7 +136,7 @@ def chrf(predictions: Sequence[str], references: Sequence[str]) -> tuple[float, 
 
 
 def normalised(text: str) -> str:
-    """Case folded, without punctuation, white space single: articles stay, for they are English alone."""
+    """Case folded, without punctuation, white space single; articles stay, as removing them suits English only."""
     folded = unicodedata.normalize("NFKC", text).casefold()
     kept = "".join(" " if unicodedata.category(c).startswith("P") else c for c in folded)
     return re.sub(r"\s+", " ", kept).strip()

@@ -1,9 +1,9 @@
-"""How like the reference language's states those of other languages are, per layer: Language Ranker (Li et al., 2024).
+"""How similar other languages' states are to the reference language's, per layer: Language Ranker (Li et al., 2024).
 
 For parallel sentences, ``s_l = mean_i cos(h_i,l(language), h_i,l(reference))`` at every site l (arXiv 2404.11553); a
 language's score is the mean over the sites. States of a language model lie in a narrow cone, so that any two of them
-have a high cosine; beside it stands the similarity after each language's own mean is taken off, in which only what the
-sentences say is left.
+have a high cosine. So the similarity is also computed after each language's mean is subtracted, which leaves what
+differs between sentences.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class Ranking:
         reference: its name.
         n: number of sentences.
         raw: language -> site -> mean cosine.
-        centred: the same after each language's mean state was taken off.
+        centred: the same after each language's mean state was subtracted.
     """
 
     reference: str
@@ -41,11 +41,11 @@ class Ranking:
 
     @property
     def order(self) -> list[str]:
-        """Languages by their mean raw similarity over the sites, the most alike first."""
+        """Languages by their mean raw similarity over the sites, the most similar first."""
         return sorted(self.raw, key=lambda language: -_mean(self.raw[language]))
 
     def table(self) -> str:
-        """One line per language: both scores and the site at which it is most alike after centring."""
+        """One line per language: both scores and the site of the highest similarity after centring."""
         width = max(map(len, self.raw))
         lines = [f"{'':<{width}}  {'cosine':>7}  {'centred':>7}  most alike, centred (n = {self.n})"]
         for language in self.order:
@@ -87,7 +87,7 @@ def rank_languages(
     layers: Sequence[int] | None = None,
     progress: bool = True,
 ) -> Ranking:
-    """Measure how like the reference language's states those of other languages are.
+    """Measure how similar the states of other languages are to those of the reference language.
 
     Args:
         model: a decoder of transformers.
@@ -132,7 +132,7 @@ def similarity(a: Tensor, b: Tensor, *, centre: bool = False) -> float:
 
     Args:
         a, b: states of the same sentences.
-        centre: take off each side's own mean first.
+        centre: subtract each side's mean first.
     """
     a, b = a.double(), b.double()
     if centre:

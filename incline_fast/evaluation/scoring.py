@@ -64,7 +64,7 @@ class LabelScores:
         task: what was scored.
         variants: V of them.
         logits: fp32 ``[V, n, K]``.
-        content_free: fp32 ``[V, F, K]`` after sentences that say nothing, for contextual calibration.
+        content_free: fp32 ``[V, F, K]`` after content-free sentences, for contextual calibration.
         growth: fp32 ``[V, n]``: norm of the state before the final norm over the plain one's. Above 10 the edit has
             blown up.
     """
@@ -89,7 +89,7 @@ class LabelScores:
 
     @property
     def answers(self) -> Tensor | None:
-        """``[n]``, None where nobody knows."""
+        """``[n]``, None where the answers are not known."""
         return None if self.task.answers is None else torch.tensor(self.task.answers, device="cpu")
 
     def correct(self, calibration: str = "raw", prior: Sequence[float] | None = None) -> Tensor:
@@ -108,7 +108,7 @@ class LabelScores:
 
 
 class LabelScorer:
-    """Scores the labels of one task; the prompts run once, however often it is asked."""
+    """Scores the labels of one task; the prompts run once, however often :meth:`score` is called."""
 
     def __init__(
         self,
@@ -131,7 +131,7 @@ class LabelScorer:
             sites: where edits may begin; all by default. Fewer late sites keep fewer keys and values.
             folder: keeps the prompts, see :class:`KeptPrompts`.
             batch_rows: bound on prompts times variants of one step.
-            content_free: also run sentences that say nothing, for contextual calibration.
+            content_free: also run content-free sentences, for contextual calibration.
             progress: show progress bars.
 
         Raises:
@@ -191,7 +191,7 @@ class LabelScorer:
     def oracle(self, target: Mapping[int, Tensor], sites: Sequence[int] | None = None) -> Tensor:
         """Logits ``[S, n, K]`` with the true target state in the place of the source state, at one site at a time.
 
-        No map can be expected to do more: what this does not change, an edit at that site cannot help.
+        No map can be expected to gain more: where the true target state gains nothing, no edit at that site can help.
 
         Args:
             target: site -> ``[n, d]``, the states of the target prompts.

@@ -31,7 +31,7 @@ __all__ = [
 ]
 
 SIB200_WORDS = {"science/technology": "science"}
-"""Label -> the word that stands for it in a prompt; the others are words already.
+"""Label -> the word that stands for it in a prompt; labels that are single words stand for themselves.
 
 Every word is one token. A sum over the three tokens of "science/technology" would handicap that class."""
 
@@ -52,7 +52,7 @@ class LabelTask:
         sentences: n texts.
         template: the prompt around each, with ``{sentence}`` in it; it ends where the label begins.
         labels: K words; a prompt is continued by a space and one of them.
-        answers: n indices into ``labels``, None where nobody knows.
+        answers: n indices into ``labels``, None where the answers are not known.
         ids: n identifiers of the rows, the same in every language.
     """
 
@@ -145,6 +145,10 @@ class ContinuationTask:
 def few_shot_template(examples: LabelTask, separator: str = "\n\n") -> str:
     """A template that shows labelled examples first: a constant beginning, which runs once for all sentences.
 
+    Args:
+        examples: rows with answers, in the template that the sentence will have too.
+        separator: between examples, and before the sentence.
+
     Raises:
         TaskError: an example has no answer, or contains ``{sentence}``.
     """
@@ -199,7 +203,7 @@ def tsv_labels(
     labels: Sequence[str] = (),
     language: str = "",
 ) -> LabelTask:
-    """A task of one's own: a tab-separated file with a header.
+    """Your own task: a tab-separated file with a header.
 
     Args:
         path: the file.

@@ -51,7 +51,7 @@ FEW_PAIRS = 200
 # Sentences whose states are collected and kept together.
 _PART = 100
 
-# Squared distance of two sets' mean states, in units of the total variance of one: more is another kind of text.
+# Squared distance of two sets' mean states, in units of the total variance of one; above it, the kinds of text differ.
 _OTHER_TEXT = 0.15
 
 
@@ -94,8 +94,8 @@ class Tuned:
 class Tuner:
     """One language: its states, its development prompts, and the fits and scores of settings.
 
-    :func:`tune` is what most need. Several tuners share a choice by ``Trials.joined``: settings are then chosen for
-    all languages together, and nothing is fitted to one of them.
+    Most callers need :func:`tune` instead. Several tuners share a choice by ``Trials.joined``: settings are then chosen
+    for all languages together, and nothing is fitted to one of them.
 
     Attributes:
         scorer: of the development prompts.
@@ -147,7 +147,7 @@ class Tuner:
         layers = sorted({*chosen, count})
 
         def states(sentences: Sequence[str]) -> HiddenStates:
-            # In parts with folders of their own: a later run with more pairs finds those that it has.
+            # In parts, each kept in its own folder: a later run with more pairs reuses the parts that are there.
             parts = []
             for start in range(0, len(sentences), _PART):
                 part = sentences[start : start + _PART]
@@ -206,7 +206,12 @@ class Tuner:
     ) -> Trials:
         """Fit every estimator with every lambda, and score each candidate site alone and all together at every alpha.
 
-        Asked for another metric on the same settings, nothing runs again.
+        A second call with another metric and the same settings runs no model and no fit.
+
+        Args:
+            candidates: sites to try.
+            estimators, lams, alphas: what to try at them; see :func:`tune`.
+            metric: see :func:`tune`; None for that of the tuner.
 
         Raises:
             ValueError: no alpha other than 0, an unknown estimator.
@@ -234,7 +239,7 @@ class Tuner:
         return torch.cat([part[site] for part in x]), torch.cat([part[site] for part in y])
 
     def fit(self, setting: Setting, metrics: Mapping[str, str | float] | None = None) -> Alignment:
-        """The chosen maps, fitted on all pairs, with what is known of them in the metadata."""
+        """The chosen maps, fitted on all pairs, with ``setting.alpha`` and ``metrics`` in the metadata."""
         pairs = {site: self.states(site) for site in setting.sites}
         alignment = fit_states(
             {site: pair[0] for site, pair in pairs.items()},
@@ -248,7 +253,7 @@ class Tuner:
         return alignment.with_metadata(recommended_alpha=setting.alpha, metrics={**self._hashes, **(metrics or {})})
 
     def _measure(self, metric: str | Metric | None) -> tuple[str, Callable[[Tensor], Tensor]]:
-        """Name of a metric, and what it makes of logits of the development rows."""
+        """Name of a metric, and the function from logits of the development rows to its value per row."""
         answers = None if self.task.answers is None else torch.tensor(self.task.answers, device="cpu")
         name, function = metric_named(metric, answers is not None)
         return name, lambda logits: function(logits, self.target_logits, answers)
@@ -369,7 +374,7 @@ def tune(
 
 
 def warn_of_other_text(fitted: Tensor, applied: Tensor) -> None:
-    """Warn where the sentences to fit are of another kind than those that the maps will meet.
+    """Warn where the sentences to fit are another kind of text than those that the maps will be applied to.
 
     The squared distance of their mean states, over the total variance of the fitted ones, is about ``1/n + 1/m`` for
     two samples of one kind of text.

@@ -45,8 +45,7 @@ class Fitted:
         form_used: ``"dual"``, ``"primal"`` (Cholesky), ``"qr"``, ``"svd"`` (Cholesky and QR were not safe, see
             ``notes``), ``"rotation"`` (Procrustes) or ``"mean"`` (nothing to solve).
         is_shift: the prediction is ``h + W h + b`` (mean difference), not ``W h + b``.
-        notes: what there is to report: a breakdown of the Cholesky factorisation, constant dimensions, a lam at the end
-            of its grid.
+        notes: a breakdown of the Cholesky factorisation, constant dimensions, a lam at the end of its grid.
     """
 
     map: AffineMap
@@ -158,7 +157,7 @@ def procrustes(X: Tensor, Y: Tensor, lam: Lam = 0.0) -> Fitted:
 
     With ``(X - mean)^T (Y - mean) = U S V^T`` it is ``W = V U^T`` (Schönemann 1966). Where the data span k < d
     dimensions they leave W open on the rest; there it is the rotation nearest to the identity, so that what the data do
-    not determine is moved as little as can be.
+    not determine is moved as little as possible.
     """
     units = units_of(X, Y, None, by_column=False)
     x, y = (X, Y) if units is None else (X / units.x, Y / units.y)  # a rotation does not depend on the scale
@@ -184,7 +183,7 @@ def mean_difference(X: Tensor, Y: Tensor, lam: Lam = 0.0) -> Fitted:
 
 
 def constant_mean(X: Tensor, Y: Tensor, lam: Lam = 0.0) -> Fitted:
-    """``W = 0``, ``b = mean(Y)``: a control that knows nothing of the sentence, for form ``"interpolate"``."""
+    """``W = 0``, ``b = mean(Y)``: a control, the same for every sentence, for form ``"interpolate"``."""
     return Fitted(_zero_map(X), _to_fp32(Y.mean(0)), 0.0, "mean")
 
 

@@ -21,7 +21,7 @@ from incline_fast.fitting.memory_plan import plan_fit
 from incline_fast.fitting.options import FitKeywords, FitOptions, SolveKeywords, SolveOptions, lam_by_site
 from incline_fast.models.architectures import describe
 from incline_fast.models.identity import identify
-from incline_fast.states.hidden_states import Collection, HiddenStates, StatesError, prepare
+from incline_fast.states.hidden_states import Collection, CollectOptions, HiddenStates, StatesError, plan
 from incline_fast.text.prompts import PromptError
 
 __all__ = ["fit", "fit_states"]
@@ -42,7 +42,7 @@ def fit(
         paper     bare sentence     last      hidden  min_norm                 add          mode="online"
         official  bare sentence     mean_all  ffn     min_norm                 add          mode="clean"
 
-    ``official`` is the authors' published code: the second, fourth, ... pair stand behind their target sentence
+    ``official`` is the authors' published code: the second, fourth, ... pair follow their target sentence
     (``target\\nsource``, ``target\\ntarget``), and its sigma is ``-alpha``.
     ``DEFAULT_TEMPLATE`` is ``"{sentence}\\nThe topic of this text is"``; better is the prompt that you will use.
 
@@ -53,7 +53,7 @@ def fit(
         tokenizer: its tokenizer.
         source: n sentences, or parallel text with attributes ``source`` and ``target`` (then leave out ``target``).
         target: their n translations.
-        options: a :class:`~incline_fast.fitting.options.FitOptions`, for one that serves several fits.
+        options: a :class:`~incline_fast.fitting.options.FitOptions`, to reuse in several fits.
         **keywords: any of its fields by name: ``preset``, ``template``, ``pooling``, ``estimator``, ``lam``, ``form``,
             ``site``, ``layers``, ``holdout``, ``seed``, ``source_language``, ``target_language``, ``batch_tokens``,
             ``progress``, ``resume``, ``memory_budget``, ``solve_device``, ``distributed``. They override ``options``.
@@ -104,7 +104,8 @@ def _plan(
     sides, languages = _sides(source, target, options)
     recipe, solver = options.recipe, options.solver
     kind = recipe.site if options.site is None else options.site
-    describe(model, kind)  # what cannot be edited must not come out after the fit
+    pooling = recipe.pooling if options.pooling is None else options.pooling
+    describe(model, kind)  # refuses a model that cannot be edited, before the fit
     identity = identify(model)
     metadata = AlignmentMetadata(
         model_id=identity.model_id,
@@ -114,7 +115,7 @@ def _plan(
         source_language=languages[0],
         target_language=languages[1],
         template=recipe.template if options.template is None else options.template,
-        pooling=recipe.pooling if options.pooling is None else options.pooling,
+        pooling=pooling,
         site=kind,
         preset=options.preset,
     )
@@ -125,35 +126,20 @@ def _plan(
     _check_lams(solver, lams.values(), len(fitted_rows))
     groups = plan_fit(n, identity.hidden_size, sites, memory_budget=options.memory_budget).groups
 
-    def prepared(side: str, group: Sequence[int]) -> Collection:
+    def planned(side: str, group: Sequence[int]) -> Collection:
         folder = None if options.resume is None else Path(options.resume) / side
         if folder is not None and len(groups) > 1:
             folder = folder / f"sites-{group[0]}-{group[-1]}"
+        collecting = CollectOptions(metadata.template, pooling, kind, group, options.batch_tokens, folder)
         with _naming(side):
-            return prepare(
-                model,
-                tokenizer,
-                sides[side],
-                template=metadata.template,
-                pooling=recipe.pooling if options.pooling is None else options.pooling,
-                site=kind,
-                layers=group,
-                batch_tokens=options.batch_tokens,
-                resume=folder,
-            )
+            return plan(model, tokenizer, sides[side], collecting)
 
     form = options.form or solver.own_form or recipe.form
-    return [
-        _Run(
-            prepared("source", group),
-            prepared("target", group),
-            {site: lams[site] for site in group},
-            form,
-            metadata,
-            options,
-        )
-        for group in groups
-    ]
+    runs = []
+    for group in groups:
+        source_run, target_run = planned("source", group), planned("target", group)
+        runs.append(_Run(source_run, target_run, {site: lams[site] for site in group}, form, metadata, options))
+    return runs
 
 
 def _sides(
@@ -268,7 +254,7 @@ def _pooled(found: Mapping[int, _SiteFit], metadata: AlignmentMetadata, options:
 
 
 def _doubled(source: Sequence[str], target: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Every second pair behind its target sentence, as the published code has it."""
+    """Every second pair after its target sentence, as in the published code."""
     behind = [f"{t}\n" if i % 2 else "" for i, t in enumerate(target)]
     return [b + s for b, s in zip(behind, source, strict=True)], [b + t for b, t in zip(behind, target, strict=True)]
 
@@ -292,7 +278,7 @@ def relative_error(predicted: Tensor, target: Tensor, fitted_target: Tensor) -> 
     """``||predicted - target|| / ||target - mean(fitted_target)||``, Frobenius norms in fp64.
 
     1 is the error of a constant prediction, the mean of the target states that were fitted. None where the target
-    states equal that mean up to fp32 rounding, as embeddings of a template's last token do: nothing is to be predicted.
+    states equal that mean up to fp32 rounding, as embeddings of a template's last token do.
     """
     # In units of the largest value, whose square fp64 can hold.
     unit = float(torch.linalg.vector_norm(target.double(), torch.inf)) or 1.0
@@ -305,7 +291,7 @@ def relative_error(predicted: Tensor, target: Tensor, fitted_target: Tensor) -> 
 
 @contextmanager
 def _naming(what: str) -> Iterator[None]:
-    """Put before the message of a refusal which of several like inputs it is about."""
+    """Prefix the message of an error inside the block with the name of the input that it is about."""
     try:
         yield
     except (TypeError, ValueError) as error:

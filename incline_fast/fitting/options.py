@@ -1,4 +1,4 @@
-"""What a fit can be told: the presets, and the options that ``fit``, ``fit_states`` and the command share."""
+"""The options of a fit: the presets, and the options that ``fit``, ``fit_states`` and the command share."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Preset:
     form: Form
     site: SiteKind = "hidden"
     doubled: bool = False
-    """Whether every second pair stands behind its target sentence: ``target\\nsource`` and ``target\\ntarget``."""
+    """Whether every second pair follows its target sentence: ``target\\nsource`` and ``target\\ntarget``."""
 
 
 PRESETS: dict[str, Preset] = {
@@ -124,7 +124,7 @@ class SolveOptions:
         return get_estimator("affine_ridge" if self.estimator is None else self.estimator)
 
     def solving(self) -> SolveKeywords:
-        """The options of :func:`fit_states` among these, as its keywords."""
+        """Those of these options that :func:`fit_states` has, as its keywords."""
         return cast(SolveKeywords, {field.name: getattr(self, field.name) for field in fields(SolveOptions)})
 
 
@@ -160,7 +160,7 @@ class FitOptions(SolveOptions):
     memory_budget: int | str | None = None
 
     def __post_init__(self) -> None:
-        """Refuse what is wrong whatever the data; see :class:`SolveOptions`."""
+        """Refuse values that are wrong for any data; see :class:`SolveOptions`."""
         if self.preset not in PRESETS:
             raise ValueError(f"preset is {self.preset!r}; allowed: {', '.join(PRESETS)}")
         super().__post_init__()
@@ -178,7 +178,7 @@ class FitOptions(SolveOptions):
         return get_estimator(self.recipe.estimator if self.estimator is None else self.estimator)
 
     def sites(self, num_layers: int) -> list[int]:
-        """The sites to fit of a model with so many blocks."""
+        """The sites to fit of a model with ``num_layers`` blocks."""
         return list(range(1, num_layers + 1)) if self.layers is None else wholes("layers", self.layers)
 
     def lams(self, sites: Sequence[int]) -> dict[int, Lam | None]:

@@ -14,15 +14,17 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import lru_cache
-from typing import Any, NoReturn, ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 import torch
 from torch import nn
 
+from incline_fast.intervention.continuous_batching import Requests, edited_requests, watched_manager
 from incline_fast.intervention.forward_pass import AtWork, Control, ForwardPass, Generation
+from incline_fast.intervention.generation_modes import refuse_generation_modes
 from incline_fast.intervention.mixture import RowSettings
 from incline_fast.intervention.positions import Positions, SpecialTokens, read_call, select
 from incline_fast.intervention.site_edits import InterventionError, refuse_copy, with_class
@@ -32,24 +34,6 @@ __all__ = ["Calls", "Entrance", "by_name", "entrances", "outside_compiled_code"]
 
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
-
-# Modes of ``generate`` whose forward passes are not "one prompt, then one token after another", by the setting that
-# turns them on. A setting that is None, False or one of the neutral values named here is off.
-REFUSED_SETTINGS: dict[str, tuple[str, tuple[Any, ...]]] = {
-    "assistant_model": ("assisted decoding", ()),
-    "assistant_early_exit": ("assisted decoding", ()),
-    "prompt_lookup_num_tokens": ("assisted decoding", ()),
-    "use_mtp": ("assisted decoding", ()),
-    "prefill_chunk_size": ("chunked prefill", ()),
-    "guidance_scale": ("classifier-free guidance", (1,)),
-    "token_healing": ("token healing", ()),
-    "custom_generate": ("a custom generation loop", ()),
-    "constraints": ("constrained beam search", ()),
-    "force_words_ids": ("constrained beam search", ()),
-    "num_beam_groups": ("group beam search", (1,)),
-    "penalty_alpha": ("contrastive search", (0,)),
-    "dola_layers": ("DoLa decoding", ()),
-}
 
 # Methods that run a generation's forward passes, one prompt and then single tokens.
 _DECODING = ("_sample", "_beam_search")
@@ -86,6 +70,7 @@ class Calls:
         positions: Positions,
         rows: RowSettings | None,
         clone_embeddings: bool,
+        clean: bool,
         after: Callable[[ForwardPass], None] | None,
     ) -> None:
         self.control = control
@@ -93,7 +78,9 @@ class Calls:
         self._positions = positions
         self.rows = rows
         self._clone_embeddings = clone_embeddings
+        self._clean = clean
         self._after = after
+        self._requests: list[Requests] = []
         self._tokens = SpecialTokens.of(architecture)
 
     def expect_prompt(self) -> None:
@@ -165,8 +152,39 @@ class Calls:
         finally:
             self.at_work.exit()
 
+    @contextmanager
+    def continuous_batching(self) -> Iterator[Requests | None]:
+        """Requests are answered by a thread of transformers; None: on the plain model.
+
+        Raises:
+            InterventionError: the intervention is one that needs a cache of its own.
+        """
+        if not self.at_work.enter():
+            yield None
+            return
+        around = self.control.requests
+        try:
+            if self._clean:
+                raise InterventionError(
+                    "mode='clean' runs prompts twice, which a paged cache cannot; use mode='online'"
+                )
+            requests = Requests(self._positions, self._tokens.bos, self.rows)
+            self._requests.append(requests)
+            self.control.requests = requests
+            try:
+                yield requests
+            finally:
+                self._requests.remove(requests)
+        finally:
+            self.control.requests = around
+            self.at_work.exit()
+
     def _announced(self, arguments: dict[str, Any]) -> ForwardPass:
         """The pass that is about to run; an argument is replaced where the edits would write to it."""
+        cache = arguments.get("cache")
+        for requests in tuple(self._requests):
+            if requests.own(cache):
+                return requests.announced(arguments)
         call = read_call(arguments)
         prompt_length = self._prompt_length(call.length, call.past)
         if self._positions == "last" and prompt_length == 0:
@@ -295,13 +313,31 @@ def _entered(cls: type) -> type:
 def _generation_methods(cls: Any) -> dict[str, Any]:
     names: dict[str, Any] = {"generate": _generate(cls)}
     names |= {name: _decoding(getattr(cls, name)) for name in _DECODING if hasattr(cls, name)}
-    for name in ("init_continuous_batching", "generate_batch", "continuous_batching_context_manager"):
-        if hasattr(cls, name):
-            names[name] = _refuse_continuous_batching
+    if hasattr(cls, "continuous_batching_context_manager"):  # generate_batch goes through it
+        names["continuous_batching_context_manager"] = edited_requests(
+            cls.continuous_batching_context_manager, _begin_requests
+        )
+        names["init_continuous_batching"] = watched_manager(cls.init_continuous_batching, _requests_begun)
     for name in ("_assisted_decoding", "_validate_generation_mode", "_extract_generation_mode_kwargs"):
         if hasattr(cls, name):
             names[name] = _checked(getattr(cls, name))
     return names
+
+
+@contextmanager
+def _begin_requests(model: Any) -> Iterator[Requests | None]:
+    entrance: Entrance | None = model.__dict__.get("_incline_fast_entrance")
+    if entrance is None:  # looked up during an intervention that is over
+        yield None
+        return
+    with entrance.calls.continuous_batching() as requests:
+        yield requests
+
+
+def _requests_begun(model: Any) -> Requests | None:
+    entrance: Entrance | None = model.__dict__.get("_incline_fast_entrance")
+    requests: Requests | None = None if entrance is None else entrance.calls.control.requests
+    return None if requests is None or requests.watched else requests
 
 
 def _generate(cls: Any) -> Callable[..., Any]:
@@ -348,30 +384,6 @@ def _checked(method: Callable[..., Any]) -> Callable[..., Any]:
         return method(self, *args, **kwargs)
 
     return check_and_run
-
-
-def _refuse_continuous_batching(*args: Any, **kwargs: Any) -> NoReturn:
-    raise InterventionError("continuous batching packs prompts into one row, which intervene cannot edit; use generate")
-
-
-def refuse_generation_modes(arguments: Mapping[str, Any], configs: Sequence[Any]) -> None:
-    """Raise for generation modes whose forward passes are not a prompt followed by single tokens.
-
-    Raises:
-        ValueError: names the setting, its value and the mode.
-    """
-
-    def setting(name: str) -> Any:
-        known = (arguments.get(name), *(getattr(config, name, None) for config in configs if config is not None))
-        return next((value for value in known if value is not None), None)
-
-    for name, (mode, neutral) in REFUSED_SETTINGS.items():
-        value = setting(name)
-        if value is not None and value is not False and value not in neutral:
-            shown = type(value).__name__ if isinstance(value, nn.Module) else repr(value)
-            raise ValueError(f"{name}={shown} asks generate for {mode}, which intervene does not support")
-    if setting("cache_implementation") == "paged":
-        raise ValueError("cache_implementation='paged' asks generate for continuous batching; it cannot be edited")
 
 
 def entrances(model: nn.Module, architecture: Architecture) -> list[nn.Module]:

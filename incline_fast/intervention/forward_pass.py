@@ -1,7 +1,7 @@
-"""The state of one forward pass, and who is at work on an edited model at the moment.
+"""The state of one forward pass, and which threads are running an edited model.
 
 Threads may run an edited model at the same time: each has its own passes and generations. The block that edits the
-model is left when no pass or generation that began in it is still at work.
+model ends only when no pass or generation that began in it is still running.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 from enum import Enum
+from typing import Any
 
 from torch import Tensor
 
@@ -29,7 +30,7 @@ class Stage(Enum):
 
 
 class ForwardPass:
-    """What is edited in one forward pass. Made for each pass; every site reads it, nothing of it is shared.
+    """What is edited in one forward pass. Made for each pass; every site reads it, and passes share nothing.
 
     Attributes:
         rows: what is edited, None: nothing.
@@ -80,12 +81,14 @@ class Control(threading.local):
         running: the pass that is under way; None: none was announced.
         generations: the calls of generate that are under way, the innermost last.
         declared: whether the next pass was said to be a prompt.
+        requests: the continuous batching that it has begun last; None: none.
     """
 
     def __init__(self) -> None:
         self.running: ForwardPass | None = None
         self.generations: list[Generation] = []
         self.declared = False
+        self.requests: Any = None
 
 
 class AtWork:

@@ -74,6 +74,9 @@ def intervene(
         check_finite: measure every edited state and raise :class:`NonFiniteStateError` after a forward pass in which
             one is not finite; fills ``max_abs`` and ``growth``.
 
+    ``model.generate_batch`` edits each of its requests as ``generate`` edits its prompt alone; settings per row are per
+    request. It shares no prefixes between requests, and what it raises is raised here instead of logged.
+
     Outside ``generate``, a forward pass of one token after a non-empty cache is a decode step, any other is a prompt;
     :meth:`Intervention.expect_prompt` says otherwise. Edits are in place and have no gradient. A compiled model is
     compiled anew for every intervention; to run many strengths, give one per row.
@@ -147,7 +150,7 @@ class Intervention:
         identity = identity_of(self._architecture)
         for each in check:
             each.check_identity(identity)
-        # Weights without values, which nothing brings in, are refused here and not in the first pass.
+        # Weights on the meta device that no hook loads are refused here, not in the first pass.
         self._device = self._architecture.sites[0].device
         self._watch = check_finite
         self._calls: Calls | None = None
@@ -292,6 +295,7 @@ class Intervention:
             self._positions,
             rows=None if self._rows is None else self._rows.to(self._device),
             clone_embeddings=0 in self.layers,
+            clean=self._mode == "clean",
             after=self._measure if self._watch else None,
         )
         self._calls = calls

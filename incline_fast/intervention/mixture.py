@@ -1,6 +1,6 @@
-"""Batches of several languages: the maps of all of them stacked per site, and which row of a batch takes which.
+"""Batches of several languages: the maps of all of them stacked per site, and which row of a batch uses which.
 
-One launch of the op per site serves the whole batch; ``row_map`` names each row's map in the stack.
+One launch of the op per site edits the whole batch; ``row_map`` names each row's map in the stack.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ class SiteStack:
     Attributes:
         map: a stack of G maps.
         bias: ``[G, d]``, zeros for a map without one; None if none has one.
-        place: int32, per language its map in the stack, -1 for a language without a map here; the last of them, which
-            is no language, is -1.
+        place: int32, per language its map in the stack, -1 for a language without a map here; one more entry at the
+            end, -1, is for rows without a language.
     """
 
     map: AffineMap
@@ -66,7 +66,8 @@ class Mixture:
 
     Args:
         alignments: language -> alignment; an :class:`~incline_fast.AlignmentBundle` reads them one by one.
-        alpha: one strength, one per language, or one per row of the batch.
+        alpha: one strength, or one per language; not read where ``row_alpha`` is given.
+        row_alpha: ``[B]``, one strength per row of the batch, or None.
 
     Attributes:
         languages: those read so far, in the order in which they were asked for.
@@ -100,7 +101,7 @@ class Mixture:
         alpha = torch.tensor(chosen, dtype=torch.float32, device="cpu")
         blended = [name is not None and self._alignments[name].form == "interpolate" for name in languages]
         rest = torch.where(torch.tensor(blended, device="cpu"), 1 - alpha, torch.ones_like(alpha))
-        # Of all languages read, not of these rows: code that was compiled with a beta serves a batch that needs none.
+        # By all languages read so far, not by these rows: code compiled with a beta also runs batches without one.
         beta = rest if any(self._alignments[name].form == "interpolate" for name in self.languages) else None
         edited = zip(languages, chosen, strict=True)
         number_of = [self.languages.index(name) if name is not None and strength else -1 for name, strength in edited]
@@ -124,9 +125,9 @@ class Mixture:
         return sorted({site for alignment in self.read().values() for site in alignment.layers})
 
     def stack(self, site: int) -> SiteStack:
-        """The maps of one site, of the one form that holds all of them without loss.
+        """The maps of one site as one stack, in a form that holds all of them without loss.
 
-        Of one rank and dtype they stay what they are; factors of different ranks are filled up with zeros; factors
+        Maps of one form, rank and dtype stay as they are; factors of different ranks are filled up with zeros; factors
         beside dense maps, and int8 beside floats, are multiplied out.
         """
         here = {name: one for name, one in self.read().items() if site in one.maps}

@@ -1,7 +1,7 @@
-"""Which rows of a forward pass are edited: never padding, never BOS, and of the rest what ``positions`` asks for.
+"""Which rows of a forward pass are edited: never padding or BOS, and of the others those that ``positions`` selects.
 
 A row of the batch holds one text, or several one behind the other (packed): a text begins where ``position_ids`` do not
-go on counting, or where ``cu_seq_lens_q`` or ``seq_idx`` say so. Padding is what the attention mask hides; without a
+continue counting, or where ``cu_seq_lens_q`` or ``seq_idx`` say so. Padding is what the attention mask hides; without a
 mask it is a run of pad tokens at either end of a row.
 """
 
@@ -17,7 +17,7 @@ from torch import Tensor
 from incline_fast.models.architectures import Architecture, text_config
 from incline_fast.text.prompts import leading_bos
 
-__all__ = ["Call", "Positions", "Rows", "SpecialTokens", "read_call", "select"]
+__all__ = ["Call", "Positions", "Rows", "SpecialTokens", "read_call", "rows_where", "select"]
 
 Positions = Literal["last", "generated", "all"]
 
@@ -137,9 +137,9 @@ class Call:
             tokens: of the model, where padding is to be recognised without a mask.
 
         Raises:
-            ValueError: a mask that does not fit the inputs; no mask, and a pad token that may as well end a text.
+            ValueError: a mask that does not fit the inputs; no mask, and a pad token that may also end a text.
         """
-        # Every attention type knows the padding.
+        # The masks of all attention types hide the same padding.
         mask = next(iter(self.mask.values())) if isinstance(self.mask, Mapping) else self.mask
         if mask is None:
             real = None if tokens is None else self._without_mask(tokens)
@@ -186,7 +186,7 @@ def read_call(arguments: Mapping[str, Any]) -> Call:
     """Describe a forward pass from the arguments of a causal LM or its backbone.
 
     Raises:
-        ValueError: neither ids nor embeddings; a paged cache; packing that the texts cannot be told from.
+        ValueError: neither ids nor embeddings; a paged cache; packing that does not show where each text begins.
     """
     ids, embeds = arguments.get("input_ids"), arguments.get("inputs_embeds")
     source = ids if ids is not None else embeds
@@ -195,8 +195,9 @@ def read_call(arguments: Mapping[str, Any]) -> Call:
     for name in ("block_table", "read_index", "write_index", "logits_indices"):
         if arguments.get(name) is not None:
             raise ValueError(
-                f"{name} is given: continuous batching packs prompts and decoded tokens into one row, and nothing says "
-                "which of them end a prompt; it cannot be edited"
+                f"{name} is given: continuous batching packs prompts and decoded tokens into one row, and the requests "
+                "that say which of them end a prompt are those of a manager that was made outside the intervention; "
+                "use generate_batch inside"
             )
     past = _cached_tokens(arguments)
     batch, length = int(source.shape[0]), int(source.shape[1])
@@ -219,7 +220,7 @@ def _cached_tokens(arguments: Mapping[str, Any]) -> int:
 
 
 def _beginnings(arguments: Mapping[str, Any], batch: int, length: int) -> Tensor | None:
-    """See ``Call.texts``; where several arguments speak of packing, the first of these that is given is read."""
+    """See ``Call.texts``; where several arguments describe packing, the first one given is read."""
     ends = next(
         (arguments[name] for name in ("cu_seq_lens_q", "cu_seq_lens_k") if arguments.get(name) is not None), None
     )
@@ -239,7 +240,7 @@ def _beginnings(arguments: Mapping[str, Any], batch: int, length: int) -> Tensor
     if positions is None or positions.shape[-1] != length:
         return None
     step = positions.diff(dim=-1)
-    if positions.dim() == 3:  # one axis per kind of position; that of time stands still within an image
+    if positions.dim() == 3:  # one axis per kind of position; the temporal one is constant within an image
         return _some(_differs(step[0] < 0))
     # Without a mask and a cache, transformers keeps texts apart wherever positions do not go up by one.
     apart = arguments.get("attention_mask") is None and arguments.get("past_key_values") is None
@@ -286,11 +287,11 @@ def select(
         chosen = chosen & ~_leading_bos(call.input_ids.to(real.device), real, begins, tokens.bos)
     if active is not None:
         chosen = chosen & active.to(chosen.device)[:, None]
-    return _rows(chosen)
+    return rows_where(chosen)
 
 
-def _rows(chosen: Tensor) -> Rows | None:
-    """A block where the chosen tokens are one, otherwise the pairs."""
+def rows_where(chosen: Tensor) -> Rows | None:
+    """The chosen tokens ``[B, T]`` as a block where they are one, otherwise as pairs; None: no token."""
     batch, time = chosen.nonzero(as_tuple=True)
     count = batch.numel()
     if count == 0:
@@ -300,7 +301,7 @@ def _rows(chosen: Tensor) -> Rows | None:
     top, bottom, left, right = (int(bound) for bound in bounds)
     if (bottom - top) * (right - left) != count:
         return Rows(batch, time)
-    # Sizes are not read where it can be avoided: compiled code that reads "the last column" serves every length.
+    # Sizes are not read where it can be avoided: compiled code that reads "the last column" is right for every length.
     return Rows(
         top=top or None,
         bottom=None if bottom == rows else bottom,

@@ -2,8 +2,8 @@
 
 r' = beta r + alpha (M r + b)        at the rows of the current forward pass; every other row keeps its bits
 
-The module at a site stays what it is: for the time of an intervention its class is a subclass that edits the stream
-before (or after) the module runs, so that its parameters, hooks, submodules and place in the model are its own.
+The module at a site is not replaced. During an intervention its class is a subclass that edits the residual stream
+before (or after) the module runs, so that its parameters, hooks, submodules and place in the model do not change.
 """
 
 from __future__ import annotations
@@ -113,7 +113,7 @@ class SiteEdit:
         """The pass that edits or records rows of ``hidden`` now.
 
         Raises:
-            RuntimeError: the site was reached without a call of the model, so nobody knows which rows those are; or a
+            RuntimeError: the site was reached without a call of the model, so the rows to edit are not known; or a
                 gradient would have to flow through the edit.
         """
         running = self.control.running
@@ -154,7 +154,7 @@ class SiteEdit:
     def edited(self, hidden: Tensor) -> Tensor:
         """``hidden`` with its rows edited, for a state that no norm reads; ``hidden`` itself where nothing is edited.
 
-        Who else holds ``hidden`` (a skip connection over several blocks) goes on with the unedited state.
+        Other code that holds ``hidden`` (a skip connection over several blocks) continues with the unedited state.
         """
         running = self.pending(hidden)
         if running is None:
@@ -177,8 +177,8 @@ class SiteEdit:
     def edit_and_normalise(self, norm: nn.Module, hidden: Tensor) -> Tensor | None:
         """Edit a state that ``norm`` is about to read; the normalised state where one kernel does both.
 
-        That is possible where all tokens of the pass are edited, as in a decode step, and nothing hangs on the norm
-        that the kernel would skip. Otherwise the norm runs itself, on the edited state, and None is returned.
+        That is possible where all tokens of the pass are edited, as in a decode step, and the norm has no hooks that
+        the kernel would skip. Otherwise the norm runs itself, on the edited state, and None is returned.
         """
         running = self.control.running
         if (
@@ -188,7 +188,7 @@ class SiteEdit:
             or hidden.shape[1] != 1
             or running.rows.batch is not None
             or running.untouched
-            # Compiled code stays the same for batches with and without rows that keep their bits.
+            # So that the same compiled code runs batches with and without rows that keep their bits.
             or (running.language is not None and torch.compiler.is_compiling())
             or running.rows.top is not None
             or running.rows.bottom is not None
@@ -233,7 +233,7 @@ class SiteEdit:
             after = torch.linalg.vector_norm(state, dim=-1, dtype=torch.float32)
             growth = after / before.clamp_min(torch.finfo(torch.float32).tiny)
             peak, growth = state.abs().amax(-1).flatten(), growth.flatten()
-            if row_map is not None:  # rows that were not edited count for nothing
+            if row_map is not None:  # rows that were not edited are not measured
                 untouched = row_map < 0
                 peak, growth = peak.masked_fill(untouched, 0), growth.masked_fill(untouched, 0)
             running.measures[self.index] = peak, growth
@@ -353,7 +353,7 @@ class Taps:
 
 @lru_cache(maxsize=128)
 def _tapped(cls: type) -> type:
-    """The subclass of a module's class that edits the stream around a call."""
+    """The subclass of a module's class that edits the residual stream around a call."""
 
     def call(self: Any, *args: Any, **kwargs: Any) -> Any:
         taps = self._incline_fast_taps

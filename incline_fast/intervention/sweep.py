@@ -54,7 +54,7 @@ def sweep(
         alignment: the maps.
         source: n sentences. Development pairs, if alpha is chosen from the result; held-out pairs to report it.
         target: their n translations.
-        alphas: the grid; 0 is added if it is not there, for everything is said relative to it.
+        alphas: the grid; 0 is added if it is not there, because results are relative to it.
         template: prompt around each sentence, by default the one that the alignment was fitted with;
             ``"{sentence}"`` for bare sentences.
         layers: sites to edit; None: all that the alignment has.
@@ -101,19 +101,22 @@ def compare(
     """:func:`sweep` for several alignments on the same prompts, with the prefixes and the targets computed once.
 
     Args:
-        model: see :func:`sweep`, like all arguments that are not named here.
-        tokenizer: -
+        model: a causal LM of transformers.
+        tokenizer: its tokenizer.
         alignments: name -> alignment: estimators, values of lambda, controls.
-        source: -
-        target: -
+        source: n sentences.
+        target: their n translations.
         alphas: one grid for all, or name -> grid.
         template: prompt around each sentence; None for bare sentences. The same for all, whatever each was fitted with.
-        layers: -
-        batch_rows: -
-        progress: -
+        layers: sites to edit; None: all that an alignment has.
+        batch_rows: bound on prompts times alphas of one step (one prompt with all its alphas is the least).
+        progress: show a progress bar.
 
     Returns:
         name -> result.
+
+    Raises:
+        ValueError: there is no alignment; the other errors are those of :func:`sweep`.
     """
     if not alignments:
         raise ValueError("alignments is empty; expected at least one")
@@ -151,7 +154,7 @@ def compare(
 
 
 class _Measures:
-    """What a sweep keeps per alpha and prompt."""
+    """The divergence and the norm of the last state, per alpha and prompt."""
 
     def __init__(self, alphas: int, prompts: int) -> None:
         self.kl = torch.full((alphas, prompts), torch.nan, dtype=torch.float32, device="cpu")

@@ -16,7 +16,7 @@ from incline_fast.files import check_writable, replacing, write_table
 __all__ = ["GROWTH_LIMIT", "Interval", "SweepResult", "check_plot"]
 
 GROWTH_LIMIT = 10.0
-"""A last state whose norm grows by more than this factor has blown up: edits at many sites fed each other."""
+"""A last state whose norm grows by more than this factor has blown up: edits at many sites amplify each other."""
 
 Interval = tuple[float, float]
 

@@ -1,4 +1,4 @@
-"""The models that are being edited at this moment, so that whoever reads states or edits again can refuse."""
+"""The models that are being edited at this moment; reading their states or editing them again can be refused."""
 
 from __future__ import annotations
 

@@ -5,9 +5,9 @@ Site ``l`` of a model with L blocks is the input of the norm that reads state ``
 ``l = 0 .. L - 1`` (state 0 is the embedding's output, state l the output of block l), the final norm for ``l = L``.
 Where no norm reads the state (post-norm blocks), the site is the block's input, or the last block's output.
 
-The table serves the classes of transformers whose norms it names, without running anything; a test compares it with the
-probe. A model of any other architecture is probed (:mod:`incline_fast.models.probe`). A row of the table is therefore
-never needed; it saves two short forward passes.
+The table covers the classes of transformers whose norms it names, without running the model; a test compares it with
+the probe. A model of any other architecture is probed (:mod:`incline_fast.models.probe`). A row of the table is
+therefore never needed; it saves two short forward passes.
 """
 
 from __future__ import annotations

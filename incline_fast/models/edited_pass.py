@@ -148,7 +148,7 @@ def install(module: nn.Module, tap: Tap, vector: Callable[[Tensor], Tensor]) -> 
 
 
 def same_memory(value: Any, state: Tensor | None) -> bool:
-    """Whether ``value`` is the tensor ``state`` or another view of all of it: written to one, read in both."""
+    """Whether ``value`` is the tensor ``state`` or another view of all of it: a write to one is seen in both."""
     return (
         isinstance(value, Tensor)
         and state is not None

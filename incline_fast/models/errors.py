@@ -1,4 +1,4 @@
-"""What is refused."""
+"""The error for models that cannot be edited."""
 
 from __future__ import annotations
 

@@ -12,7 +12,8 @@ from typing import Any
 from torch import nn
 
 from incline_fast.models.architectures import Architecture, describe, text_config
-from incline_fast.models.wrappers import plain_model, raw_bytes
+from incline_fast.models.errors import UnsupportedModelError
+from incline_fast.models.wrappers import has_part_of_weights, plain_model, raw_bytes
 
 __all__ = ["ModelIdentity", "config_hash", "identify", "identify_config", "identity_of", "weights_hash"]
 
@@ -97,7 +98,16 @@ def weights_hash(model: nn.Module) -> str:
     """First 16 hex digits of a SHA-256 over names, dtypes, shapes and about 64 evenly spaced values of every weight.
 
     Cheap enough for every run (no weight is read whole) and different for a fine-tuned copy of the same architecture.
+
+    Raises:
+        UnsupportedModelError: this process has only parts of the weights, which are those of no model.
     """
+    if has_part_of_weights(model):
+        raise UnsupportedModelError(
+            f"the weights of {type(model).__name__} are shared out among processes (tensor parallelism), and what is "
+            "kept between runs (resume, tuning, reports) would belong to a part of them; leave resume out, or take a "
+            "model that is not shared out"
+        )
     digest = hashlib.sha256()
     for name, value in plain_model(model).state_dict().items():
         digest.update(name.encode())

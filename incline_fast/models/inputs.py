@@ -32,7 +32,7 @@ def _embedding(architecture: Architecture) -> nn.Module:
 
 
 def _num_embeddings(embedding: nn.Module) -> int | None:
-    """Quantised weights have other shapes than their module, and some modules give them out by a call only."""
+    """Quantised weights have other shapes than their module, and some modules return them only from a method."""
     known = getattr(embedding, "num_embeddings", None)
     if isinstance(known, int):
         return known

@@ -1,4 +1,4 @@
-"""An LM head that computes the logits of a few tokens only: to score label words, the rest of a vocabulary is waste.
+"""An LM head that computes the logits of a few tokens only: scoring label words needs no others.
 
 A vocabulary of 262,144 tokens costs a small model more than all its blocks.
 """
@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from incline_fast.models.architectures import unwrap
 
@@ -30,16 +30,47 @@ def head_of_tokens(model: nn.Module, token_ids: Sequence[int]) -> Iterator[None]
     head = lm.get_output_embeddings()
     if head is None:
         raise ValueError(f"{type(lm).__name__} has no LM head, and so no label words to score")
-    if not token_ids or not all(0 <= token < len(head.weight) for token in token_ids):
-        raise ValueError(f"token_ids is {list(token_ids)}; expected tokens below {len(head.weight)}, at least one")
-    rows = torch.tensor(list(token_ids), device=head.weight.device)
-    bias = getattr(head, "bias", None)
-    small = nn.Linear(head.weight.shape[1], len(rows), bias=bias is not None, device="meta")
-    small.weight = nn.Parameter(head.weight.detach()[rows], requires_grad=False)
-    if bias is not None:
-        small.bias = nn.Parameter(bias.detach()[rows], requires_grad=False)
+    count = getattr(head, "out_features", None) or len(head.weight)
+    if not token_ids or not all(0 <= token < count for token in token_ids):
+        raise ValueError(f"token_ids is {list(token_ids)}; expected tokens below {count}, at least one")
+    small = _rows_of(head, token_ids) if _is_its_weight(head) else _Columns(head, token_ids)
     lm.set_output_embeddings(small)
     try:
         yield
     finally:
         lm.set_output_embeddings(head)
+
+
+def _is_its_weight(head: nn.Module) -> bool:
+    """Whether the head multiplies with its weight and adds its bias, without an adapter, a hook or a packed weight."""
+    return (
+        type(head) is nn.Linear
+        and type(head.weight) is nn.Parameter
+        and head.weight.is_floating_point()
+        and not head.weight.is_meta
+        and not (head._forward_hooks or head._forward_pre_hooks or "forward" in vars(head))
+    )
+
+
+def _rows_of(head: Any, token_ids: Sequence[int]) -> nn.Linear:
+    """A head with some rows of this one's weight."""
+    rows = torch.tensor(list(token_ids), device=head.weight.device)
+    small = nn.Linear(head.weight.shape[1], len(rows), bias=head.bias is not None, device="meta")
+    small.weight = nn.Parameter(head.weight.detach()[rows], requires_grad=False)
+    if head.bias is not None:
+        small.bias = nn.Parameter(head.bias.detach()[rows], requires_grad=False)
+    return small
+
+
+class _Columns(nn.Module):
+    """A head that computes all logits and keeps some."""
+
+    def __init__(self, head: nn.Module, token_ids: Sequence[int]) -> None:
+        super().__init__()
+        self.head = head
+        self.token_ids = list(token_ids)
+
+    def forward(self, states: Tensor) -> Tensor:
+        """``[..., len(token_ids)]``."""
+        logits: Tensor = self.head(states)
+        return logits[..., torch.tensor(self.token_ids, device=logits.device)]

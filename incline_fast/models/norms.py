@@ -30,7 +30,7 @@ class NormFormula:
 
 
 def norm_formula(norm: nn.Module, like: Tensor) -> NormFormula | None:
-    """The formula by which ``norm`` normalises states such as ``like [B, T, d]``, None if it is none of them.
+    """The formula by which ``norm`` normalises states such as ``like [B, T, d]``, None if it matches no formula.
 
     The module is run on random rows of magnitudes from 1e-4 to 10, and the formula has to give its results to within
     rounding. Attributes are ``weight`` and ``bias`` (``[d]`` or absent) and epsilon under one of its usual names.
@@ -46,7 +46,7 @@ def norm_formula(norm: nn.Module, like: Tensor) -> NormFormula | None:
         with torch.no_grad():
             actual = norm(rows)
     except Exception:
-        return None  # whatever it is, it does not take hidden states alone
+        return None  # not a norm: it needs other arguments than hidden states
     if not isinstance(actual, Tensor) or actual.shape != rows.shape or actual.dtype != like.dtype:
         return None
     # Norms of models in fp64 may still compute in fp32.
@@ -62,7 +62,7 @@ def norm_formula(norm: nn.Module, like: Tensor) -> NormFormula | None:
 def _rows(like: Tensor) -> Tensor:
     generator = torch.Generator().manual_seed(0)
     rows = torch.randn(1, len(_MAGNITUDES), like.shape[-1], generator=generator)
-    # A mean beside 0 tells LayerNorm from RMSNorm.
+    # A mean that is not 0 distinguishes LayerNorm from RMSNorm.
     return ((rows + 0.5) * torch.tensor(_MAGNITUDES)[:, None]).to(like.device, like.dtype)
 
 

@@ -54,7 +54,7 @@ class Found:
         sites: ``L + 1`` sites.
         hidden_size: d.
         stream_axis: see :class:`~incline_fast.models.sites.Site`.
-        note: why norms are not used although there are some; empty if that is not so.
+        note: why norms are not used although the model has some; otherwise empty.
     """
 
     backbone: str
@@ -121,7 +121,7 @@ class _Probe:
         self._calls: dict[nn.Module, int] = {}
 
     def find(self) -> Found:
-        """All of it; see :func:`probe`."""
+        """Find the sites; see :func:`probe`."""
         lists = self._candidates()
         expected = self._first_pass(lists)
         blocks = self._the_blocks(lists)

@@ -1,17 +1,19 @@
-"""Models that are not plain: compiled, adapted, replicated, offloaded, quantised, patched.
+"""Models that are not plain: compiled, adapted, replicated, sharded, offloaded, quantised, patched.
 
-Each is seen through where what lies inside is all that runs, and refused with what to do about it where it is not.
+A wrapper that only calls the model inside it is taken off; any other is refused, with advice.
 """
 
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator, Mapping
+import sys
+from collections.abc import Iterable, Iterator, Mapping
 from itertools import chain
 from numbers import Number
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
 from incline_fast.models.errors import UnsupportedModelError
@@ -20,6 +22,7 @@ __all__ = [
     "epsilon",
     "execution_device",
     "floating_dtype",
+    "has_part_of_weights",
     "plain_model",
     "raw_bytes",
     "unwrap",
@@ -27,6 +30,14 @@ __all__ = [
     "weight_offset",
 ]
 
+# Where torch keeps the kinds of modules and weights that are shared out among processes. What nobody has imported has
+# no instances.
+_SHARED_MODULES = (
+    ("torch.distributed.fsdp", "FullyShardedDataParallel"),
+    ("torch.distributed.fsdp", "FSDPModule"),
+    ("transformers.distributed.pipeline_parallel", "PipelineIdentityLayer"),
+)
+_SHARED_WEIGHTS = (("torch.distributed.tensor", "DTensor"),)
 _EPSILONS = ("variance_epsilon", "eps", "epsilon", "norm_eps")
 
 
@@ -42,7 +53,7 @@ def plain_model(model: Any) -> nn.Module:
 
     Raises:
         TypeError: not a module.
-        UnsupportedModelError: a wrapper that does more than call the model.
+        UnsupportedModelError: a wrapper that does more than call the model; a model of which each process has a part.
     """
     if not isinstance(model, nn.Module):
         inner = "; pass its .model" if isinstance(getattr(model, "model", None), nn.Module) else ""
@@ -56,8 +67,11 @@ def plain_model(model: Any) -> nn.Module:
                 "model.get_base_model() to leave them out"
             )
         return plain_model(found.get_base_model())  # type: ignore[operator]
+    _refuse_sharded(found)
     inside = getattr(found, "module", None)
-    if isinstance(inside, nn.Module) and not hasattr(found, "config") and hasattr(unwrap(inside), "config"):
+    # A wrapper may give out the attributes of the model inside as its own; its class still is none of transformers.
+    of_transformers = hasattr(type(found), "config_class")
+    if isinstance(inside, nn.Module) and not of_transformers and hasattr(unwrap(inside), "config"):
         raise UnsupportedModelError(
             f"{type(found).__name__} runs copies or parts of the model, which cannot be read or edited in one place; "
             "pass the model inside: model.module"
@@ -65,14 +79,60 @@ def plain_model(model: Any) -> nn.Module:
     return found
 
 
-def execution_device(*modules: nn.Module) -> torch.device:
-    """Where the first of these modules that says so computes.
+def _refuse_sharded(model: nn.Module) -> None:
+    """Raise for a model whose states are not whole in every process.
 
-    Weights say it by where they are. Weights that accelerate has offloaded are on the meta device between two calls;
+    Tensor parallelism leaves them whole: it shares out the matrices of what lies between two states. Where norms are
+    shared out too, the states are.
+    """
+    for path, module, weight in _shared_out(model):
+        vector = getattr(module, weight).dim() < 2 if weight else True
+        if not vector or (weight and (module._modules or isinstance(module, nn.Linear))):
+            continue
+        raise UnsupportedModelError(
+            f"{f'{path}.{weight}'.strip('.') or type(model).__name__} is shared out among processes (FSDP, pipeline or "
+            "sequence parallelism), so that no process has whole states; take a model that is not. "
+            "torch.distributed.checkpoint.state_dict.get_model_state_dict(model, "
+            "options=StateDictOptions(full_state_dict=True)) collects the weights for it"
+        )
+
+
+def has_part_of_weights(model: nn.Module) -> bool:
+    """Whether this process has only a part of some weight."""
+    return next(_shared_out(plain_model(model)), None) is not None
+
+
+def _shared_out(model: nn.Module) -> Iterator[tuple[str, nn.Module, str]]:
+    """Path, module and name of the weight, empty for all of the module, of what is shared out among processes.
+
+    That needs a process group, so that other models are not looked through.
+    """
+    if not (dist.is_available() and dist.is_initialized()):
+        return
+    modules, weights = _imported(_SHARED_MODULES), _imported(_SHARED_WEIGHTS)
+    for path, module in model.named_modules():
+        in_parts = isinstance(module, modules)
+        if in_parts:
+            yield path, module, ""
+        for name, tensor in chain(module._parameters.items(), module._buffers.items()):
+            if isinstance(tensor, weights):
+                yield path, module, name
+
+
+def _imported(names: Iterable[tuple[str, str]]) -> tuple[type, ...]:
+    """Classes by module and name, of those modules that have been imported."""
+    found = (getattr(sys.modules.get(module), name, None) for module, name in names)
+    return tuple(kind for kind in found if isinstance(kind, type))
+
+
+def execution_device(*modules: nn.Module) -> torch.device:
+    """The device on which the first of these modules computes whose device is known.
+
+    It is where a module's weights are. Weights that accelerate has offloaded are on the meta device between two calls;
     the hook that brings them in knows where to.
 
     Raises:
-        UnsupportedModelError: nothing says so, as in a model that was made on the meta device and never loaded.
+        UnsupportedModelError: no device is known, as for a model made on the meta device and never loaded.
     """
     for module in modules:
         for tensor in _tensors(module):
@@ -91,7 +151,7 @@ def execution_device(*modules: nn.Module) -> torch.device:
 
 
 def floating_dtype(*modules: nn.Module) -> torch.dtype:
-    """Dtype of the first floating-point weight of these modules; quantised ones say nothing of the states."""
+    """Dtype of the first floating-point weight of these modules; quantised ones do not show the dtype of the states."""
     found = (tensor.dtype for module in modules for tensor in _tensors(module) if tensor.is_floating_point())
     return next(found, torch.get_default_dtype())
 
@@ -151,7 +211,7 @@ def weight_offset(norm: nn.Module, usual: float) -> float:
 def raw_bytes(value: Any, samples: int) -> Iterator[bytes]:
     """Bytes that stand for an entry of a state dict: dtype, shape and some values of a tensor, the same in every run.
 
-    Quantised weights are tensors in other clothes, and modules keep what they like as extra state.
+    Quantised weights may be tensors of other classes, and modules may keep objects of any type as extra state.
     """
     if isinstance(value, Tensor):
         yield f"{value.dtype} {tuple(value.shape)}".encode()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -11,7 +12,7 @@ from torch import Tensor
 from incline_fast.maps import MAP_DTYPES, AffineMap
 from incline_fast.packing import is_packed, packed_shape, rank_of
 
-__all__ = ["PerRow", "check", "check_in_place", "check_row_map", "num_rows", "op_tail", "per_row"]
+__all__ = ["Inputs", "PerRow", "check", "check_in_place", "check_row_map", "num_rows", "op_tail", "per_row"]
 
 PerRow = float | Tensor
 
@@ -22,6 +23,23 @@ SINGLE_MAP_DTYPES = tuple(dtype for dtype in MAP_DTYPES if dtype is not torch.fl
 DECODE_TOKENS = 64
 """A call with up to so many tokens is a decode step: one call of the GPUs' decode kernels (kMaxRows in csrc/cuda).
 Above it, torch's product is faster than weights that are read again for every tile of tokens."""
+
+
+class Inputs(NamedTuple):
+    """The tensors of a call, in the order of the ops' schemas; an absent one is None, as RMSNorm's ``norm_bias``."""
+
+    x: Tensor
+    residual: Tensor | None
+    weight: Tensor
+    norm_bias: Tensor | None
+    down: Tensor | None
+    up: Tensor
+    down_scale: Tensor | None
+    up_scale: Tensor | None
+    bias: Tensor | None
+    row_alpha: Tensor | None
+    row_beta: Tensor | None
+    row_map: Tensor | None
 
 
 def _check_is_asked_for() -> bool:
@@ -76,25 +94,13 @@ def op_tail(
     return down, up, down_scale, up_scale, bias, row_alpha, row_beta, row_map, alpha, beta, eps, weight_offset
 
 
-def check(
-    x: Tensor,
-    residual: Tensor | None,
-    weight: Tensor,
-    norm_bias: Tensor | None,
-    down: Tensor | None,
-    up: Tensor,
-    down_scale: Tensor | None,
-    up_scale: Tensor | None,
-    bias: Tensor | None,
-    row_alpha: Tensor | None,
-    row_beta: Tensor | None,
-    row_map: Tensor | None,
-) -> None:
+def check(inputs: Inputs) -> None:
     """Refuse what the op does not define; ``down`` and ``up`` are ``[G, N, K]`` or packed, see ``maps.pack``.
 
     Raises:
         ValueError: a dtype that is not supported, a shape that does not fit, or tensors on different devices.
     """
+    x, residual, bias, row_map = inputs.x, inputs.residual, inputs.bias, inputs.row_map
     _dtype("x", x, FLOATS)
     if x.dim() < 1 or x.shape[-1] < 1:
         raise ValueError(f"x has shape {tuple(x.shape)}; expected [..., d] with d >= 1")
@@ -103,17 +109,18 @@ def check(
         _shape("residual", residual, tuple(x.shape), "the shape of x")
     hidden, rows = x.shape[-1], num_rows(x)
     for name, vector, size, meaning in (
-        ("weight", weight, hidden, "the hidden size"),
-        ("norm_bias", norm_bias, hidden, "the hidden size"),
-        ("row_alpha", row_alpha, rows, "the number of rows of x"),
-        ("row_beta", row_beta, rows, "the number of rows of x"),
+        ("weight", inputs.weight, hidden, "the hidden size"),
+        ("norm_bias", inputs.norm_bias, hidden, "the hidden size"),
+        ("row_alpha", inputs.row_alpha, rows, "the number of rows of x"),
+        ("row_beta", inputs.row_beta, rows, "the number of rows of x"),
     ):
         if vector is not None:
             _dtype(name, vector, FLOATS)
             _shape(name, vector, (size,), meaning)
+    down, up = inputs.down, inputs.up
     _check_maps(x, residual, down, up)
-    _check_scale("up", up, up_scale, hidden)
-    _check_scale("down", down, down_scale, 0 if down is None else rank_of(down, up))
+    _check_scale("up", up, inputs.up_scale, hidden)
+    _check_scale("down", down, inputs.down_scale, 0 if down is None else rank_of(down, up))
     if bias is not None:
         _dtype("bias", bias, FLOATS)
         if bias.dim() == 1:
@@ -123,19 +130,7 @@ def check(
     if row_map is not None:
         _dtype("row_map", row_map, (torch.int32,))
         _shape("row_map", row_map, (rows,), "the number of rows of x")
-    for name, tensor in {
-        "residual": residual,
-        "weight": weight,
-        "norm_bias": norm_bias,
-        "down": down,
-        "up": up,
-        "down_scale": down_scale,
-        "up_scale": up_scale,
-        "bias": bias,
-        "row_alpha": row_alpha,
-        "row_beta": row_beta,
-        "row_map": row_map,
-    }.items():
+    for name, tensor in zip(Inputs._fields, inputs, strict=True):
         if tensor is not None and tensor.device != x.device:
             raise ValueError(f"{name} is on device {tensor.device}; expected {x.device}, the device of x")
 

@@ -17,27 +17,11 @@ import torch
 from torch import Tensor
 
 from incline_fast.maps import dequantized
+from incline_fast.ops._arguments import Inputs
 from incline_fast.packing import is_packed, pack, rank_of, unpack
 from incline_fast.torch_modes import full_precision
 
-__all__ = ["Constants", "Gradients", "Inputs", "backward", "save"]
-
-
-class Inputs(NamedTuple):
-    """The differentiable inputs of both ops, in the order of their schemas, and the map of each row."""
-
-    x: Tensor
-    residual: Tensor | None
-    weight: Tensor
-    norm_bias: Tensor | None
-    down: Tensor | None
-    up: Tensor
-    down_scale: Tensor | None
-    up_scale: Tensor | None
-    bias: Tensor | None
-    row_alpha: Tensor | None
-    row_beta: Tensor | None
-    row_map: Tensor | None
+__all__ = ["Constants", "Gradients", "backward", "save"]
 
 
 @dataclass(frozen=True)
@@ -89,8 +73,8 @@ def backward(ctx: Any, grad_y: Tensor, grad_edited: Tensor) -> Gradients:
 def _backward(ctx: Any, grad_y: Tensor, grad_edited: Tensor) -> Gradients:
     *saved, edited = ctx.saved_tensors
     inputs, constants = Inputs(*saved), ctx.constants
-    stream = inputs.x if inputs.residual is None else inputs.residual
-    compute = torch.float64 if torch.float64 in (inputs.x.dtype, stream.dtype) else torch.float32
+    dtypes = inputs.x.dtype, inputs.x.dtype if inputs.residual is None else inputs.residual.dtype
+    compute = torch.float64 if torch.float64 in dtypes else torch.float32
     hidden = inputs.x.shape[-1]
 
     def rows(tensor: Tensor) -> Tensor:

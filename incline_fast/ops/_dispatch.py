@@ -1,4 +1,4 @@
-"""Which implementation serves a call: compiled kernels for CPU or CUDA, Triton kernels, or plain PyTorch."""
+"""Which implementation runs a call: compiled kernels for CPU or CUDA, Triton kernels, or plain PyTorch."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def choose(device: torch.device, backend: str, num_tokens: int = 1, gradient: bo
     """Which implementation runs a call on ``device``; ``gradient``: autograd is to record it.
 
     Raises:
-        ValueError: unknown backend; a device that the backend cannot serve; a backend that is not installed.
+        ValueError: unknown backend; a device for which the backend has no kernels; a backend that is not installed.
     """
     if backend not in BACKENDS:
         raise ValueError(f'backend is "{backend}"; allowed: {", ".join(BACKENDS)}')
@@ -51,7 +51,7 @@ def choose(device: torch.device, backend: str, num_tokens: int = 1, gradient: bo
 
 
 def route_of(x: Tensor, backend: str, gradient: bool) -> Route:
-    """:func:`choose` for a call on ``x``, with the common case first: on small problems every look costs."""
+    """:func:`choose` for a call on ``x``, with the common case first: checks are a noticeable part of a small call."""
     if backend == "auto" and x.is_cpu and EXTENSION is not None:
         return "cpu"
     return choose(x.device, backend, num_rows(x), gradient)
@@ -95,7 +95,7 @@ def _missing(backend: str, gradient: bool) -> str:
 
 
 def has_kernels(device: torch.device, dtype: torch.dtype) -> bool:
-    """Whether "auto" finds kernels for streams of ``dtype`` on ``device``, or the reference on the CPU."""
+    """Whether "auto" finds kernels for a residual stream of ``dtype`` on ``device``, or the reference on the CPU."""
     if device.type == "cpu":
         return True
     return device.type == "cuda" and (CUDA_EXTENSION is not None or TRITON) and dtype is not torch.float64

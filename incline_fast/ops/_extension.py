@@ -25,7 +25,7 @@ def _load_extension() -> Path | None:
 
 
 def _load_cuda_extension() -> tuple[Path | None, str]:
-    """The loaded library, or why there is none. One that does not load must not keep the CPU from being served."""
+    """The loaded library, or why there is none. A failure to load must not stop the CPU kernels from working."""
     path = _FOLDER / "_cuda.abi3.so"
     if EXTENSION is None:
         return None, "no compiled extension is installed"
@@ -56,7 +56,7 @@ def set_batch_invariant(enabled: bool) -> None:
     """Keep the bits of a row on a GPU whatever the number of tokens, at the cost of speed. Off at first.
 
     Up to 64 tokens, and with several maps any number of them, the kernels do so anyway. More tokens of one map are
-    multiplied by torch, faster, and its rounding may depend on how many they are. Enabled, the decode kernels serve any
+    multiplied by torch, faster, and its rounding may depend on how many they are. Enabled, the decode kernels take any
     number of tokens, and "auto" stays with one family of kernels (CUDA where it is there, otherwise Triton).
 
     The CPU's compiled kernels always keep a row's bits; the reference never promises to, its products being torch's.
@@ -72,5 +72,5 @@ def set_batch_invariant(enabled: bool) -> None:
 
 
 def batch_invariant() -> bool:
-    """What :func:`set_batch_invariant` was last told."""
+    """The value that :func:`set_batch_invariant` was last given."""
     return _batch_invariant

@@ -21,7 +21,7 @@ from torch.autograd import forward_ad
 
 from incline_fast.maps import AffineMap
 from incline_fast.ops import _autograd, reference
-from incline_fast.ops._arguments import PerRow, check, check_in_place, check_row_map, op_tail, per_row
+from incline_fast.ops._arguments import Inputs, PerRow, check, check_in_place, check_row_map, op_tail, per_row
 from incline_fast.ops._dispatch import Route, differentiates, route_of, triton_ops
 from incline_fast.ops._extension import EXTENSION
 from incline_fast.torch_modes import full_precision, functorch_level, is_wrapped
@@ -40,7 +40,9 @@ __all__ = [
 class NormOp:
     """One fused op: ``incline_fast::<name>`` and its in-place form ``incline_fast::<name>_``.
 
-    ``vectors`` are what its norm has of its own: ``(weight,)`` of RMSNorm, ``(weight, norm_bias)`` of LayerNorm.
+    ``vectors`` are the vectors of its norm: ``(weight,)`` of RMSNorm, ``(weight, norm_bias)`` of LayerNorm. The other
+    arguments of :meth:`functional` and :meth:`in_place` are not bundled: making a NamedTuple of them would lengthen a
+    small call by more than a hundredth.
 
     Args:
         name: of the compiled op, and of the Triton kernels' function.
@@ -87,7 +89,8 @@ class NormOp:
         if route == "reference":
             weights = (map.down, map.up, map.down_scale, map.up_scale)
             weight, norm_bias = self._weight_and_bias(vectors)
-            check(x, residual, weight, norm_bias, *weights, bias, per_row(alpha)[1], per_row(beta)[1], row_map)
+            row_alpha, row_beta = per_row(alpha)[1], per_row(beta)[1]
+            check(Inputs(x, residual, weight, norm_bias, *weights, bias, row_alpha, row_beta, row_map))
             if row_map is not None and not torch.compiler.is_compiling() and is_wrapped(row_map):
                 raise ValueError("row_map is mapped over or differentiated by torch.func; pass a plain int32 tensor")
             check_row_map(row_map, map.num_maps)
@@ -103,10 +106,10 @@ class NormOp:
             return result
         # The functional op enters autograd's Python layer even where nothing is recorded, which takes longer than a
         # small problem does; the in-place op on copies gives the same bits without it.
-        stream = _copy(x if residual is None else residual)
-        y = torch.empty_like(stream) if residual is None else _copy(x)
-        self._write(route, y, stream, residual is not None, vectors, tail)
-        return y, stream
+        edited = _copy(x if residual is None else residual)
+        y = torch.empty_like(edited) if residual is None else _copy(x)
+        self._write(route, y, edited, residual is not None, vectors, tail)
+        return y, edited
 
     def in_place(
         self,
@@ -123,7 +126,7 @@ class NormOp:
         backend: str,
     ) -> Tensor:
         """``y``, with r' written over the residual stream."""
-        stream = x if residual is None else residual
+        written = x if residual is None else residual  # r on entry, r' on return
         gradient = torch.is_grad_enabled() and differentiates(x, residual, *vectors, map, bias, alpha, beta)
         # Written out here: on a small problem every function call is noticeable.
         if functorch_level() is not None or forward_ad._current_level >= 0:
@@ -135,60 +138,60 @@ class NormOp:
         if route != "reference" and not gradient:
             y = torch.empty_like(x) if residual is None else x
             if route == "cpu" and type(alpha) is float and type(beta) is float:
-                # The common case, without the calls and tuples of op_tail, which a small problem feels.
+                # The common case, without the calls and tuples of op_tail: a noticeable part of a small call.
                 down, up = map.packed()
                 self.compiled_in_place(
-                    y, stream, residual is not None, *vectors, down, up, map.down_scale, map.up_scale, bias,
+                    y, written, residual is not None, *vectors, down, up, map.down_scale, map.up_scale, bias,
                     None, None, row_map, alpha, beta, eps, weight_offset,
                 )  # fmt: skip
             else:
                 tail = op_tail(route, map, bias, alpha, beta, row_map, eps, weight_offset)
-                self._write(route, y, stream, residual is not None, vectors, tail)
-            # Graphs that saved what was written to are told. torch.autograd.graph.increment_version does nothing more,
-            # and takes longer to ask what it was given.
+                self._write(route, y, written, residual is not None, vectors, tail)
+            # Autograd graphs that saved these tensors must know of the write. torch.autograd.graph.increment_version
+            # does the same and takes longer, because it first looks at its argument.
             torch._C._increment_version((x,) if residual is None else (x, residual))
             return y
         check_in_place(x, residual)
         copy = None if residual is None else residual.clone()
         options = (bias, alpha, beta, row_map, eps, weight_offset, backend)
         y, edited = self.functional(x.clone(), vectors, map, copy, *options)
-        stream.copy_(edited)
+        written.copy_(edited)
         return y if residual is None else x.copy_(y)
 
     def _write(
         self,
         route: Route,
         y: Tensor,
-        stream: Tensor,
+        residual: Tensor,
         add_y: bool,
         vectors: tuple[Tensor | None, ...],
         tail: tuple[Tensor | float | None, ...],
     ) -> None:
-        """Run the kernels of ``route``, which write y and r' over ``y`` and ``stream``."""
+        """Run the kernels of ``route``, which write y over ``y`` and r' over ``residual``."""
         if route == "cpu":
-            self.compiled_in_place(y, stream, add_y, *vectors, *tail)
+            self.compiled_in_place(y, residual, add_y, *vectors, *tail)
             return
         kernel = getattr(triton_ops(), f"{self.name}_") if route == "triton" else self.compiled_in_place
         with full_precision(y.device):  # many tokens are multiplied by torch, whose products autocast would shorten
-            kernel(y, stream, add_y, *vectors, *tail)
+            kernel(y, residual, add_y, *vectors, *tail)
 
     def _weight_and_bias(self, vectors: tuple[Any, ...]) -> tuple[Any, Any]:
         return (vectors[0], vectors[1] if self.centre else None)
 
-    def _inputs(self, arguments: tuple[Any, ...]) -> _autograd.Inputs:
+    def _inputs(self, arguments: tuple[Any, ...]) -> Inputs:
         """The tensors among the compiled op's arguments, by name."""
         x, residual, *rest = arguments[:-4]
         count = 2 if self.centre else 1
-        return _autograd.Inputs(x, residual, *self._weight_and_bias(tuple(rest[:count])), *rest[count:])
+        return Inputs(x, residual, *self._weight_and_bias(tuple(rest[:count])), *rest[count:])
 
     def _fake(self, *arguments: Any) -> tuple[Tensor, Tensor]:
         inputs = self._inputs(arguments)
-        check(*inputs)
+        check(inputs)
         x, residual = inputs.x, inputs.residual
         return x.new_empty(x.shape), (x if residual is None else residual).new_empty(x.shape)
 
-    def _fake_in_place(self, y: Tensor, stream: Tensor, add_y: bool, *rest: Any) -> None:
-        self._fake(y, stream, *rest)
+    def _fake_in_place(self, y: Tensor, residual: Tensor, add_y: bool, *rest: Any) -> None:
+        self._fake(y, residual, *rest)
 
     def _setup_context(self, ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
         alpha, beta, eps, weight_offset = inputs[-4:]
@@ -208,7 +211,7 @@ def _copy(x: Tensor) -> Tensor:
 
 
 def _transformed_route(backend: str) -> Route:
-    """Forward-mode AD and the transforms of torch.func (vmap, grad, jvp) know the reference alone.
+    """Forward-mode AD and the transforms of torch.func (vmap, grad, jvp) work with the reference only.
 
     Raises:
         ValueError: kernels were asked for by name.
@@ -249,8 +252,8 @@ def affine_rms_norm(
         bias: ``[d]`` or ``[G, d]`` added to the map's output, any float dtype.
         alpha, beta: numbers, or float tensors ``[num_tokens]``.
         row_map: int32 ``[num_tokens]``, each row's map in the stack; negative: only normalised. None: map 0 for all.
-            A GPU is not waited for to look at it: a map that does not exist makes its row NaN there, an error with the
-            environment variable INCLINE_FAST_CHECK=1 (not while a CUDA graph is captured or in compiled code).
+            On a GPU its values are not read back: a map that does not exist makes its row NaN, or with the environment
+            variable INCLINE_FAST_CHECK=1 is an error (not while a CUDA graph is captured or in compiled code).
         eps: added to the mean square.
         weight_offset: added to ``weight`` (1.0 for Gemma).
         backend: "auto" (kernels where they are installed), "cpu", "cuda", "triton" or "reference"; see :func:`explain`.
@@ -313,8 +316,8 @@ def affine_layer_norm(
         bias: ``[d]`` or ``[G, d]`` added to the map's output, any float dtype.
         alpha, beta: numbers, or float tensors ``[num_tokens]``.
         row_map: int32 ``[num_tokens]``, each row's map in the stack; negative: only normalised. None: map 0 for all.
-            A GPU is not waited for to look at it: a map that does not exist makes its row NaN there, an error with the
-            environment variable INCLINE_FAST_CHECK=1 (not while a CUDA graph is captured or in compiled code).
+            On a GPU its values are not read back: a map that does not exist makes its row NaN, or with the environment
+            variable INCLINE_FAST_CHECK=1 is an error (not while a CUDA graph is captured or in compiled code).
         eps: added to the variance.
         weight_offset: added to ``weight`` (1.0 for Gemma).
         backend: "auto" (kernels where they are installed), "cpu", "cuda", "triton" or "reference"; see :func:`explain`.

@@ -12,19 +12,61 @@ so that a compiled or captured graph reads what was written for the present step
 
 from __future__ import annotations
 
+from typing import Any, NamedTuple
+
 import torch
 from torch import Tensor
 
 from incline_fast.maps import AffineMap
 from incline_fast.ops import reference
-from incline_fast.ops._arguments import check, check_row_map, num_rows
+from incline_fast.ops._arguments import Inputs, check, check_row_map, num_rows
 from incline_fast.ops._dispatch import choose
 from incline_fast.ops._extension import CUDA_EXTENSION, EXTENSION
 from incline_fast.packing import is_packed, rank_of, unpack
 
 __all__ = ["affine_residual_"]
 
-Weights = tuple[Tensor | None, Tensor, Tensor | None, Tensor | None]
+
+class _Arguments(NamedTuple):
+    """The op's arguments, in the order of its schema."""
+
+    x: Tensor
+    residual: Tensor | None
+    down: Tensor | None
+    up: Tensor
+    down_scale: Tensor | None
+    up_scale: Tensor | None
+    bias: Tensor | None
+    row_alpha: Tensor
+    row_beta: Tensor
+    row_map: Tensor
+
+    def cut(self) -> _Arguments:
+        """The same with row vectors as long as x has rows.
+
+        Raises:
+            ValueError: an argument is not allowed.
+        """
+        rows = num_rows(self.x)
+        cut = {}
+        for name in ("row_alpha", "row_beta", "row_map"):
+            vector = getattr(self, name)
+            if vector.dim() != 1 or vector.shape[0] < rows:
+                raise ValueError(
+                    f"{name} has shape {tuple(vector.shape)}; expected ({rows},), the number of rows of x, or more"
+                )
+            cut[name] = vector[:rows]
+        found = self._replace(**cut)
+        check(Inputs(self.x, self.residual, self.x.new_empty(self.x.shape[-1:]), None, *found[2:]))
+        return found
+
+    def write(self, edited: Tensor) -> None:
+        """Write the edited rows of r' where the op's caller finds them."""
+        chosen = (self.row_map >= 0).reshape(*self.x.shape[:-1], 1)
+        written = self.x if self.residual is None else self.residual
+        written.copy_(torch.where(chosen, edited, written))
+        if self.residual is not None:
+            self.x.masked_fill_(chosen, 0)
 
 
 def affine_residual_(
@@ -41,7 +83,7 @@ def affine_residual_(
     """Edit the rows of a residual stream that ``row_map`` names, in place.
 
     Args:
-        x: ``[..., d]``, rows contiguous; the stream itself, or with ``residual`` what is about to be added to it.
+        x: ``[..., d]``, rows contiguous: the residual stream, or with ``residual`` what is about to be added to it.
         map: the stack of maps.
         row_alpha, row_beta: floats ``[n]`` with n at least the number of rows of x.
         row_map: int32 ``[n]``, each row's map in the stack; negative: the row is not touched.
@@ -65,93 +107,36 @@ def affine_residual_(
     torch.ops.incline_fast.affine_residual_(x, residual, *weights, bias, row_alpha, row_beta, row_map)
 
 
-def _cut(x: Tensor, residual: Tensor | None, weights: Weights, bias: Tensor | None, *vectors: Tensor) -> list[Tensor]:
-    """The row vectors as long as x has rows, after a look at all arguments."""
-    rows = num_rows(x)
-    names = ("row_alpha", "row_beta", "row_map")
-    for name, vector in zip(names, vectors, strict=True):
-        if vector.dim() != 1 or vector.shape[0] < rows:
-            raise ValueError(
-                f"{name} has shape {tuple(vector.shape)}; expected ({rows},), the number of rows of x, or more"
-            )
-    cut = [vector[:rows] for vector in vectors]
-    down, up, down_scale, up_scale = weights
-    check(x, residual, x.new_empty(x.shape[-1:]), None, down, up, down_scale, up_scale, bias, *cut)
-    return cut
-
-
-def _unpacked(weights: Weights, hidden_size: int) -> Weights:
-    down, up, down_scale, up_scale = weights
-    depth = hidden_size if down is None else rank_of(down, up)
-    up = unpack(up, hidden_size, depth) if is_packed(up) else up
+def _unpacked(given: _Arguments) -> tuple[Tensor | None, Tensor]:
+    """``down`` and ``up`` as ``[G, N, K]``."""
+    hidden, down, up = given.x.shape[-1], given.down, given.up
+    depth = hidden if down is None else rank_of(down, up)
+    up = unpack(up, hidden, depth) if is_packed(up) else up
     if down is not None and is_packed(down):
-        down = unpack(down, depth, hidden_size)
-    return down, up, down_scale, up_scale
+        down = unpack(down, depth, hidden)
+    return down, up
 
 
-def _in_plain_torch(
-    x: Tensor,
-    residual: Tensor | None,
-    down: Tensor | None,
-    up: Tensor,
-    down_scale: Tensor | None,
-    up_scale: Tensor | None,
-    bias: Tensor | None,
-    row_alpha: Tensor,
-    row_beta: Tensor,
-    row_map: Tensor,
-) -> None:
+def _in_plain_torch(*arguments: Any) -> None:
     """The definition of the op; a pure-Python installation runs it."""
-    given = (down, up, down_scale, up_scale)
-    alpha, beta, index = _cut(x, residual, given, bias, row_alpha, row_beta, row_map)
-    check_row_map(index, up.shape[0])
-    weights = _unpacked(given, x.shape[-1])
-    edited, _ = reference.affine_residual(x, *weights, residual, bias, alpha, beta, index)
-    _write(x, residual, edited, index)
+    given = _Arguments(*arguments).cut()
+    check_row_map(given.row_map, given.up.shape[0])
+    down, up = _unpacked(given)
+    edit = reference.Edit(down, up, *given[4:])
+    edited, _ = reference.affine_residual(given.x, given.residual, edit)
+    given.write(edited)
 
 
-def _on_gpu(
-    x: Tensor,
-    residual: Tensor | None,
-    down: Tensor | None,
-    up: Tensor,
-    down_scale: Tensor | None,
-    up_scale: Tensor | None,
-    bias: Tensor | None,
-    row_alpha: Tensor,
-    row_beta: Tensor,
-    row_map: Tensor,
-) -> None:
+def _on_gpu(*arguments: Any) -> None:
     """The same on a GPU, from its fused op: no size depends on values, so a CUDA graph can be captured."""
-    given = (down, up, down_scale, up_scale)
-    alpha, beta, index = _cut(x, residual, given, bias, row_alpha, row_beta, row_map)
-    weight = x.new_ones(x.shape[-1])
-    tail = (down, up, down_scale, up_scale, bias, alpha, beta, index, 1.0, 1.0, 1.0, 0.0)
-    _, edited = torch.ops.incline_fast.affine_rms_norm(x, residual, weight, *tail)
-    _write(x, residual, edited, index)
+    given = _Arguments(*arguments).cut()
+    weight = given.x.new_ones(given.x.shape[-1])
+    _, edited = torch.ops.incline_fast.affine_rms_norm(given.x, given.residual, weight, *given[2:], 1.0, 1.0, 1.0, 0.0)
+    given.write(edited)
 
 
-def _write(x: Tensor, residual: Tensor | None, edited: Tensor, row_map: Tensor) -> None:
-    chosen = (row_map >= 0).reshape(*x.shape[:-1], 1)
-    stream = x if residual is None else residual
-    stream.copy_(torch.where(chosen, edited, stream))
-    if residual is not None:
-        x.masked_fill_(chosen, 0)
-
-
-def _fake(
-    x: Tensor,
-    residual: Tensor | None,
-    down: Tensor | None,
-    up: Tensor,
-    down_scale: Tensor | None,
-    up_scale: Tensor | None,
-    bias: Tensor | None,
-    row_alpha: Tensor,
-    row_beta: Tensor,
-    row_map: Tensor,
-) -> None:
-    """Nothing is looked at while tracing: comparing a symbolic number of rows with a buffer would become a guard."""
+def _fake(*arguments: Any) -> None:
+    """Nothing is checked while tracing: comparing a symbolic number of rows with a buffer would become a guard."""
 
 
 _NAME = "incline_fast::affine_residual_"

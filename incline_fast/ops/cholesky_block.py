@@ -1,7 +1,7 @@
 """The kernels of the Cholesky factorisation: stacks of small matrices in fp32 or fp64.
 
 The CPU's compiled kernels take up to 1024 rows. On a GPU the compiled kernels take up to 128, and where their library
-is absent those of Triton serve the same calls.
+is absent the kernels of Triton run the same calls.
 
 One elimination of ``[A | I]`` gives ``[L^T | L^-1]``; the inverse makes matrix products of the solves with the block.
 """

@@ -19,10 +19,13 @@ Cholesky, column by column, is the definition that the kernel and the blocked fa
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
 __all__ = [
+    "Edit",
     "affine_layer_norm",
     "affine_residual",
     "affine_rms_norm",
@@ -33,6 +36,19 @@ __all__ = [
 ]
 
 PerRow = float | Tensor
+
+
+class Edit(NamedTuple):
+    """How r becomes r': maps, biases, strengths and the map of each row, as in :func:`affine_rms_norm`."""
+
+    down: Tensor | None
+    up: Tensor
+    down_scale: Tensor | None
+    up_scale: Tensor | None
+    bias: Tensor | None
+    alpha: PerRow
+    beta: PerRow
+    row_map: Tensor | None
 
 
 def affine_rms_norm(
@@ -69,7 +85,8 @@ def affine_rms_norm(
     Returns:
         ``(y, r')``: y in x's dtype, r' in the residual's dtype (x's without a residual), both shaped like x.
     """
-    edited, compute = affine_residual(x, down, up, down_scale, up_scale, residual, bias, alpha, beta, row_map)
+    edit = Edit(down, up, down_scale, up_scale, bias, alpha, beta, row_map)
+    edited, compute = affine_residual(x, residual, edit)
     value = edited.to(compute)
     normed = value * torch.rsqrt(value.square().mean(-1, keepdim=True) + eps)
     return (normed * (weight.to(compute) + weight_offset)).to(x.dtype), edited
@@ -96,7 +113,8 @@ def affine_layer_norm(
 
     The variance is the mean of squared deviations from the mean (two passes), never ``E[x^2] - mean^2``.
     """
-    edited, compute = affine_residual(x, down, up, down_scale, up_scale, residual, bias, alpha, beta, row_map)
+    edit = Edit(down, up, down_scale, up_scale, bias, alpha, beta, row_map)
+    edited, compute = affine_residual(x, residual, edit)
     value = edited.to(compute)
     centred = value - value.mean(-1, keepdim=True)
     normed = centred * torch.rsqrt(centred.square().mean(-1, keepdim=True) + eps)
@@ -106,47 +124,27 @@ def affine_layer_norm(
     return y.to(x.dtype), edited
 
 
-def affine_residual(
-    x: Tensor,
-    down: Tensor | None,
-    up: Tensor,
-    down_scale: Tensor | None,
-    up_scale: Tensor | None,
-    residual: Tensor | None,
-    bias: Tensor | None,
-    alpha: PerRow,
-    beta: PerRow,
-    row_map: Tensor | None,
-) -> tuple[Tensor, torch.dtype]:
+def affine_residual(x: Tensor, residual: Tensor | None, edit: Edit) -> tuple[Tensor, torch.dtype]:
     """Return r' (rounded to the residual stream's dtype) and the dtype in which it was computed."""
-    stream = x if residual is None else residual
-    compute = torch.float64 if torch.float64 in (x.dtype, stream.dtype) else torch.float32
+    dtype, row_map = x.dtype if residual is None else residual.dtype, edit.row_map
+    compute = torch.float64 if torch.float64 in (x.dtype, dtype) else torch.float32
     h = x.to(compute) if residual is None else x.to(compute) + residual.to(compute)
     rows = h.reshape(-1, h.shape[-1])
     index = torch.zeros(rows.shape[0], dtype=torch.long, device=x.device) if row_map is None else row_map.long()
-    image = _project(rows, down, up, down_scale, up_scale, bias, index.clamp(min=0), compute)
-    moved = _per_row(beta, compute) * rows + _per_row(alpha, compute) * image
+    image = _project(rows, edit, index.clamp(min=0))
+    moved = _per_row(edit.beta, compute) * rows + _per_row(edit.alpha, compute) * image
     edited = torch.where((index >= 0).unsqueeze(-1), moved, rows)
-    return edited.reshape(h.shape).to(stream.dtype), compute
+    return edited.reshape(h.shape).to(dtype), compute
 
 
-def _project(
-    rows: Tensor,
-    down: Tensor | None,
-    up: Tensor,
-    down_scale: Tensor | None,
-    up_scale: Tensor | None,
-    bias: Tensor | None,
-    index: Tensor,
-    compute: torch.dtype,
-) -> Tensor:
+def _project(rows: Tensor, edit: Edit, index: Tensor) -> Tensor:
     """``M_{g(i)} rows_i + b_{g(i)}`` for every row; maps are applied one after another, never gathered per row."""
     image = torch.zeros_like(rows)
-    for g in range(up.shape[0]):
-        z = rows if down is None else _product(rows, down, down_scale, g)
-        z = _product(z, up, up_scale, g)
-        if bias is not None:
-            z = z + (bias if bias.dim() == 1 else bias[g]).to(compute)
+    for g in range(edit.up.shape[0]):
+        z = rows if edit.down is None else _product(rows, edit.down, edit.down_scale, g)
+        z = _product(z, edit.up, edit.up_scale, g)
+        if edit.bias is not None:
+            z = z + (edit.bias if edit.bias.dim() == 1 else edit.bias[g]).to(rows.dtype)
         image = torch.where((index == g).unsqueeze(-1), z, image)
     return image
 

@@ -123,7 +123,7 @@ class Bank:
         return self._site_slots[self.slots.index(content)] if content in self.slots else None
 
     def load(self, content: str, alignment: Alignment, keep: Collection[str]) -> None:
-        """Make an alignment resident, if need be in the place of one that is not in ``keep``.
+        """Make an alignment resident, if necessary in the slot of one that is not in ``keep``.
 
         Raises:
             RequestError: every slot is taken by an alignment that is named or in use.
@@ -147,7 +147,7 @@ class Bank:
         self.slots[slot] = content
 
     def write_bias(self, slot: int, bias: Tensor) -> None:
-        """Put a map of zeros and the same bias into a free slot of every site; ``None`` is what the slot stays."""
+        """Put a map of zeros and the same bias into a free slot of every site; the slot still counts as free."""
         zeros = torch.zeros(1, self.hidden_size, dtype=torch.float32)
         zero = AffineMap.low_rank(zeros, zeros.T)
         for site in self.sites:

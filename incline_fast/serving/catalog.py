@@ -146,7 +146,7 @@ class Catalog:
         return file
 
     def put(self, name: str, entry: Entry) -> None:
-        """Let requests use ``name``; what it stood for before stays with the requests that were admitted."""
+        """Let requests use ``name``; requests that were admitted keep what the name stood for before."""
         self._entries[name] = entry
 
     def remove(self, name: str) -> Entry:

@@ -101,7 +101,7 @@ class BankLayout:
 
 
 def read_config(given: Mapping[str, Any] | None) -> ServingConfig | None:
-    """The configuration in ``--additional-config``, or in the environment; None: the plugin was not asked for.
+    """The configuration in ``--additional-config``, or in the environment; None: the plugin is not configured.
 
     ``INCLINE_FAST_SERVE`` holds the same JSON object, or just the folder.
 

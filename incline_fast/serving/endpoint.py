@@ -51,7 +51,7 @@ class MapService:
         }
 
     async def load(self, name: object, path: object) -> dict[str, Any]:
-        """Load a file of the configured folder under a name; what the name stood for stays with running requests.
+        """Load a file of the configured folder under a name; running requests keep what the name stood for before.
 
         Raises:
             RequestError: the name or the file cannot be used, or no slot is free.

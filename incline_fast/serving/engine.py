@@ -83,7 +83,7 @@ class Residency:
     """Which alignments an engine's workers hold, and which requests are on their way to its scheduler.
 
     Requests are looked at in a thread that receives them, maps are loaded in the engine's own: the lock keeps a map
-    from going between the look at a request and its arrival in the scheduler.
+    from being unloaded between the check of a request and its arrival in the scheduler.
     """
 
     def __init__(self, contents: Iterable[str]) -> None:
@@ -118,7 +118,7 @@ def initialized(original: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def managing(original: Callable[..., Any]) -> Callable[..., Any]:
-    """``EngineCore.collective_rpc``: ``incline_load`` keeps what requests still need beside what has a name."""
+    """``EngineCore.collective_rpc``: ``incline_load`` keeps the maps that requests still need or that have a name."""
 
     def collective_rpc(self: Any, method: Any, timeout: Any = None, args: Any = (), kwargs: Any = None) -> Any:
         residency: Residency | None = getattr(self, "incline_residency", None)
@@ -135,9 +135,9 @@ def managing(original: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def receiving(original: Callable[..., Any]) -> Callable[..., Any]:
-    """``EngineCore.preprocess_add_request``: a map can go between a request's admission and its arrival here.
+    """``EngineCore.preprocess_add_request``: a map can be unloaded between a request's admission and its arrival here.
 
-    What is raised here ends the request, not the engine.
+    An exception here ends the request, not the engine.
     """
 
     def preprocess_add_request(self: Any, request: Any) -> Any:

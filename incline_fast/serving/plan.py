@@ -2,7 +2,7 @@
 
 They are filled from the scheduler's decision before the model runs. Positions are counted from the beginning of the
 prompt, whatever a step computes of it, so that chunks of a prompt, cached prefixes and recomputation after a preemption
-need no cases of their own: the row of position p is edited in the step that computes p.
+need no special cases: the row of position p is edited in the step that computes p.
 """
 
 from __future__ import annotations

@@ -35,7 +35,7 @@ def check_edits(
     slot = bank.slots.index(None)
     group = max(1, min(len(sites), max_tokens - 1))
     generator = torch.Generator().manual_seed(0)
-    # Beside it a state of any model is small, and the bias has no direction that a norm could take out.
+    # So large that any model's state is small beside it, and not a constant vector, which a LayerNorm would remove.
     bank.write_bias(slot, 100 * torch.randn(bank.hidden_size, generator=generator, dtype=torch.float32, device="cpu"))
     try:
         for first in range(0, len(sites), group):

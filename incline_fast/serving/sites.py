@@ -101,7 +101,7 @@ class _EditInFront(nn.Module):
     incline_row_map: Tensor
 
     def forward(self, x: Tensor, residual: Tensor | None = None) -> Any:
-        """What the norm returns, for the edited stream."""
+        """What the norm returns, for the edited residual stream."""
         torch.ops.incline_fast.affine_residual_(
             x,
             residual,

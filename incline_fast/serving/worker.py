@@ -59,7 +59,7 @@ class WorkerEdits:
     def load(self, path: str, content: str, keep: Collection[str]) -> str:
         """Make the alignment of a file resident; returns why not, or an empty string.
 
-        Raising would be the worker's failure, and the engine's with it.
+        An exception would end the worker, and with it the engine.
         """
         try:
             alignment = Alignment.load(path)

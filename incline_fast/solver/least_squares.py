@@ -9,7 +9,14 @@ import torch
 from torch import Tensor
 
 from incline_fast.solver.linalg import cholesky_ex, cholesky_solve
-from incline_fast.solver.orthogonal import alternating, solve_by_qr, solve_by_svd
+from incline_fast.solver.orthogonal import (
+    STEPS,
+    alternating,
+    open_rank,
+    reciprocal_condition,
+    solve_by_qr,
+    solve_by_svd,
+)
 from incline_fast.solver.solution import Solution
 
 __all__ = [
@@ -34,11 +41,15 @@ _EPS = torch.finfo(torch.float64).eps
 # digits, as many as the fp32 result can hold; above it the data themselves are decomposed, which is reported.
 _MAX_CONDITION = 1e8
 _MAX_RESIDUAL = 1e-8
+# Up to this distance from the identity a Gram matrix has a condition below 1.3: no digit is lost to its Cholesky.
+_MAX_MISSING = 0.1
+# Rows per feature from which Cholesky QR was measured to be faster than Householder's.
+_TALL = 2
 # Up to so many rows or features QR costs next to nothing.
 _SMALL = 64
 # Columns of a symmetric product that are computed at once. A smaller block computes less of the other half, which is
 # thrown away, but its GEMM is slower.
-BLOCK = 256
+BLOCK = 128
 
 
 class RidgeBreakdownError(ArithmeticError):
@@ -56,18 +67,18 @@ def solve(
 ) -> Solution:
     """Solve for fp64 ``X [n, d_in]``, ``Y [n, d_out]`` and an absolute ``lam >= 0``.
 
-    ``kernel`` is the Gram matrix of the form that is taken, where it is known already.
+    ``kernel`` is the Gram matrix of the form that is taken, where it is known already; it is overwritten.
 
     * dual (``"auto"``: n < d_in): ``X X^T + lam I = L L^T``, ``down = L^-1 X``, ``up = (L^-1 Y)^T``. Splitting the
       inverse between the factors keeps the rows of ``down`` nearly orthonormal (its singular values are at most 1), so
       that the factors survive the rounding to fp32, where the product of ``Y^T (L L^T)^-1`` and X would cancel.
     * primal: ``X^T X + lam I = L L^T``, ``W = (L^-T L^-1 X^T Y)^T``.
     * If a pivot is not positive, the estimated condition exceeds 1e8 or the residual is not small, ``on_breakdown``:
-      ``"raise"`` gives up; ``"fp64"`` decomposes the data by QR or, where the rank may not be full, by SVD
-      (:mod:`incline_fast.solver.orthogonal`), where for lam = 0 singular values up to ``eps max(n, d_in) S_1`` count as
-      zero, which is the rule of ``numpy.linalg.lstsq`` and gives its minimum-norm solution; ``"eigh"`` decomposes the
-      Gram matrix, which is cheaper and has half the digits: eigenvalues plus lam up to ``eps m`` of the largest (m
-      rows) count as zero.
+      ``"raise"`` gives up; ``"fp64"`` decomposes the data by QR (for lam = 0 and ``n >= 2 d_in`` that of Cholesky,
+      repeated, if it serves) or, where the rank may not be full, by SVD (:mod:`incline_fast.solver.orthogonal`), where
+      for lam = 0 singular values up to ``eps max(n, d_in) S_1`` count as zero, which is the rule of
+      ``numpy.linalg.lstsq`` and gives its minimum-norm solution; ``"eigh"`` decomposes the Gram matrix, which is
+      cheaper and has half the digits: eigenvalues plus lam up to ``eps m`` of the largest (m rows) count as zero.
     * With lam = 0, ``"auto"`` and ``"fp64"``, QR is tried first where it costs about as much as Cholesky would, for
       ``d_in / 2 <= n < 2 d_in``, or little, up to 64 rows or features.
 
@@ -77,20 +88,22 @@ def solve(
     if starts_with_qr(X, lam, form, on_breakdown):
         return _by_data(X, Y, lam, "")
     dual = is_dual(X, form)
-    kernel = gram(X if dual else X.T) if kernel is None else kernel.clone()
+    kernel = gram(X if dual else X.T) if kernel is None else kernel
     kernel.diagonal().add_(lam)
-    factor = _cholesky(kernel)
-    attempt: Solution | str
-    if isinstance(factor, str):
-        attempt = factor
-    else:
-        attempt = _dual(kernel, *factor, X, Y) if dual else _primal(kernel, *factor, X.T @ Y)
+    factor, rcond, reason = _cholesky(kernel)
+    attempt: Solution | str = reason
+    if factor is not None and not reason:
+        attempt = _dual(kernel, factor, rcond, X, Y) if dual else _primal(kernel, factor, rcond, Y.T @ X)
     if isinstance(attempt, Solution):
         return attempt
     _forbid(attempt, on_breakdown)
-    if on_breakdown == "fp64":
-        return _by_data(X, Y, lam, attempt)
-    return _eigh(kernel, Y if dual else X.T @ Y, attempt, X if dual else None)
+    if on_breakdown == "eigh":
+        return _eigh(kernel, Y if dual else X.T @ Y, attempt, X if dual else None)
+    if factor is not None and lam == 0 and len(X) >= _TALL * X.shape[1]:
+        solution = _by_cholesky_qr(X, Y, factor)
+        if isinstance(solution, Solution):
+            return replace(solution, notes=(f"{attempt}; solved by QR",))
+    return _by_data(X, Y, lam, attempt)
 
 
 def starts_with_qr(X: Tensor, lam: float, form: Form, on_breakdown: OnBreakdown) -> bool:
@@ -116,8 +129,10 @@ def solve_moments(G: Tensor, M: Tensor, lam: float, *, on_breakdown: OnBreakdown
     """
     kernel = G.clone()
     kernel.diagonal().add_(lam)
-    factor = _cholesky(kernel)
-    attempt = factor if isinstance(factor, str) else _primal(kernel, *factor, M)
+    factor, rcond, reason = _cholesky(kernel)
+    attempt: Solution | str = reason
+    if factor is not None and not reason:
+        attempt = _primal(kernel, factor, rcond, M.T)
     if isinstance(attempt, Solution):
         return attempt
     if on_breakdown == "fp64":
@@ -132,8 +147,13 @@ def is_dual(X: Tensor, form: Form) -> bool:
 
 
 def gram(X: Tensor) -> Tensor:
-    """``X X^T``, exactly symmetric."""
-    return symmetric(add_gram(X.new_zeros(len(X), len(X)), X))
+    """``X X^T``; of the half above the diagonal, what lies outside the diagonal's blocks is copied from below."""
+    product = X.new_empty(len(X), len(X))
+    for start in range(0, len(X), BLOCK):
+        end = min(start + BLOCK, len(X))
+        torch.mm(X[start:end], X[:end].T, out=product[start:end, :end])
+        product[:start, start:end] = product[start:end, :start].T
+    return product
 
 
 def add_gram(lower: Tensor, X: Tensor) -> Tensor:
@@ -160,18 +180,41 @@ def _dual(kernel: Tensor, factor: Tensor, rcond: float, X: Tensor, Y: Tensor) ->
     reason = _residual(kernel @ cholesky_solve(probe, factor) - probe, probe)
     if reason:
         return reason
-    both = torch.linalg.solve_triangular(factor, torch.cat([X, Y], 1), upper=False)
-    return Solution(both[:, X.shape[1] :].T, both[:, : X.shape[1]], "dual", rcond)
+    down, up = (torch.linalg.solve_triangular(factor, side, upper=False) for side in (X, Y))
+    return Solution(up.T, down, "dual", rcond)
 
 
 def _primal(kernel: Tensor, factor: Tensor, rcond: float, moment: Tensor) -> Solution | str:
-    weight = cholesky_solve(moment, factor)
+    """``moment`` is ``Y^T X [d_out, d_in]``."""
+    half = torch.linalg.solve_triangular(factor.T, moment, upper=True, left=False)
+    weight = torch.linalg.solve_triangular(factor, half, upper=False, left=False)
     # Not refined: a residual in the same precision gains no digit (measured on NIST's sets). It is looked at in a few
-    # random combinations of the targets, which a wrong column of the solution changes with probability 1.
-    mix = _random(moment.shape[1], moment)
-    right = moment @ mix
-    reason = _residual(kernel @ (weight @ mix) - right, right)
-    return reason or Solution(weight.T, None, "primal", rcond)
+    # random combinations of the targets, which a wrong row of the solution changes with probability 1.
+    mix = _random(len(moment), moment)
+    right = moment.T @ mix
+    reason = _residual(kernel @ (weight.T @ mix) - right, right)
+    return reason or Solution(weight, None, "primal", rcond)
+
+
+def _by_cholesky_qr(X: Tensor, Y: Tensor, factor: Tensor) -> Solution | str:
+    """QR of a tall X from the Cholesky factor of its Gram matrix, however inaccurate that is, if it can be repaired.
+
+    ``Q_1 = X L^-T`` is orthonormal up to ``eps cond(X)^2``; the Gram matrix of Q_1 shows how much is missing and, near
+    the identity, has a factor as good as that of a QR (CholeskyQR2: Yamamoto, Nakatsukasa, Yanagisawa, Fukaya 2015).
+    All is products of matrices: for many rows much faster than reflections, for few the number of products is too high.
+    """
+    Q = torch.linalg.solve_triangular(factor, X.T, upper=False)
+    overlap = gram(Q)
+    second, info = cholesky_ex(overlap)
+    overlap.diagonal().sub_(1)
+    missing = float(overlap.norm())
+    if int(info) or not missing <= _MAX_MISSING:
+        return f"Cholesky QR: {missing:.0e} is missing to an orthonormal basis"
+    rcond = reciprocal_condition(factor)
+    if reason := open_rank(rcond, len(X)):
+        return reason
+    half = cholesky_solve(Q @ Y, second)
+    return Solution(torch.linalg.solve_triangular(factor.T, half, upper=True).T, None, "qr", rcond**2)
 
 
 def _eigh(kernel: Tensor, moment: Tensor, reason: str, X: Tensor | None) -> Solution:
@@ -190,14 +233,14 @@ def _eigh(kernel: Tensor, moment: Tensor, reason: str, X: Tensor | None) -> Solu
     return Solution((half.T @ moment).T, half.T @ X, "eigh", rcond, notes)
 
 
-def _cholesky(kernel: Tensor) -> tuple[Tensor, float] | str:
-    """The lower factor and the estimated reciprocal condition, or the reason why it must not be used."""
+def _cholesky(kernel: Tensor) -> tuple[Tensor | None, float, str]:
+    """The lower factor if there is one, its estimated reciprocal condition, and the reason why not to solve with it."""
     factor, info = cholesky_ex(kernel)
     if int(info):
-        return f"Cholesky: pivot {int(info)} of {len(kernel)} is not positive"
+        return None, 0.0, f"Cholesky: pivot {int(info)} of {len(kernel)} is not positive"
     condition = _condition(kernel, factor)
     # Written so that NaN is refused as well.
-    return (factor, 1 / condition) if condition <= _MAX_CONDITION else f"Cholesky: condition about {condition:.0e}"
+    return factor, 1 / condition, "" if condition <= _MAX_CONDITION else f"Cholesky: condition about {condition:.0e}"
 
 
 def _condition(kernel: Tensor, factor: Tensor) -> float:
@@ -205,15 +248,16 @@ def _condition(kernel: Tensor, factor: Tensor) -> float:
 
     Args:
         kernel: the matrix.
-        factor: its lower factor. The norm of the matrix's inverse is found by five steps of inverse iteration (it
+        factor: its lower factor. The norm of the matrix's inverse is found by a few steps of inverse iteration (it
             approaches the true norm from below), n^2 each.
     """
     scale = kernel.diagonal().sqrt()
-    size = torch.linalg.matrix_norm(kernel / scale / scale.unsqueeze(-1))
+    # Of the scaled matrix, Frobenius; rows are scaled after their squares were summed.
+    size = kernel.div(scale).square_().sum(1).div(scale).div(scale).sum().sqrt()
     scale = scale.unsqueeze(-1)
     v = alternating(kernel)
     growth = v.norm()
-    for _ in range(5):
+    for _ in range(STEPS):
         # Not cholesky_solve, which copies the factor for every column that it is given.
         v = torch.linalg.solve_triangular(factor, scale * (v / v.norm()), upper=False)
         v = scale * torch.linalg.solve_triangular(factor.T, v, upper=True)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from incline_fast.arguments import plain
+from incline_fast.packing import empty_on_huge_pages
 from incline_fast.solver.lam_selection import Rows
 
 __all__ = [
@@ -20,6 +21,7 @@ __all__ = [
     "check_pair",
     "check_products",
     "check_weight",
+    "doubled",
     "frame_of",
     "from_spread",
     "prepare",
@@ -32,6 +34,9 @@ _MIN_SPREAD = 2.0**-12
 _EPS = torch.finfo(torch.float64).eps
 # Squares of 2^480 and sums of many of them are below 2^1024, squares of 2^-480 above the smallest normal 2^-1022.
 _SAFE_EXPONENT = 480
+# Bytes from which the C library maps new pages for every allocation, whose first touch takes as long as some products
+# of the solve; on pages of 2 MiB it took half as long, and for smaller tensors, whose memory is used again, longer.
+_NEW_PAGES = 32 << 20
 
 
 @dataclass(frozen=True)
@@ -105,9 +110,11 @@ def units_of(X: Tensor, Y: Tensor, weight: Tensor | None, *, by_column: bool) ->
 
 def _units(value: Tensor, by_column: bool) -> Tensor:
     """A power of two per column: 1 where the column is of a usual size."""
-    largest = torch.linalg.vector_norm(value, torch.inf, dim=0)
-    if not by_column:
-        largest = largest.amax().expand_as(largest)
+    if by_column:
+        largest = torch.linalg.vector_norm(value, torch.inf, dim=0)
+    else:  # several times as fast as the maximum of every column
+        low, high = value.aminmax()
+        largest = torch.maximum(-low, high).expand(value.shape[1])
     exponent = torch.frexp(largest).exponent
     usual = (largest == 0) | (exponent.abs() <= _SAFE_EXPONENT)
     return torch.where(usual, 1.0, torch.ldexp(torch.ones_like(largest), exponent - 1))
@@ -129,6 +136,14 @@ def check_products(name: str, value: Tensor) -> None:
             f"{name} has the magnitude {largest:.3g} in column {column}, whose squares fp64 cannot hold; "
             "scale it to lie between 1e-144 and 1e144"
         )
+
+
+def doubled(value: Tensor) -> Tensor:
+    """The values in fp64; the tensor itself if that is what it is."""
+    if value.dtype == torch.float64 or not value.is_cpu or type(value) is not Tensor or value.numel() * 8 < _NEW_PAGES:
+        return value.double()
+    memory = empty_on_huge_pages(value.shape, torch.float64)
+    return value.double() if memory is None else memory.copy_(value)
 
 
 def check_lam(lam: Any) -> float:

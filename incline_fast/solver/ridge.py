@@ -38,6 +38,7 @@ from incline_fast.solver.preprocess import (
     check_matrix,
     check_pair,
     check_weight,
+    doubled,
     frame_of,
     from_spread,
     prepare,
@@ -145,12 +146,14 @@ class Ridge:
         check_pair(X, Y)
         sample_weight = None if sample_weight is None else matrix("sample_weight", sample_weight)
         check_weight(sample_weight, len(X))
-        x, y = X.double(), Y.double()
+        x, y = doubled(X), doubled(Y)
         weight = None if sample_weight is None else sample_weight.double()
         if weight is not None and not bool(weight.all()):
             kept = weight > 0
             x, y, weight = x[kept], y[kept], weight[kept]
-        units = units_of(x, y, weight, by_column=self.standardize)
+        # The squares of all other dtypes fit fp64.
+        doubles = torch.float64 in {side.dtype for side in (X, Y, sample_weight) if side is not None}
+        units = units_of(x, y, weight, by_column=self.standardize) if doubles else None
         if units is not None:
             x, y = x / units.x, y / units.y
             weight = None if weight is None else weight / units.weight

@@ -22,18 +22,20 @@ from incline_fast.models.block_parts import SiteKind
 from incline_fast.models.identity import identify, weights_hash
 from incline_fast.models.inputs import input_device, token_limits
 from incline_fast.models.sites import evaluated
+from incline_fast.models.wrappers import has_part_of_weights
 from incline_fast.states.shards import Shards, StatesError, text_hash
 from incline_fast.states.shared_prefix import SharedPrefix, common_prefix, key_value_cache, run_shared_prefix
 from incline_fast.text.prompts import Prompt, render, tokenize
 
 __all__ = [
+    "CollectOptions",
     "Collection",
     "HiddenStates",
     "Pooling",
     "StatesError",
     "collect",
     "evaluated",
-    "prepare",
+    "plan",
 ]
 
 HiddenStates = dict[int, Tensor]
@@ -102,57 +104,47 @@ def collect(
         RankError: another process has died.
     """
     rank_and_size(distributed)
-    prepared = prepare(
-        model,
-        tokenizer,
-        sentences,
-        template=template,
-        pooling=pooling,
-        site=site,
-        layers=layers,
-        batch_tokens=batch_tokens,
-        resume=resume,
-    )
-    return prepared.run(progress=progress, distributed=distributed)
+    options = CollectOptions(template, pooling, site, layers, batch_tokens, resume)
+    return plan(model, tokenizer, sentences, options).run(progress=progress, distributed=distributed)
 
 
-def prepare(
-    model: nn.Module,
-    tokenizer: Any,
-    sentences: Iterable[str],
-    *,
-    template: str | None,
-    pooling: Pooling,
-    site: SiteKind,
-    layers: Iterable[int] | None,
-    batch_tokens: int,
-    resume: str | PathLike[str] | None,
-) -> Collection:
-    """What :func:`collect` can refuse is refused here, before a forward pass; arguments and errors are those of it."""
-    if pooling not in get_args(Pooling):
-        raise ValueError(f"pooling is {pooling!r}; allowed: {', '.join(get_args(Pooling))}")
-    if whole("batch_tokens", batch_tokens) < 1:
-        raise ValueError(f"batch_tokens is {batch_tokens}; expected at least 1")
-    architecture = describe(model, site)
+@dataclass(frozen=True)
+class CollectOptions:
+    """The arguments of :func:`collect` that decide which states are taken; their names and meanings are the same."""
+
+    template: str | None
+    pooling: Pooling
+    site: SiteKind
+    layers: Iterable[int] | None
+    batch_tokens: int
+    resume: str | PathLike[str] | None
+
+
+def plan(model: nn.Module, tokenizer: Any, sentences: Iterable[str], options: CollectOptions) -> Collection:
+    """Check all that can be refused before a forward pass; arguments and errors as in :func:`collect`."""
+    if options.pooling not in get_args(Pooling):
+        raise ValueError(f"pooling is {options.pooling!r}; allowed: {', '.join(get_args(Pooling))}")
+    if whole("batch_tokens", options.batch_tokens) < 1:
+        raise ValueError(f"batch_tokens is {options.batch_tokens}; expected at least 1")
+    architecture = describe(model, options.site)
     if architecture.backbone in ACTIVE:
         raise StatesError("the model is being edited by an intervention; leave it to collect the states of the model")
-    sites = _check_layers(layers, architecture.num_layers)
+    sites = _check_layers(options.layers, architecture.num_layers)
     sentences = sentences if isinstance(sentences, str) else list(sentences)
     device = input_device(architecture)
-    prompts = tokenize(tokenizer, render(sentences, template), token_limits(architecture))
-    if pooling == "mean_all":
+    prompts = tokenize(tokenizer, render(sentences, options.template), token_limits(architecture))
+    if options.pooling == "mean_all":
         prompts = [replace(prompt, real=[True] * len(prompt.ids)) for prompt in prompts]
     shards = None
-    if resume is not None:
-        manifest = _manifest(model, sentences, prompts, template, pooling, sites)
-        shards = Shards(Path(resume), manifest | ({} if site == "hidden" else {"site": site}))
+    if options.resume is not None:
+        shards = Shards(Path(options.resume), _manifest(model, sentences, prompts, sites, options))
         shards.check(sites, len(prompts), architecture.hidden_size)
-    return Collection(architecture, prompts, pooling, sites, int(batch_tokens), shards, device)
+    return Collection(architecture, prompts, options.pooling, sites, int(options.batch_tokens), shards, device)
 
 
 @dataclass(frozen=True)
 class Collection:
-    """A run over sentences that has passed all checks and waits to begin.
+    """A planned run over sentences: all checks have passed, no forward pass has run.
 
     Attributes:
         architecture: of the model.
@@ -173,40 +165,46 @@ class Collection:
     def run(self, *, progress: bool, distributed: bool) -> HiddenStates:
         """The states; see :func:`collect`."""
         rank, size = rank_and_size(distributed)
-        sites = self.sites
-        states = {
-            site: torch.zeros(len(self.prompts), self.architecture.hidden_size, dtype=torch.float32, device="cpu")
-            for site in sites
-        }
+        if distributed and has_part_of_weights(self.architecture.model):
+            raise ValueError(
+                "distributed is True and the model's weights are shared out among processes (tensor parallelism), "
+                "which must run the same batches; leave distributed out: every process then collects all states"
+            )
+        states, done = self._restored(rank, size)
+        batches = _batches([prompt for prompt in self.prompts if prompt.index not in done], self.batch_tokens)
+        counts = {"total": len(self.prompts), "initial": len(done), "disable": not progress or rank > 0}
+        with tqdm(desc="hidden states", unit="sentence", **counts) as bar, _Recorder(self) as recorder:
+            for number, batch in enumerate(batches):
+                if number % size == rank:
+                    self._keep(states, batch, recorder.run(batch))
+                bar.update(len(batch))
+        if size > 1:
+            # Each row was computed by one process and is zero in all others, so the sum is exact.
+            for rows in states.values():
+                total(rows)
+        return states
+
+    def _restored(self, rank: int, size: int) -> tuple[HiddenStates, set[int]]:
+        """The states with the rows of finished batches filled in, on rank 0 alone, and the indices of these rows."""
+        shape = len(self.prompts), self.architecture.hidden_size
+        states = {site: torch.zeros(shape, dtype=torch.float32, device="cpu") for site in self.sites}
         done = set() if self.shards is None else self.shards.restore(states)
-        waiting = [prompt for prompt in self.prompts if prompt.index not in done]
         if size > 1:
             # No process writes before all have read what is done, so that all divide the same remaining sentences.
             synchronize()
             if rank > 0:
-                for site in sites:
-                    states[site].zero_()
-        quiet = not progress or rank > 0
-        total_length = len(self.prompts)
-        with (
-            tqdm(total=total_length, initial=len(done), desc="hidden states", unit="sentence", disable=quiet) as bar,
-            _Recorder(self) as recorder,
-        ):
-            for number, batch in enumerate(_batches(waiting, self.batch_tokens)):
-                if number % size == rank:
-                    indices = torch.tensor([prompt.index for prompt in batch], device="cpu")
-                    pooled = recorder.run(batch)
-                    _check_finite(pooled, batch, self.architecture.model)
-                    for site in sites:
-                        states[site][indices] = pooled[site]
-                    if self.shards is not None:
-                        self.shards.write(indices, pooled)
-                bar.update(len(batch))
-        if size > 1:
-            # Each row was computed by one process and is zero in all others, so the sum is exact.
-            for site in sites:
-                total(states[site])
-        return states
+                for rows in states.values():
+                    rows.zero_()
+        return states, done
+
+    def _keep(self, states: HiddenStates, batch: Sequence[Prompt], pooled: HiddenStates) -> None:
+        """Put the rows of one batch into ``states`` and into the shards."""
+        _check_finite(pooled, batch, self.architecture.model)
+        indices = torch.tensor([prompt.index for prompt in batch], device="cpu")
+        for site in self.sites:
+            states[site][indices] = pooled[site]
+        if self.shards is not None:
+            self.shards.write(indices, pooled)
 
 
 class _Recorder:
@@ -238,19 +236,10 @@ class _Recorder:
 
     def run(self, batch: Sequence[Prompt]) -> HiddenStates:
         """Pooled states ``{site: fp32 [len(batch), d]}`` on the CPU."""
-        skip = len(self._shared)
-        width = max(len(text.ids) for text in batch) - skip
-        ids = torch.zeros(len(batch), width, dtype=torch.long, device="cpu")
-        mask = torch.zeros(len(batch), skip + width, dtype=torch.long, device="cpu")
-        real = torch.zeros(len(batch), width, dtype=torch.bool, device="cpu")
-        for row, text in enumerate(batch):
-            ids[row, : len(text.ids) - skip] = torch.tensor(text.ids[skip:], device="cpu")
-            mask[row, : len(text.ids)] = 1
-            real[row, : len(text.ids) - skip] = torch.tensor(text.real[skip:], device="cpu")
-        self._real = real
+        ids, mask, self._real = _padded(batch, len(self._shared))
         self._pooled = {}
         cache = None
-        if skip:
+        if len(self._shared):
             cache = key_value_cache(self._architecture, self._shared, {}, own_tokens=0, rows=len(batch))
         with torch.no_grad():
             self._architecture.backbone(
@@ -263,6 +252,19 @@ class _Recorder:
 
     def _keep(self, site: int, h: Tensor) -> None:
         self._pooled[site] = pool(h, self._real.to(h.device), self._pooling).cpu()
+
+
+def _padded(batch: Sequence[Prompt], skip: int) -> tuple[Tensor, Tensor, Tensor]:
+    """``(ids, mask, real)``, padded on the right; ``ids`` and ``real`` leave out the first ``skip`` tokens."""
+    width = max(len(prompt.ids) for prompt in batch) - skip
+    ids = torch.zeros(len(batch), width, dtype=torch.long, device="cpu")
+    mask = torch.zeros(len(batch), skip + width, dtype=torch.long, device="cpu")
+    real = torch.zeros(len(batch), width, dtype=torch.bool, device="cpu")
+    for row, prompt in enumerate(batch):
+        ids[row, : len(prompt.ids) - skip] = torch.tensor(prompt.ids[skip:], device="cpu")
+        mask[row, : len(prompt.ids)] = 1
+        real[row, : len(prompt.ids) - skip] = torch.tensor(prompt.real[skip:], device="cpu")
+    return ids, mask, real
 
 
 def _shared_tokens(texts: Sequence[Prompt], pooling: Pooling) -> list[int]:
@@ -317,23 +319,19 @@ def _check_finite(pooled: HiddenStates, batch: Sequence[Prompt], model: nn.Modul
 
 
 def _manifest(
-    model: nn.Module,
-    sentences: Sequence[str],
-    prompts: Sequence[Prompt],
-    template: str | None,
-    pooling: Pooling,
-    sites: list[int],
+    model: nn.Module, sentences: Sequence[str], prompts: Sequence[Prompt], sites: list[int], options: CollectOptions
 ) -> dict[str, Any]:
     """All that the states depend on; any difference makes kept states useless."""
     identity = identify(model)
-    return {
+    manifest = {
         "model": identity.model_id,
         "config_hash": identity.config_hash,
         "weights_hash": weights_hash(model),
         "sentences": len(sentences),
         "sentences_hash": text_hash(sentences),
         "tokens_hash": text_hash(str(prompt.ids) for prompt in prompts),
-        "template": template,
-        "pooling": pooling,
+        "template": options.template,
+        "pooling": options.pooling,
         "layers": sites,
     }
+    return manifest if options.site == "hidden" else manifest | {"site": options.site}

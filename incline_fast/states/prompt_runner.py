@@ -1,7 +1,7 @@
-"""Run prompts up to their last token once, and their last token as often as there are variants of it.
+"""Run prompts up to their last token once, and the last token once for every variant of an intervention.
 
 An edit of the last token touches nothing before it. So a prompt is a prefill, whose keys and values are kept, and
-decode-shaped steps over them: one step serves every strength, and a step that edits site l first starts at site l.
+decode-shaped steps over them: one step computes every strength, and a step that edits site l first starts at site l.
 """
 
 from __future__ import annotations
@@ -280,7 +280,7 @@ class PromptRunner:
         found: dict[int, Tensor] = {}
 
         def keep(site: int, h: Tensor) -> None:
-            # fp32, and a copy: a later edit of the stream is in place.
+            # fp32, and a copy: a later edit of the residual stream is in place.
             found[site] = h[:, columns].to(torch.float32, copy=True)
 
         handles = [self.architecture.sites[site].observe(partial(keep, site)) for site in sites]

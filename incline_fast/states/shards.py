@@ -90,7 +90,7 @@ class Shards:
             save_file({"indices": indices, **tensors}, temporary)
 
     def keep(self, name: str, tensors: Mapping[str, Tensor]) -> None:
-        """Keep tensors of another kind under a name of their own."""
+        """Keep other tensors under a name."""
         with replacing(self._folder / f"{name}.safetensors") as temporary:
             save_file({key: tensor.contiguous() for key, tensor in tensors.items()}, temporary)
 

@@ -1,7 +1,7 @@
-"""Tokens that all prompts begin with run once: their keys and values serve every prompt.
+"""Tokens that all prompts begin with run once: every prompt reuses their keys and values.
 
-Few-shot examples before the sentence are such tokens. What prompts share is read off their token ids, so nobody has to
-name it, and the boundary never falls inside a token.
+Few-shot examples before the sentence are such tokens. They are found by comparing token ids, so callers need not name
+them, and the boundary never falls inside a token.
 """
 
 from __future__ import annotations
@@ -117,7 +117,7 @@ def fill_skipped(cache: Any, first_block: int, tokens: int) -> None:
 
 
 def _hold_nothing(layer: Any, tokens: int) -> None:
-    """A block that does not run: the number of its tokens is all that a mask reads of it."""
+    """Prepare a block that does not run: masks only read the number of its tokens."""
     window = getattr(layer, "sliding_window", None)
     nothing = torch.zeros(1, 1, tokens if window is None else min(tokens, window - 1), 1)
     layer.lazy_initialization(nothing, nothing)

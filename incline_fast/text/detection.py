@@ -1,4 +1,4 @@
-"""The language of a text, for batches whose languages nobody wrote down; needs ``pip install incline-fast[detect]``.
+"""The language of a text, for batches whose languages are not recorded; needs ``pip install incline-fast[detect]``.
 
 The detector is py3langid, a maintained successor of langid.py (Lui and Baldwin, ACL 2012 demonstrations): 97 languages,
 a naive Bayes classifier over byte n-grams, nothing but NumPy beneath it, 4.5 MB with its model (lingua: 96 MB), no

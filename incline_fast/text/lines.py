@@ -1,4 +1,4 @@
-"""Rows of text as readers find them: each has its place, and two sides or what is wrong with it.
+"""Rows of text as readers return them: where each was read, and its two sides or what is wrong with it.
 
 The one reader of lines: parallel text, lists of prompts and JSON lines all come through :func:`read_lines`.
 """
@@ -33,7 +33,7 @@ __all__ = [
 _LISTED = 10
 _UNPACK: dict[str, Callable[[bytes], bytes]] = {".gz": gzip.decompress, ".bz2": bz2.decompress, ".xz": lzma.decompress}
 _PACKED = (".zst", ".zip", ".7z", ".lz4", ".br", ".tar", ".tgz")
-# In these a line cannot be decoded by itself: it may begin in the state in which the line before it ended.
+# In these encodings a line cannot be decoded alone: it may begin in the state in which the line before it ended.
 _STATEFUL = ("iso2022", "hz", "utf_7", "utf-7")
 
 
@@ -93,7 +93,7 @@ def read_lines(path: Path, encoding: str = "utf-8") -> list[Row]:
 
     Raises:
         ValueError: the encoding is unknown.
-        TextError: the file as a whole is not text in this encoding. A single line that is not says so in its row.
+        TextError: the file as a whole is not text in this encoding. A single line that is not is reported in its row.
         OSError: there is no such file.
     """
     codec = _codec(encoding)

@@ -342,7 +342,7 @@ class ParallelText:
         source_language: str | None,
         target_language: str | None,
     ) -> Self:
-        """The gate that every row passes."""
+        """Check every row, as the module describes."""
         if on_problem not in get_args(OnProblem):
             raise ValueError(f"on_problem is {on_problem!r}; allowed: {', '.join(map(repr, get_args(OnProblem)))}")
         problems: list[Problem] = []

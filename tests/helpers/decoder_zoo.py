@@ -200,7 +200,7 @@ def _config(config_class: type, overrides: dict[str, Any]) -> Any:
         if part is not None:
             fields[name] = _config(type(part), OVERRIDES.get(part.model_type, {})).to_dict()
     fields |= _per_layer(default, fields)
-    # Encoders of the BERT family are decoders when told so.
+    # Encoders of the BERT family are decoders with this setting.
     fields |= {"is_decoder": True} if hasattr(default, "is_decoder") and default.is_decoder is False else {}
     return config_class(**{**fields, **overrides})
 

@@ -29,7 +29,7 @@ class MadeUpDevice:
     def alive(self) -> bool:
         return not self.lost
 
-    def stream(self) -> Any:
+    def cuda_stream(self) -> Any:
         return nullcontext()
 
     def capture(self, work: Callable[[], object]) -> Callable[[], object]:

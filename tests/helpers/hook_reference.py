@@ -43,7 +43,7 @@ class HookedEdit:
     recorded: dict[int, Tensor] | None = None
     """Site -> states ``[B, T, d]`` of an unedited run, from which edited values are computed (clean mode)."""
     streams: int | None = None
-    """Axis of parallel streams: every one of them moves by what the edit moves their mean."""
+    """Axis of parallel streams: every stream moves by what the edit moves their mean."""
 
     def strength(self, site: int, row: int) -> float:
         if isinstance(self.alpha, dict):

@@ -2,7 +2,7 @@
 
 https://www.itl.nist.gov/div898/strd/lls/lls.shtml, public domain. The certified values were computed by NIST in
 multiple precision and rounded to 15 digits. Here they are typed in with the data, as text, so that an exact rational
-solve can vouch for both.
+solve can verify both.
 """
 
 from __future__ import annotations

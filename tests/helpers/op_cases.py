@@ -38,15 +38,15 @@ class Case:
         """(y, r') of the in-place form, run on copies with the same strides."""
         x = _copy(self.x)
         options = dict(self.options)
-        stream = x
+        written = x
         if options.get("residual") is not None:
-            stream = options["residual"] = _copy(options["residual"])
+            written = options["residual"] = _copy(options["residual"])
         if self.norm == "rms":
             y = ops.affine_rms_norm_(x, self.weight, self.map, **options, backend=backend)
         else:
             y = ops.affine_layer_norm_(x, self.weight, self.norm_bias, self.map, **options, backend=backend)
-        assert (y is x) == (stream is not x)
-        return y, stream
+        assert (y is x) == (written is not x)
+        return y, written
 
     def expected(self) -> tuple[Tensor, Tensor]:
         """fp64 (y, r') from the same inputs."""

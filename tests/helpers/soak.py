@@ -212,7 +212,7 @@ class Sequence:
 
 
 def alive() -> int:
-    """Interventions and passes that nobody lets go of."""
+    """Interventions and passes that are still referenced."""
     gc.collect()
     return sum(type(thing) in (Intervention, ForwardPass) for thing in gc.get_objects())
 

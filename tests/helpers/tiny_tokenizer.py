@@ -15,7 +15,7 @@ WORDS = [f"w{i}" for i in range(UNKNOWN + 1, VOCAB)]
 def tiny_tokenizer(
     *, bos: bool = True, eos: bool = False, pad: bool = True, side: str = "right"
 ) -> PreTrainedTokenizerFast:
-    """Splits at spaces; ``w4`` has id 4 and so on. Adds BOS and EOS as told, and has a pad token or not."""
+    """Splits at spaces; ``w4`` has id 4 and so on. Adds BOS and EOS, and has a pad token, as the arguments say."""
     vocabulary = {"<pad>": PAD, "<s>": BOS, "</s>": EOS, "<unk>": UNKNOWN}
     vocabulary |= {word: index for index, word in enumerate(WORDS, UNKNOWN + 1)}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))

@@ -27,10 +27,10 @@ class TritonCase(Case):
         """(y, r') of the in-place op, run on copies with the same strides."""
         op = getattr(affine_norm, f"affine_{self.norm}_norm_")
         residual = self.options.get("residual")
-        stream = _copy(self.x if residual is None else residual)
+        written = _copy(self.x if residual is None else residual)
         y = torch.empty_like(self.x) if residual is None else _copy(self.x)
-        op(y, stream, residual is not None, *self.arguments())
-        return y, stream
+        op(y, written, residual is not None, *self.arguments())
+        return y, written
 
     def arguments(self) -> tuple[Any, ...]:
         """What follows x and residual in the ops' schemas."""
@@ -45,7 +45,7 @@ class TritonCase(Case):
 
 
 def make_triton(*arguments: Any, **options: Any) -> TritonCase:
-    """``cases.make`` for the Triton ops."""
+    """``op_cases.make`` for the Triton ops."""
     case = make(*arguments, **options)
     return TritonCase(**{field.name: getattr(case, field.name) for field in fields(case)})
 

@@ -122,17 +122,6 @@ def test_a_custom_loop_by_a_saved_method_is_refused():
         saved(**inputs, custom_generate=loop, max_new_tokens=2)
 
 
-def test_continuous_batching_is_refused_at_every_door():
-    model = tiny("llama")
-    saved = model.generate_batch
-    with intervene(model, ALIGNMENT, alpha=0.5):
-        for door in (model.generate_batch, saved):
-            with pytest.raises(InterventionError, match="continuous batching"):
-                door([[3, 4, 5]])
-        with pytest.raises(InterventionError, match="continuous batching"):
-            model.init_continuous_batching()
-
-
 def test_a_generation_inside_a_generation_is_its_own():
     model, inputs, other = tiny("llama"), prompts((6, 4)), prompts((3,), seed=4)
     seen = []

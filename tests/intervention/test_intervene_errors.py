@@ -255,12 +255,6 @@ def test_an_unknown_kind_of_decoding_is_noticed():
         model.generate(**inputs, max_new_tokens=2, stopping_criteria=[speculate])
 
 
-def test_continuous_batching_is_refused():
-    model = tiny("llama")
-    with intervene(model, ALIGNMENT, alpha=0.5), pytest.raises(InterventionError, match="continuous batching"):
-        model.generate_batch([[3, 4, 5]])
-
-
 def test_missing_inputs_are_refused():
     model = tiny("llama")
     with (

@@ -98,6 +98,26 @@ class TestWrappers:
             take(model)
         take(model.module)
 
+    def test_wrappers_that_give_out_the_attributes_of_the_model_say_what_to_do(self):
+        class Engine(nn.Module):
+            def __init__(self, module):
+                super().__init__()
+                self.module = module
+
+            def __getattr__(self, name):
+                try:
+                    return super().__getattr__(name)
+                except AttributeError:
+                    return getattr(super().__getattr__("module"), name)
+
+            def forward(self, *args, **kwargs):
+                return self.module(*args, **kwargs)
+
+        engine = Engine(tiny("llama"))
+        assert engine.config.model_type == "llama"
+        with pytest.raises(UnsupportedModelError, match=r"Engine .*pass the model inside: model\.module"):
+            describe(engine)
+
     def test_what_holds_a_model_says_where_it_is(self):
         class Pipeline:
             model = tiny("llama")

@@ -54,18 +54,18 @@ def run(given: dict[str, Any], backend: str) -> tuple[Tensor, Tensor | None]:
 @pytest.mark.parametrize(("d", "rank"), [(1, None), (33, None), (33, 5), (96, 16)])
 def test_edited_rows_follow_the_definition_and_others_keep_their_bits(d, rank, dtype, residual, backend):
     given = problem(d, rank, dtype, residual, torch.float32)
-    x, stream = run(given, backend)
+    x, written = run(given, backend)
     n = len(ROW_MAP)
     double = {key: v.double() if isinstance(v, Tensor) and v.is_floating_point() else v for key, v in given.items()}
     map = double["map"].to(torch.float64)
     per_row = (double["row_alpha"][:n], double["row_beta"][:n], double["row_map"][:n])
-    parts = (map.down, map.up, None, None, double["residual"], double["bias"])
-    expected, _ = reference.affine_residual(double["x"], *parts, *per_row)
+    edit = reference.Edit(map.down, map.up, None, None, double["bias"], *per_row)
+    expected, _ = reference.affine_residual(double["x"], double["residual"], edit)
     edited = torch.tensor(ROW_MAP) >= 0
-    result = x if stream is None else stream
+    result = x if written is None else written
     assert_close(result[edited], expected[edited], d)
-    assert torch.equal(result[~edited], (given["x"] if stream is None else given["residual"])[~edited])
-    if stream is not None:
+    assert torch.equal(result[~edited], (given["x"] if written is None else given["residual"])[~edited])
+    if written is not None:
         assert torch.equal(x[~edited], given["x"][~edited])
         assert not x[edited].any(), "the engine adds x to the residual once more"
 
@@ -102,8 +102,8 @@ def test_bits_of_a_row_do_not_depend_on_the_other_edited_rows():
         if map >= 0:
             alone = torch.full_like(given["row_map"], -1)
             alone[row] = map
-            _, stream = run({**given, "row_map": alone}, "cpu")
-            assert torch.equal(stream[row], together[row])
+            _, written = run({**given, "row_map": alone}, "cpu")
+            assert torch.equal(written[row], together[row])
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -136,16 +136,16 @@ def test_opcheck_and_a_compiled_graph(residual):
     op = torch.ops.incline_fast.affine_residual_
 
     def arguments() -> tuple[Any, ...]:
-        stream = None if given["residual"] is None else given["residual"].clone()
-        return (given["x"].clone(), stream, down, up, None, None, given["bias"], *vectors)
+        residual = None if given["residual"] is None else given["residual"].clone()
+        return (given["x"].clone(), residual, down, up, None, None, given["bias"], *vectors)
 
     torch.library.opcheck(op.default, arguments())
 
-    def step(x: Tensor, stream: Tensor | None) -> Tensor:
+    def step(x: Tensor, residual: Tensor | None) -> Tensor:
         x = x + 1
-        op(x, stream, down, up, None, None, given["bias"], *vectors)
-        return x if stream is None else x + stream
+        op(x, residual, down, up, None, None, given["bias"], *vectors)
+        return x if residual is None else x + residual
 
-    x, stream = arguments()[:2]
-    expected = step(x.clone(), None if stream is None else stream.clone())
-    assert torch.equal(torch.compile(step, fullgraph=True, dynamic=True)(x, stream), expected)
+    x, residual = arguments()[:2]
+    expected = step(x.clone(), None if residual is None else residual.clone())
+    assert torch.equal(torch.compile(step, fullgraph=True, dynamic=True)(x, residual), expected)

@@ -142,10 +142,10 @@ def test_in_place_form_under_autograd(norm: str, residual: torch.dtype | None, b
     run = ops.affine_rms_norm_ if norm == "rms" else ops.affine_layer_norm_
     vectors = (in_place.weight,) if norm == "rms" else (in_place.weight, in_place.norm_bias)
     again = run(in_place.x, *vectors, in_place.map, **in_place.options, backend=backend)
-    stream = in_place.options.get("residual", in_place.x)
+    written = in_place.options.get("residual", in_place.x)
     assert torch.equal(again, y)
-    assert torch.equal(stream, edited)
-    (again * stream).sum().backward()
+    assert torch.equal(written, edited)
+    (again * written).sum().backward()
     for name, tensor in tensors.items():
         torch.testing.assert_close(tensor.grad, functional[name].grad)
 

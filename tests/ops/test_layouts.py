@@ -57,7 +57,7 @@ LAYOUTS = [gaps, unaligned, columns_apart, transposed]
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
 @pytest.mark.parametrize("shape", [(4,), (2, 3), (2, 1, 3)])
-def test_layout_of_the_stream(
+def test_layout_of_the_residual(
     shape: tuple[int, ...], dtype: torch.dtype, layout: Callable[[Tensor], Tensor], backend: str
 ) -> None:
     for norm, residual in (("rms", None), ("layer", None), ("rms", dtype), ("layer", torch.float64)):

@@ -86,7 +86,7 @@ def test_dtypes(dtype: torch.dtype, map_dtype: torch.dtype, backend: str) -> Non
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("norm", ["rms", "layer"])
 @pytest.mark.parametrize("rank", [None, 7])
-def test_double_sums_wherever_a_stream_is_double(rank: int | None, norm: str, backend: str) -> None:
+def test_double_sums_wherever_x_or_the_residual_is_double(rank: int | None, norm: str, backend: str) -> None:
     for dtype, residual in [(torch.float64, None), (torch.float64, torch.float64), (torch.float64, torch.float32)] + [
         (low, torch.float64) for low in LOW
     ]:

@@ -23,15 +23,16 @@ CPU = torch.device("cpu")
 def states(model: Model, x: torch.Tensor, edit: dict[int, tuple[Alignment, float, float]]) -> torch.Tensor:
     """The model's definition with row i edited by ``edit[i]`` at every site of its alignment."""
 
-    def edited(site: int, stream: torch.Tensor) -> torch.Tensor:
-        stream = stream.clone()
+    def edited(site: int, residual: torch.Tensor) -> torch.Tensor:
+        residual = residual.clone()
         for row, (chosen, alpha, beta) in edit.items():
             if site in chosen.maps:
                 map = chosen.maps[site]
-                parts = (map.down, map.up, None, None, None, chosen.bias.get(site))
-                result, _ = reference.affine_residual(stream[row : row + 1], *parts, alpha, beta, None)
-                stream[row] = result[0]
-        return stream
+                maps = (map.down, map.up, None, None, chosen.bias.get(site))
+                row_edit = reference.Edit(*maps, alpha, beta, None)
+                result, _ = reference.affine_residual(residual[row : row + 1], None, row_edit)
+                residual[row] = result[0]
+        return residual
 
     with torch.no_grad():
         for site, block in enumerate(model.model.layers):

@@ -119,3 +119,11 @@ def test_zero_targets():
     solution = solve(X, torch.zeros(5, 12, dtype=torch.float64), 0.5)
     assert solution.path == "dual"
     assert not dense(solution).any()
+
+
+@pytest.mark.parametrize("rows", [1, 127, 128, 129, 300])
+def test_gram_is_symmetric_and_right(rows):
+    X = torch.randn(rows, 40, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    product = least_squares.gram(X)
+    torch.testing.assert_close(product, X @ X.T)
+    torch.testing.assert_close(product, product.T, rtol=0, atol=1e-13)

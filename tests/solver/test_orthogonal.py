@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from incline_fast.solver import orthogonal
+from incline_fast.solver import least_squares, orthogonal
 from incline_fast.solver.least_squares import solve
 
 SHAPES = ((100, 150), (150, 100), (100, 100), (70, 400), (400, 70))
@@ -125,4 +125,40 @@ def test_condition_of_a_triangle(decades, seed):
     R = torch.linalg.qr(with_spectrum(80, 80, torch.logspace(0, -decades, 80, dtype=torch.float64)))[1]
     R = torch.linalg.qr(R @ torch.linalg.qr(normal(80, 80, seed=seed))[0])[1]
     true = 1 / float(np.linalg.cond(R.numpy()))
-    assert true / 1.01 <= orthogonal._reciprocal_condition(R) <= 30 * true
+    assert true / 1.01 <= orthogonal.reciprocal_condition(R.T) <= 30 * true
+
+
+@pytest.mark.parametrize("decades", [4.5, 5, 6, 7])
+@pytest.mark.parametrize(("n", "d"), [(400, 190), (1000, 70)])
+def test_many_rows_whose_gram_matrix_is_open(monkeypatch, decades, n, d):
+    """Cholesky QR, twice: exact to eps times the condition, where Cholesky is to its square."""
+    monkeypatch.setattr(least_squares, "solve_by_qr", None)
+    X, Y = with_spectrum(n, d, torch.logspace(0, -decades, d, dtype=torch.float64)), normal(n, 30, seed=1)
+    solution = solve(X, Y, 0.0)
+    assert solution.path == "qr"
+    assert solution.notes[0].startswith("Cholesky: condition about")
+    assert error(solution, X, Y) <= 10 * EPS * 10**decades
+    assert 10 ** (-2 * decades) / 1e3 <= solution.rcond <= 10 ** (-2 * decades) * 1e3
+
+
+def test_a_gram_matrix_that_cannot_be_repaired_is_left_to_householder():
+    values = torch.ones(100, dtype=torch.float64)
+    values[-1] = 1e-9
+    X, Y = with_spectrum(500, 100, values), normal(500, 30, seed=1)
+    wrong = torch.linalg.cholesky(X.T @ X + 1e-14 * torch.eye(100, dtype=torch.float64))
+    refused = least_squares._by_cholesky_qr(X, Y, wrong)
+    assert isinstance(refused, str)
+    assert refused.startswith("Cholesky QR: ")
+    solution = solve(X, Y, 0.0)
+    assert solution.path == "qr"
+    assert error(solution, X, Y) <= 1e3 * EPS * 1e9
+
+
+def test_a_scale_that_lstsq_takes_for_zero_is_not_kept_by_cholesky_qr():
+    """Cholesky does not see how columns are scaled; lstsq does."""
+    X = normal(500, 100)
+    X[:, 7] *= 1e-15
+    Y = normal(500, 30, seed=1)
+    refused = least_squares._by_cholesky_qr(X, Y, torch.linalg.cholesky(X.T @ X))
+    assert isinstance(refused, str)
+    assert refused.startswith("QR: smallest singular value about")

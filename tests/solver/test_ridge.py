@@ -11,6 +11,7 @@ from sklearn.linear_model import Ridge as Oracle
 from sklearn.linear_model import RidgeCV
 from sklearn.preprocessing import StandardScaler
 
+from incline_fast.solver import preprocess
 from incline_fast.solver.ridge import DEFAULT_LAMS, Ridge, RidgeBreakdownError
 
 SHAPES = [(8, 20), (20, 20), (21, 20), (60, 20)]
@@ -356,3 +357,14 @@ def test_bad_rows_are_named():
             ridge.fit(*arguments)
     with pytest.raises(ValueError, match="X has 3 features; the fit had 4"):
         ridge.fit(X, Y).predict(X[:, :3])
+
+
+def test_large_fp32_data_become_the_same_fp64(monkeypatch):
+    """On other pages, which must not change a value."""
+    monkeypatch.setattr(preprocess, "_NEW_PAGES", 2 << 20)
+    for X in (torch.randn(700, 512).bfloat16(), torch.randn(512, 700).T, torch.randn(3, 4)):
+        found = preprocess.doubled(X)
+        assert found.dtype == torch.float64
+        assert torch.equal(found, X.double())
+    X = torch.randn(3, 4).double()
+    assert preprocess.doubled(X) is X

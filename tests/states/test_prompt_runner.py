@@ -8,7 +8,7 @@ import pytest
 import torch
 from tiny_models import CONFIGS, HIDDEN, LAYERS, tiny
 from tiny_tokenizer import WORDS, sentences, tiny_tokenizer
-from torch import Tensor
+from torch import Tensor, nn
 
 from incline_fast import Alignment, intervene
 from incline_fast.models.architectures import describe
@@ -140,6 +140,46 @@ def test_a_small_head_gives_the_columns_of_the_large_one(name: str) -> None:
         again = model(ids).logits
     torch.testing.assert_close(few, whole[..., tokens])
     assert torch.equal(again, whole)
+
+
+def adapted(model):
+    peft = pytest.importorskip("peft")
+    return peft.get_peft_model(model, peft.LoraConfig(r=2, target_modules=["lm_head"], init_lora_weights=False)).eval()
+
+
+def quantised(model):
+    return torch.ao.quantization.quantize_dynamic(model, {nn.Linear}, dtype=torch.qint8)
+
+
+def packed(model):
+    quantization = pytest.importorskip("torchao.quantization")
+    quantization.quantize_(model, quantization.Int8WeightOnlyConfig(), lambda module, name: name == "lm_head")
+    return model
+
+
+def hooked(model):
+    model.lm_head.register_forward_hook(lambda module, args, output: 2 * output)
+    return model
+
+
+def offloaded(model):
+    accelerate = pytest.importorskip("accelerate")
+    return accelerate.cpu_offload(model, execution_device=torch.device("cpu"))
+
+
+@pytest.mark.filterwarnings("ignore:.*is deprecated")
+@pytest.mark.parametrize("change", [adapted, quantised, packed, hooked, offloaded])
+def test_heads_that_are_more_than_their_weight(change) -> None:
+    model, tokens = change(tiny("llama")), [9, 4, 33]
+    ids = torch.tensor([[5, 6, 7]])
+    with torch.no_grad():
+        whole = model(ids).logits
+        with head_of_tokens(model, tokens):
+            few = model(ids).logits
+        assert torch.equal(model(ids).logits, whole)
+    torch.testing.assert_close(few, whole[..., tokens])
+    with pytest.raises(ValueError, match=r"token_ids is \[61\]"), head_of_tokens(model, [61]):
+        pass
 
 
 def test_errors() -> None:

@@ -1,7 +1,7 @@
 """Rows of public sets for the harness, read from files in the layout of their releases; nothing is downloaded.
 
 The folder is named by ``--metadata '{"data": "DIR"}'`` or by the environment variable ``INCLINE_FAST_DATA``. Every
-reader returns ``{"test": rows}``, as the harness's ``custom_dataset`` wants it; its docstring names the files.
+reader returns ``{"test": rows}``, as the harness's ``custom_dataset`` requires; its docstring names the files.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The model class ``incline`` of lm-evaluation-harness: ``hf`` whose contexts are edited at their last token.
 
-A continuation is scored, or generated, after an edited context; its own tokens are not edited. Each context runs once
-for all of its continuations, and what all contexts begin with (few-shot examples) runs once for all of them.
+A continuation is scored or generated after an edited context; the continuation's tokens are not edited. Each context
+runs once for all of its continuations, and what all contexts begin with (few-shot examples) runs once for all of them.
 """
 
 from __future__ import annotations
@@ -105,7 +105,7 @@ class InclineLM(HFLM):  # type: ignore[misc]
         return generated
 
     def _fitting(self, context: list[int], continuation: list[int]) -> tuple[list[int], list[int]]:
-        """Context and continuation; the beginning of what is longer than the model takes is left out, as in ``hf``."""
+        """Context and continuation; a beginning beyond the model's length is left out, as in ``hf``."""
         # The last token of the continuation is scored, but never fed.
         room = self.max_length + 1 - len(continuation)
         if room < 1:

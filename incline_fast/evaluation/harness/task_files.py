@@ -33,7 +33,7 @@ def write_task_files(folder: str | PathLike[str]) -> None:
     """Write the files of every set and language, for the harness's ``--include_path``.
 
     Args:
-        folder: where to; it is there.
+        folder: an existing folder.
     """
     for name, languages in SETS.items():
         for language in languages:

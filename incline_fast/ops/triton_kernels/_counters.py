@@ -1,7 +1,7 @@
 """Zeroed int32 counters for kernels that set them back to zero before they end.
 
-A launch may share its counters with an earlier one of the same stream, which has ended by then, but not with one that
-can run beside it. So each stream has counters of its own, and each call that is captured into a CUDA graph as well,
+A launch may share its counters with an earlier one of the same CUDA stream, which has ended by then, but not with one
+that can run beside it. So each CUDA stream has its own counters, and so does each call captured into a CUDA graph,
 since graphs captured on one stream can be replayed on several. All come from one slab per device, allocated at the
 first call outside of a capture: memory of a graph's own pool would not outlive the graph.
 """
@@ -15,7 +15,7 @@ __all__ = ["zeroed"]
 
 _PER_CALL = 16
 _SLAB = 1 << 18
-"""1 MiB per device: 16384 streams and captured calls."""
+"""1 MiB per device: 16384 CUDA streams and captured calls."""
 
 
 class _Slab:
@@ -24,9 +24,9 @@ class _Slab:
     def __init__(self, device: torch.device) -> None:
         self.memory = torch.zeros(_SLAB, dtype=torch.int32, device=device)
         if device.type == "cuda":
-            torch.cuda.current_stream(device).synchronize()  # the next user may be another stream
+            torch.cuda.current_stream(device).synchronize()  # the next user may be another CUDA stream
         self.used = 0
-        self.streams: dict[int, Tensor] = {}
+        self.by_cuda_stream: dict[int, Tensor] = {}
 
     def piece(self) -> Tensor | None:
         """The next piece, None when all are given out."""
@@ -40,10 +40,10 @@ _slabs: dict[torch.device, _Slab] = {}
 
 
 def zeroed(like: Tensor, count: int) -> Tensor:
-    """``count`` counters for one launch on the current stream of ``like``'s device.
+    """``count`` counters for one launch on the current CUDA stream of ``like``'s device.
 
-    Where the slab cannot serve - more counters than a piece has, pieces used up, a capture before any other call, or a
-    traced call, whose memory belongs to the compiler - they are a new tensor, which costs a small fill.
+    Where the slab has none to give - more counters than a piece has, pieces used up, a capture before any other call,
+    or a traced call, whose memory belongs to the compiler - they are a new tensor, which costs a small fill.
     """
     fresh = type(like) not in (Tensor, torch.nn.Parameter) or count > _PER_CALL
     counters = None if fresh else _from_slab(like.device)
@@ -51,7 +51,7 @@ def zeroed(like: Tensor, count: int) -> Tensor:
 
 
 def _from_slab(device: torch.device) -> Tensor | None:
-    stream = torch.cuda.current_stream(device).cuda_stream if device.type == "cuda" else 0
+    cuda_stream = torch.cuda.current_stream(device).cuda_stream if device.type == "cuda" else 0
     capturing = device.type == "cuda" and torch.cuda.is_current_stream_capturing()
     if device not in _slabs:
         if capturing:
@@ -60,9 +60,9 @@ def _from_slab(device: torch.device) -> Tensor | None:
     slab = _slabs[device]
     if capturing:
         return slab.piece()
-    if stream not in slab.streams:
+    if cuda_stream not in slab.by_cuda_stream:
         piece = slab.piece()
         if piece is None:
             return None
-        slab.streams[stream] = piece
-    return slab.streams[stream]
+        slab.by_cuda_stream[cuda_stream] = piece
+    return slab.by_cuda_stream[cuda_stream]

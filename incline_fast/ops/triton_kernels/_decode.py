@@ -128,9 +128,9 @@ def _weight_tile(matrix, columns, num_columns, ks, depth, end):
 
 
 @triton.jit
-def _stream_tile(stream, rows, mine, ks, end):
+def _input_tile(inputs, rows, mine, ks, end):
     """``r[rows, ks]`` transposed, in fp32, with r = x (+ residual)."""
-    x, residual, x_stride, residual_stride = stream
+    x, residual, x_stride, residual_stride = inputs
     mask = (ks < end)[:, None] & mine[None, :]
     value = tl.load(x + rows[None, :] * x_stride + ks[:, None], mask=mask, other=0.0).to(tl.float32)
     if residual is not None:
@@ -153,8 +153,8 @@ def _factor_tile(
 
 
 @triton.jit
-def _project_stream(
-    stream, matrix, columns, num_columns, rows, mine, hidden, begin, end,
+def _project_input(
+    inputs, matrix, columns, num_columns, rows, mine, hidden, begin, end,
     TOKENS: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, OPERAND: tl.constexpr, PARTS: tl.constexpr
 ):  # fmt: skip
     """``matrix[columns, begin:end] @ r[rows, begin:end]^T``, ``[BLOCK_N, TOKENS]``."""
@@ -162,7 +162,7 @@ def _project_stream(
     for k in range(begin, end, BLOCK_K):
         ks = k + tl.arange(0, BLOCK_K)
         weight = _weight_tile(matrix, columns, num_columns, ks, hidden, end)
-        sums = _multiply(weight, _stream_tile(stream, rows, mine, ks, end), sums, OPERAND, PARTS)
+        sums = _multiply(weight, _input_tile(inputs, rows, mine, ks, end), sums, OPERAND, PARTS)
     return sums
 
 
@@ -191,7 +191,7 @@ def _store_image(image, sums, columns, rows, mine, hidden):
 
 @triton.jit
 def _down_item(
-    stream, down, z, group, item, num_tokens, rank, hidden, SPLITS: tl.constexpr,
+    inputs, down, z, group, item, num_tokens, rank, hidden, SPLITS: tl.constexpr,
     TOKENS: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, OPERAND: tl.constexpr, PARTS: tl.constexpr
 ):  # fmt: skip
     """``z[split, rows, block] = down[block] r[rows]`` over one piece of the hidden size."""
@@ -202,8 +202,8 @@ def _down_item(
         split = item % SPLITS
         piece = tl.cdiv(tl.cdiv(hidden, SPLITS), BLOCK_K) * BLOCK_K
         begin, end = split * piece, tl.minimum(split * piece + piece, hidden)
-        sums = _project_stream(
-            stream, matrix, columns, rank, rows, mine, hidden, begin, end, TOKENS, BLOCK_N, BLOCK_K, OPERAND, PARTS
+        sums = _project_input(
+            inputs, matrix, columns, rank, rows, mine, hidden, begin, end, TOKENS, BLOCK_N, BLOCK_K, OPERAND, PARTS
         )
         places = z + (split * num_tokens + rows[None, :]) * rank + columns[:, None]
         tl.store(places, sums, mask=(columns < rank)[:, None] & mine[None, :])
@@ -230,7 +230,7 @@ def _up_item(
 
 @triton.jit
 def _dense_item(
-    stream, up, image, group, block, hidden,
+    inputs, up, image, group, block, hidden,
     TOKENS: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, OPERAND: tl.constexpr, PARTS: tl.constexpr
 ):  # fmt: skip
     """``image[rows, block] = up[block] r[rows]``."""
@@ -238,8 +238,8 @@ def _dense_item(
     if map >= 0:
         matrix = up + map * hidden * hidden
         columns = block * BLOCK_N + tl.arange(0, BLOCK_N)
-        sums = _project_stream(
-            stream, matrix, columns, hidden, rows, mine, hidden, 0, hidden, TOKENS, BLOCK_N, BLOCK_K, OPERAND, PARTS
+        sums = _project_input(
+            inputs, matrix, columns, hidden, rows, mine, hidden, 0, hidden, TOKENS, BLOCK_N, BLOCK_K, OPERAND, PARTS
         )
         _store_image(image, sums, columns, rows, mine, hidden)
 
@@ -268,7 +268,7 @@ def suitable(configs: list[triton.Config], named_args: dict, **kwargs) -> list[t
 
 @triton.autotune(
     configs=[
-        # With 32 rows of a map six stages spill registers on an A100 (fp32 streams).
+        # With 32 rows of a map six stages spill registers on an A100 (fp32 residuals).
         triton.Config({"BLOCK_N": rows}, num_warps=WARPS, num_stages=stages)
         for rows, stages in ((16, 4), (16, 6), (32, 3), (32, 4))
     ],
@@ -330,7 +330,7 @@ def decode(
     RESIDENT: tl.constexpr,
 ):
     """One work item per program. z is fp32 ``[SPLITS, num_tokens, rank]``, image fp32 ``[num_tokens, hidden]``."""
-    stream = (x, residual, x_stride, residual_stride)
+    inputs = (x, residual, x_stride, residual_stride)
     item = tl.atomic_add(counters, 1, sem="relaxed", scope="gpu")
     tiles = tl.cdiv(num_tokens, TOKENS)
     down_items, up_items = SLOTS * SPLITS * tl.cdiv(rank, BLOCK_N), SLOTS * tl.cdiv(hidden, BLOCK_N)
@@ -342,7 +342,7 @@ def decode(
             slot, piece = item_of_tile // (down_items // SLOTS), item_of_tile % (down_items // SLOTS)
             group = _rows_of_slot(row_map, tile, slot, num_maps, num_tokens, TOKENS)
             _down_item(
-                stream, down, z, group, piece, num_tokens, rank, hidden, SPLITS,
+                inputs, down, z, group, piece, num_tokens, rank, hidden, SPLITS,
                 TOKENS, BLOCK_N, BLOCK_K, OPERAND, PARTS
             )  # fmt: skip
             _arrive(_finished_down(counters, tile))
@@ -351,7 +351,7 @@ def decode(
         slot, block = item_of_tile // (up_items // SLOTS), item_of_tile % (up_items // SLOTS)
         group = _rows_of_slot(row_map, tile, slot, num_maps, num_tokens, TOKENS)
         if down is None:
-            _dense_item(stream, up, image, group, block, hidden, TOKENS, BLOCK_N, BLOCK_K, OPERAND, PARTS)
+            _dense_item(inputs, up, image, group, block, hidden, TOKENS, BLOCK_N, BLOCK_K, OPERAND, PARTS)
         else:
             _wait(_finished_down(counters, tile), down_items)
             _up_item(
@@ -364,7 +364,7 @@ def decode(
         _wait(_finished_up(counters, row // TOKENS), up_items)
         vectors, edit = (up_scale, bias, bias_stride), (row_alpha, row_beta, row_map, alpha, beta, num_maps)
         norm, outputs = (weight, norm_bias, eps, weight_offset), (y, edited, y_stride, edited_stride)
-        finish_row(row, stream, image, vectors, edit, norm, outputs, hidden, CENTRE, BLOCK_D, RESIDENT)
+        finish_row(row, inputs, image, vectors, edit, norm, outputs, hidden, CENTRE, BLOCK_D, RESIDENT)
         tl.debug_barrier()
         if tl.atomic_add(counters + 1, 1, sem="acq_rel", scope="gpu") == num_tokens - 1:
             for counter in range(2 + 2 * tiles):

@@ -1,4 +1,4 @@
-"""How tensors of any strides meet kernels that know one stride per leading dimension."""
+"""How tensors of any strides are passed to kernels that take one stride for all leading dimensions."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 """In which arithmetic a map is multiplied with fp32 activations, so that nothing is lost before the sum.
 
 Tensor cores multiply bf16, fp16 or tf32 exactly and add in fp32. A map's own dtype is one of them; an activation that
-is none is the sum of two or three numbers that are, each of the next 8 (bf16) or 11 (fp16, tf32) bits. The split costs
-multiplications, of which a few tokens leave many unused, and no memory traffic.
+is none is the sum of two or three numbers that are, each of the next 8 (bf16) or 11 (fp16, tf32) bits. The split adds
+multiplications, for which units are idle with few tokens, and no memory traffic.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ def product(value: Tensor, weight: Tensor, bits: int) -> Tensor:
 
 
 def _split(value: Tensor, narrow: torch.dtype, parts: int) -> list[Tensor]:
-    """Numbers in ``narrow`` whose sum is ``value``, or as much of it as ``parts`` of them hold."""
+    """``parts`` tensors of dtype ``narrow`` whose sum is ``value``, or its leading bits where they hold no more."""
     pieces = [value.to(narrow)]
     while len(pieces) < parts:
         value = value.to(torch.float32) - pieces[-1].to(torch.float32)

@@ -5,7 +5,7 @@
 ``epilogue`` does it for the rows of a GEMM's result, one program per row; the last phase of ``decode`` is the
 same code. Arguments that belong together travel in tuples:
 
-    stream   x, residual, their row strides
+    inputs   x, residual, their row strides
     vectors  up_scale, bias, the bias's stride from map to map
     edit     row_alpha, row_beta, row_map, alpha, beta, num_maps
     norm     weight, norm_bias, eps, weight_offset
@@ -87,11 +87,11 @@ def _norm_piece(value, mean, squares, hidden, norm, y, columns, mask):
 
 @triton.jit
 def finish_row(
-    row, stream, image, vectors, edit, norm, outputs, hidden,
+    row, inputs, image, vectors, edit, norm, outputs, hidden,
     CENTRE: tl.constexpr, BLOCK_D: tl.constexpr, RESIDENT: tl.constexpr
 ):  # fmt: skip
     """r' and y of one row from the image of its r. RESIDENT rows stay in registers; longer ones are read again."""
-    x, residual, x_stride, residual_stride = stream
+    x, residual, x_stride, residual_stride = inputs
     y, edited, y_stride, edited_stride = outputs
     up_scale, bias, bias_stride = vectors
     row_edit, map = _row_edit(row, edit)
@@ -166,7 +166,7 @@ def epilogue(
     RESIDENT: tl.constexpr,
 ):
     """Rows of a finished product, one program each; ``image`` is contiguous fp32 ``[num_tokens, hidden]``."""
-    stream = (x, residual, x_stride, residual_stride)
+    inputs = (x, residual, x_stride, residual_stride)
     vectors, edit = (up_scale, bias, bias_stride), (row_alpha, row_beta, row_map, alpha, beta, num_maps)
     norm, outputs = (weight, norm_bias, eps, weight_offset), (y, edited, y_stride, edited_stride)
-    finish_row(tl.program_id(0), stream, image, vectors, edit, norm, outputs, hidden, CENTRE, BLOCK_D, RESIDENT)
+    finish_row(tl.program_id(0), inputs, image, vectors, edit, norm, outputs, hidden, CENTRE, BLOCK_D, RESIDENT)

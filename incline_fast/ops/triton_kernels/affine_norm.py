@@ -24,7 +24,7 @@ import triton
 from torch import Tensor
 from torch.library import triton_op, wrap_triton
 
-from incline_fast.ops._arguments import DECODE_TOKENS, check
+from incline_fast.ops._arguments import DECODE_TOKENS, Inputs, check
 from incline_fast.ops._extension import batch_invariant
 from incline_fast.ops.triton_kernels import _counters
 from incline_fast.ops.triton_kernels._decode import (
@@ -73,7 +73,8 @@ class _Arguments:
             ValueError: as for every backend, and for fp64, packed maps and maps that are not contiguous.
         """
         maps = (self.down, self.up, self.down_scale, self.up_scale)
-        check(x, residual, self.weight, self.norm_bias, *maps, self.bias, self.row_alpha, self.row_beta, self.row_map)
+        rows = (self.row_alpha, self.row_beta, self.row_map)
+        check(Inputs(x, residual, self.weight, self.norm_bias, *maps, self.bias, *rows))
         for name, tensor in (("x", x), ("residual", residual)):
             if tensor is not None and tensor.dtype is torch.float64:
                 raise ValueError(f"{name} has dtype float64; the Triton kernels take float32, bfloat16, float16")
@@ -180,15 +181,15 @@ def _packed_vector(tensor: Tensor | None) -> Tensor | None:
 
 
 def _decode(x: Tensor, residual: Tensor | None, y: Tensor, edited: Tensor, arguments: _Arguments) -> None:
-    """All of it in one launch."""
+    """The whole op in one launch."""
     a, (num_tokens, hidden) = arguments, x.shape
     rank = 0 if a.down is None else a.down.shape[1]
     tokens = _rounded_up(num_tokens, _MIN_TOKENS, MAX_TOKENS_LOW_RANK if rank else MAX_TOKENS_DENSE)
     tiles = triton.cdiv(num_tokens, tokens)
     slots = 1 if a.row_map is None else min(tokens, len(a.up))
     splits = num_splits(hidden, rank)
-    stream_product = operand(x.dtype if residual is None else torch.float32, a.up.dtype)
-    factor_product = operand(torch.float32, a.up.dtype) if rank else stream_product
+    input_product = operand(x.dtype if residual is None else torch.float32, a.up.dtype)
+    factor_product = operand(torch.float32, a.up.dtype) if rank else input_product
 
     def grid(meta: dict[str, Any]) -> tuple[int]:
         return (num_items(tiles, slots, splits, rank, hidden, num_tokens, meta["BLOCK_N"]),)
@@ -206,9 +207,9 @@ def _decode(x: Tensor, residual: Tensor | None, y: Tensor, edited: Tensor, argum
         TOKENS=tokens,
         SLOTS=slots,
         SPLITS=splits,
-        BLOCK_K=block_depth(stream_product, factor_product),
-        OPERAND=stream_product[0],
-        PARTS=stream_product[1],
+        BLOCK_K=block_depth(input_product, factor_product),
+        OPERAND=input_product[0],
+        PARTS=input_product[1],
         FACTOR_OPERAND=factor_product[0],
         FACTOR_PARTS=factor_product[1],
     )

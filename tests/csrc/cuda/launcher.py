@@ -123,14 +123,13 @@ def raise_if(message: bytes | None) -> None:
 def prepare(case: Case, *, in_place: bool = False, mapped: Tensor | None = None, sanitizer: Sanitizer = "none") -> Call:
     """Describe a case to the launcher. In place, x (and the residual) are copied first and then written to."""
     x, residual = case.x, case.options.get("residual")
-    stream = x if residual is None else residual
     if in_place:
         x = like(x).copy_(x)
         residual = None if residual is None else like(residual).copy_(residual)
         edited = x if residual is None else residual
         y = x if residual is not None else torch.empty_like(x)
     else:
-        y, edited = torch.full_like(x, torch.nan), torch.full_like(stream, torch.nan)
+        y, edited = torch.full_like(x, torch.nan), torch.full_like(x if residual is None else residual, torch.nan)
     options = case.options
     op = AffineNorm()
     op.norm, op.hidden_size = int(case.norm == "layer"), x.shape[-1]

@@ -63,11 +63,11 @@ def functional(case: Case) -> tuple[Tensor, Tensor]:
 
 def in_place(case: Case) -> tuple[Tensor, Tensor]:
     residual = case.options.get("residual")
-    stream = case.x if residual is None else residual
-    stream = like(stream).copy_(stream)
+    unedited = case.x if residual is None else residual
+    written = like(unedited).copy_(unedited)
     y = torch.empty_like(case.x) if residual is None else like(case.x).copy_(case.x)
-    getattr(emulated(), f"affine_{case.norm}_norm_")(y, stream, residual is not None, *tail_of(case))
-    return y, stream
+    getattr(emulated(), f"affine_{case.norm}_norm_")(y, written, residual is not None, *tail_of(case))
+    return y, written
 
 
 def check(case: Case) -> tuple[Tensor, Tensor]:
@@ -98,7 +98,7 @@ def test_many_rows_of_one_map_take_a_gemm(rank: int | None, norm: str) -> None:
 
 
 def test_many_rows_that_no_gemm_serves() -> None:
-    """Several maps, int8 maps, or a stream of another type: the decode kernels, 64 rows a launch."""
+    """Several maps, int8 maps, or a residual of another type: the decode kernels, 64 rows a launch."""
     row_map = torch.arange(150, dtype=torch.int32) % 4 - 1
     check(make("rms", 40, (150,), dtype=BF16, num_maps=3, row_map=row_map))
     check(make("layer", 40, (70,), rank=9, dtype=BF16, map_dtype=INT8))

@@ -13,18 +13,18 @@ GPU = torch.device("cuda", 0)
 
 
 class MadeUpGpu:
-    """A current stream and whether it is being captured; its memory is the CPU's."""
+    """A current CUDA stream and whether it is being captured; its memory is the CPU's."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.stream, self.capturing = 1, False
+        self.cuda_stream, self.capturing = 1, False
         monkeypatch.setattr(_counters, "_slabs", {})
-        monkeypatch.setattr(torch.cuda, "current_stream", lambda device: SimpleNamespace(cuda_stream=self.stream))
+        monkeypatch.setattr(torch.cuda, "current_stream", lambda device: SimpleNamespace(cuda_stream=self.cuda_stream))
         monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: self.capturing)
         slab = _counters._Slab
         monkeypatch.setattr(_counters, "_Slab", lambda device: slab(torch.device("cpu")))
 
-    def address(self, stream: int, capturing: bool = False) -> int | None:
-        self.stream, self.capturing = stream, capturing
+    def address(self, cuda_stream: int, capturing: bool = False) -> int | None:
+        self.cuda_stream, self.capturing = cuda_stream, capturing
         piece = _counters._from_slab(GPU)
         return None if piece is None else piece.data_ptr()
 
@@ -34,14 +34,14 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> MadeUpGpu:
     return MadeUpGpu(monkeypatch)
 
 
-def test_a_stream_keeps_its_counters_and_shares_them_with_no_other(gpu: MadeUpGpu) -> None:
+def test_a_cuda_stream_keeps_its_counters_and_shares_them_with_no_other(gpu: MadeUpGpu) -> None:
     first, second = gpu.address(1), gpu.address(2)
     assert first != second
     assert gpu.address(1) == first
 
 
 def test_every_captured_call_has_counters_of_its_own(gpu: MadeUpGpu) -> None:
-    """Graphs that were captured on one stream may be replayed on several at once."""
+    """Graphs that were captured on one CUDA stream may be replayed on several at once."""
     assert gpu.address(1, capturing=True) is None  # nothing that outlives the graph can be allocated now
     eager = gpu.address(1)
     captured = [gpu.address(1, capturing=True) for _ in range(3)]

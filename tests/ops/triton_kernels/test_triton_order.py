@@ -81,7 +81,7 @@ def test_batch_invariant(rank: int | None, launches: list[Launch]) -> None:
 
 @pytest.mark.parametrize("rank", [None, 40])
 def test_replay_needs_no_reset(rank: int | None) -> None:
-    """The counters of a stream are zero after every launch, of whatever shape, and the next one works with them."""
+    """The counters of a CUDA stream are zero after every launch, of any shape, and the next one works with them."""
     cases = [batch(rows, BF16, BF16, rank) for rows in (3, 20, 3)]
     first = cases[0]()
     cases[1]()

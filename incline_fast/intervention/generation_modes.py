@@ -1,0 +1,48 @@
+"""Modes of ``generate`` that an intervention refuses."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from torch import nn
+
+__all__ = ["REFUSED_SETTINGS", "refuse_generation_modes"]
+
+# Modes of ``generate`` whose forward passes are not "one prompt, then one token after another", by the setting that
+# turns them on. A setting that is None, False or one of the neutral values named here is off.
+REFUSED_SETTINGS: dict[str, tuple[str, tuple[Any, ...]]] = {
+    "assistant_model": ("assisted decoding", ()),
+    "assistant_early_exit": ("assisted decoding", ()),
+    "prompt_lookup_num_tokens": ("assisted decoding", ()),
+    "use_mtp": ("assisted decoding", ()),
+    "prefill_chunk_size": ("chunked prefill", ()),
+    "guidance_scale": ("classifier-free guidance", (1,)),
+    "token_healing": ("token healing", ()),
+    "custom_generate": ("a custom generation loop", ()),
+    "constraints": ("constrained beam search", ()),
+    "force_words_ids": ("constrained beam search", ()),
+    "num_beam_groups": ("group beam search", (1,)),
+    "penalty_alpha": ("contrastive search", (0,)),
+    "dola_layers": ("DoLa decoding", ()),
+}
+
+
+def refuse_generation_modes(arguments: Mapping[str, Any], configs: Sequence[Any]) -> None:
+    """Raise for generation modes whose forward passes are not a prompt followed by single tokens.
+
+    Raises:
+        ValueError: names the setting, its value and the mode.
+    """
+
+    def setting(name: str) -> Any:
+        known = (arguments.get(name), *(getattr(config, name, None) for config in configs if config is not None))
+        return next((value for value in known if value is not None), None)
+
+    for name, (mode, neutral) in REFUSED_SETTINGS.items():
+        value = setting(name)
+        if value is not None and value is not False and value not in neutral:
+            shown = type(value).__name__ if isinstance(value, nn.Module) else repr(value)
+            raise ValueError(f"{name}={shown} asks generate for {mode}, which intervene does not support")
+    if setting("cache_implementation") == "paged":
+        raise ValueError("cache_implementation='paged' asks generate for continuous batching; use generate_batch")
