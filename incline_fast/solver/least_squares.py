@@ -12,6 +12,7 @@ from incline_fast.solver.linalg import cholesky_ex, cholesky_solve
 from incline_fast.solver.orthogonal import (
     STEPS,
     alternating,
+    corrected,
     open_rank,
     reciprocal_condition,
     solve_by_qr,
@@ -93,7 +94,7 @@ def solve(
     factor, rcond, reason = _cholesky(kernel)
     attempt: Solution | str = reason
     if factor is not None and not reason:
-        attempt = _dual(kernel, factor, rcond, X, Y) if dual else _primal(kernel, factor, rcond, Y.T @ X)
+        attempt = _dual(kernel, factor, rcond, X, Y, lam) if dual else _primal(kernel, factor, rcond, Y.T @ X)
     if isinstance(attempt, Solution):
         return attempt
     _forbid(attempt, on_breakdown)
@@ -175,13 +176,13 @@ def _forbid(reason: str, on_breakdown: OnBreakdown) -> None:
         raise RidgeBreakdownError(f"{reason}; raise lam, or let on_breakdown be another of {allowed}")
 
 
-def _dual(kernel: Tensor, factor: Tensor, rcond: float, X: Tensor, Y: Tensor) -> Solution | str:
+def _dual(kernel: Tensor, factor: Tensor, rcond: float, X: Tensor, Y: Tensor, lam: float) -> Solution | str:
     probe = _probe(kernel)
     reason = _residual(kernel @ cholesky_solve(probe, factor) - probe, probe)
     if reason:
         return reason
     down, up = (torch.linalg.solve_triangular(factor, side, upper=False) for side in (X, Y))
-    return Solution(up.T, down, "dual", rcond)
+    return Solution((corrected(up, down) if lam == 0 else up).T, down, "dual", rcond)
 
 
 def _primal(kernel: Tensor, factor: Tensor, rcond: float, moment: Tensor) -> Solution | str:
@@ -210,7 +211,7 @@ def _by_cholesky_qr(X: Tensor, Y: Tensor, factor: Tensor) -> Solution | str:
     missing = float(overlap.norm())
     if int(info) or not missing <= _MAX_MISSING:
         return f"Cholesky QR: {missing:.0e} is missing to an orthonormal basis"
-    rcond = reciprocal_condition(factor)
+    rcond = reciprocal_condition(factor.T)
     if reason := open_rank(rcond, len(X)):
         return reason
     half = cholesky_solve(Q @ Y, second)
