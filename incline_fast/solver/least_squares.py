@@ -72,7 +72,8 @@ def solve(
 
     * dual (``"auto"``: n < d_in): ``X X^T + lam I = L L^T``, ``down = L^-1 X``, ``up = (L^-1 Y)^T``. Splitting the
       inverse between the factors keeps the rows of ``down`` nearly orthonormal (its singular values are at most 1), so
-      that the factors survive the rounding to fp32, where the product of ``Y^T (L L^T)^-1`` and X would cancel.
+      that the factors survive the rounding to fp32, where the product of ``Y^T (L L^T)^-1`` and X would cancel. For
+      lam = 0 ``up`` is corrected by what the rows of ``down`` lack of being orthonormal.
     * primal: ``X^T X + lam I = L L^T``, ``W = (L^-T L^-1 X^T Y)^T``.
     * If a pivot is not positive, the estimated condition exceeds 1e8 or the residual is not small, ``on_breakdown``:
       ``"raise"`` gives up; ``"fp64"`` decomposes the data by QR (for lam = 0 and ``n >= 2 d_in`` that of Cholesky,
