@@ -60,7 +60,8 @@ def compile_kernels(nvcc: Path, folder: Path) -> list[str]:
     spin_limit = os.environ.get("INCLINE_FAST_SPIN_LIMIT")
     targets += [f"-DINCLINE_FAST_SPIN_LIMIT={spin_limit}"] if spin_limit else []
     strict = ["--Werror=all-warnings"] if "-Werror" in os.environ.get("CFLAGS", "") else []
-    headers = max(path.stat().st_mtime for path in Path("csrc").rglob("*.h"))
+    ours = [path for path in Path("csrc").rglob("*.h") if path.parts[1] not in ("bindings", "cpu")]
+    headers = max(path.stat().st_mtime for path in ours)
     folder.mkdir(parents=True, exist_ok=True)
 
     def make(source: Path) -> str:

@@ -33,7 +33,10 @@ PAGES = ROOT / "docs" / "benchmarks"
 DOCUMENTS = (
     ROOT / "README.md",
     ROOT / "docs" / "serving.md",
-    *(PAGES / f"{name}.md" for name in ("fused_op", "cholesky", "least_squares", "accuracy", "paper", "intervene")),
+    *(
+        PAGES / f"{name}.md"
+        for name in ("fused_op", "cholesky", "least_squares", "solver", "accuracy", "paper", "intervene")
+    ),
 )
 SHOWN = (("dense-bf16", 1), ("dense-fp32", 1))
 """Tables whose picture the page shows; the others can be drawn by ``python -m benchmarks.report.plots``."""

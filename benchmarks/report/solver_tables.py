@@ -1,4 +1,4 @@
-"""The tables of docs/benchmarks/cholesky.md and least_squares.md, from the CSVs of cholesky.py and ridge.py."""
+"""The tables of docs/benchmarks/cholesky.md, least_squares.md and solver.md, from the CSVs of their scripts."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ Lines = list[dict[str, str]]
 
 def solver_blocks() -> dict[str, str]:
     """Every generated block by name."""
-    return {"cholesky": cholesky(), "least-squares": least_squares()}
+    return {"cholesky": cholesky(), "least-squares": least_squares(), "solver": solver()}
 
 
 def read(name: str) -> Lines:
@@ -90,3 +90,41 @@ _FILES = ("layer-1t", "layer-2t", "lambda-2t", "streaming-2t")
 
 def _time(row: dict[str, str] | None) -> list[str]:
     return ["", ""] if row is None else [f"{float(row['ms_p50']):.0f} ms", f"{float(row['ratio_to_first']):.3g}x"]
+
+
+_WORKS = {"min_norm": "Minimum norm", "ridge": "Ridge", "loo": "Leave-one-out, 20 lambdas"}
+
+
+def solver() -> str:
+    """A table for each work: our time and torch's best over ours, for every shape that has been measured."""
+    files = sorted(path.stem for path in RESULTS.glob("solver-*.csv"))
+    rows = [row for name in files for row in read(name)]
+    parts = [_work(rows, work, words) for work, words in _WORKS.items()]
+    loads = sorted(float(row["load"]) for row in rows)
+    run = f"{rows[0]['processor']}, {rows[0]['threads']} thread, load average {loads[0]:.0f} to {loads[-1]:.0f}"
+    links = ", ".join(f"[{name.removeprefix('solver-')}]({LINK}/{name}.csv)" for name in files)
+    return "\n".join([*parts, f"{run}. Files: {links}."])
+
+
+def _work(rows: Lines, work: str, words: str) -> str:
+    shapes: dict[tuple[int, int, int], Lines] = {}
+    for row in rows:
+        if row["work"].startswith(f"{work},"):
+            shapes.setdefault((int(row["d"]), int(row["n"]), int(row["sites"])), []).append(row)
+    lines, lost = [], []
+    for (d, n, sites), providers in sorted(shapes.items()):
+        ours, *others = providers
+        best = min((row for row in others if "torch" in row["provider"]), key=_rank)
+        rest = [f"{row['provider']} {_rank(row):.3g}x" for row in others if row is not best]
+        errors = f"{ours['held_out_error']} / {best['held_out_error']}"
+        head = [f"{sites} x {n} x {d}", f"{float(ours['ms_p50']):.0f} ms", f"{_rank(best):.2f}x"]
+        lines.append([*head, best["provider"], errors, ", ".join(rest), ours["rounds"]])
+        if _rank(best) < 1:
+            lost.append(f"{sites} x {n} x {d} ({_rank(best):.2f}x)")
+    heads = ["sites x n x d", "ours", "torch's best", "which", "errors, ours / its", "others", "rounds"]
+    summary = f"Slower than torch's best: {', '.join(lost)}." if lost else "No shape is slower than torch's best."
+    return f"**{words}**\n\n{table(heads, lines)}\n{summary}\n"
+
+
+def _rank(row: dict[str, str]) -> float:
+    return float(row["ratio_to_first"])

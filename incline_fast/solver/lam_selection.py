@@ -19,15 +19,17 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from incline_fast.solver.least_squares import BLOCK, gram
+from incline_fast.solver.least_squares import gram
 
 __all__ = ["FOLDS", "Rows", "gcv_from_moments", "gcv_scores", "kfold_scores", "loo_scores"]
 
 FOLDS = 5
 
 _EPS = torch.finfo(torch.float64).eps
-# Numbers of a temporary of the leave-one-out scores: 64 MB.
-_CHUNK = 1 << 23
+# Numbers of a temporary of the leave-one-out scores, 8 MB: larger ones come as new pages at every allocation.
+_CHUNK = 1 << 20
+# Columns of the leave-one-out scores' triangular product that are computed at once.
+_WIDTH = 256
 
 
 @dataclass(frozen=True)
@@ -146,8 +148,8 @@ def _squares_many(U: Tensor, D: Tensor, Y: Tensor) -> Tensor:
     for first in range(0, len(D), step):
         half = (D[first : first + step].unsqueeze(1) * U).reshape(-1, n)
         parts = [
-            ((half[:, start:] @ lower[start:, start : start + BLOCK]) * half[:, start : start + BLOCK]).sum(1)
-            for start in range(0, n, BLOCK)
+            ((half[:, start:] @ lower[start:, start : start + _WIDTH]) * half[:, start : start + _WIDTH]).sum(1)
+            for start in range(0, n, _WIDTH)
         ]
         squares.append(torch.stack(parts).sum(0).reshape(-1, n))
     return torch.cat(squares)
@@ -161,12 +163,15 @@ def _loo_primal(rows: Rows, kernel: Tensor, lams: Tensor) -> Tensor:
     leverage = Z.square()
     fixed = 0.0 if rows.q is None else rows.q.square()
     scores = []
+    # The largest arrays are used again for every lam: new memory would take as long as the arithmetic.
+    scaled, residual = torch.empty_like(Z), torch.empty_like(rows.Y)
     for lam in lams:
         gain = 1 / (S + lam)
         free = 1 - leverage @ gain - fixed
-        residual = torch.addmm(rows.Y, Z * gain, projected, alpha=-1)
+        torch.mm(torch.mul(Z, gain, out=scaled), projected, out=residual)
+        squares = torch.linalg.vector_norm(residual.sub_(rows.Y), dim=1).square()
         # A row that alone determines a direction has no prediction from the others.
-        scores.append(torch.where(free > _EPS * len(S), residual.square().sum(1) / free.square(), torch.inf).sum())
+        scores.append(torch.where(free > _EPS * len(S), squares / free.square(), torch.inf).sum())
     return _defined(torch.stack(scores), S, lams)
 
 

@@ -12,6 +12,7 @@ from incline_fast.solver.linalg import cholesky_ex, cholesky_solve
 from incline_fast.solver.orthogonal import (
     STEPS,
     alternating,
+    corrected,
     open_rank,
     reciprocal_condition,
     solve_by_qr,
@@ -71,7 +72,8 @@ def solve(
 
     * dual (``"auto"``: n < d_in): ``X X^T + lam I = L L^T``, ``down = L^-1 X``, ``up = (L^-1 Y)^T``. Splitting the
       inverse between the factors keeps the rows of ``down`` nearly orthonormal (its singular values are at most 1), so
-      that the factors survive the rounding to fp32, where the product of ``Y^T (L L^T)^-1`` and X would cancel.
+      that the factors survive the rounding to fp32, where the product of ``Y^T (L L^T)^-1`` and X would cancel. For
+      lam = 0 ``up`` is corrected by what the rows of ``down`` lack of being orthonormal.
     * primal: ``X^T X + lam I = L L^T``, ``W = (L^-T L^-1 X^T Y)^T``.
     * If a pivot is not positive, the estimated condition exceeds 1e8 or the residual is not small, ``on_breakdown``:
       ``"raise"`` gives up; ``"fp64"`` decomposes the data by QR (for lam = 0 and ``n >= 2 d_in`` that of Cholesky,
@@ -93,7 +95,7 @@ def solve(
     factor, rcond, reason = _cholesky(kernel)
     attempt: Solution | str = reason
     if factor is not None and not reason:
-        attempt = _dual(kernel, factor, rcond, X, Y) if dual else _primal(kernel, factor, rcond, Y.T @ X)
+        attempt = _dual(kernel, factor, rcond, X, Y, lam) if dual else _primal(kernel, factor, rcond, Y.T @ X)
     if isinstance(attempt, Solution):
         return attempt
     _forbid(attempt, on_breakdown)
@@ -175,13 +177,13 @@ def _forbid(reason: str, on_breakdown: OnBreakdown) -> None:
         raise RidgeBreakdownError(f"{reason}; raise lam, or let on_breakdown be another of {allowed}")
 
 
-def _dual(kernel: Tensor, factor: Tensor, rcond: float, X: Tensor, Y: Tensor) -> Solution | str:
+def _dual(kernel: Tensor, factor: Tensor, rcond: float, X: Tensor, Y: Tensor, lam: float) -> Solution | str:
     probe = _probe(kernel)
     reason = _residual(kernel @ cholesky_solve(probe, factor) - probe, probe)
     if reason:
         return reason
     down, up = (torch.linalg.solve_triangular(factor, side, upper=False) for side in (X, Y))
-    return Solution(up.T, down, "dual", rcond)
+    return Solution((corrected(up, down) if lam == 0 else up).T, down, "dual", rcond)
 
 
 def _primal(kernel: Tensor, factor: Tensor, rcond: float, moment: Tensor) -> Solution | str:
@@ -210,7 +212,7 @@ def _by_cholesky_qr(X: Tensor, Y: Tensor, factor: Tensor) -> Solution | str:
     missing = float(overlap.norm())
     if int(info) or not missing <= _MAX_MISSING:
         return f"Cholesky QR: {missing:.0e} is missing to an orthonormal basis"
-    rcond = reciprocal_condition(factor)
+    rcond = reciprocal_condition(factor.T)
     if reason := open_rank(rcond, len(X)):
         return reason
     half = cholesky_solve(Q @ Y, second)

@@ -125,7 +125,7 @@ def test_condition_of_a_triangle(decades, seed):
     R = torch.linalg.qr(with_spectrum(80, 80, torch.logspace(0, -decades, 80, dtype=torch.float64)))[1]
     R = torch.linalg.qr(R @ torch.linalg.qr(normal(80, 80, seed=seed))[0])[1]
     true = 1 / float(np.linalg.cond(R.numpy()))
-    assert true / 1.01 <= orthogonal.reciprocal_condition(R.T) <= 30 * true
+    assert true / 1.01 <= orthogonal.reciprocal_condition(R) <= 30 * true
 
 
 @pytest.mark.parametrize("decades", [4.5, 5, 6, 7])
@@ -162,3 +162,15 @@ def test_a_scale_that_lstsq_takes_for_zero_is_not_kept_by_cholesky_qr():
     refused = least_squares._by_cholesky_qr(X, Y, torch.linalg.cholesky(X.T @ X))
     assert isinstance(refused, str)
     assert refused.startswith("QR: smallest singular value about")
+
+
+@pytest.mark.parametrize("n", [60, 100, 150])
+def test_predictions_along_a_massive_dimension_are_as_exact_as_those_of_lstsq(n):
+    """An error of the map that is small beside the map is not small once a thousand multiplies it."""
+    X = spectrum(n + 20, 250, 1e-3) + 0.1 * normal(250)
+    X[:, 5] *= 1e4
+    Y = normal(n, 30, seed=1)
+    W = dense(solve(X[:n], Y, 0.0))
+    expected = torch.from_numpy(np.linalg.lstsq(X[:n].numpy(), Y.numpy(), rcond=None)[0]).T
+    assert float(((W - expected) @ X[n:].T).norm()) <= 1e-9 * float((expected @ X[n:].T).norm())
+    assert float((X[:n] @ W.T - Y).norm()) <= 1e-9 * float(Y.norm())
