@@ -47,11 +47,6 @@ FAULTS = (
         "call.tickets[threadIdx.x] = 0;", "call.tickets[threadIdx.x] += 0;", ("low rank",),
     ),
     Fault(
-        "no barrier before a piece is counted", "tickets.h",
-        "unsigned* counter) {\n  __syncthreads();\n  if (threadIdx.x == 0) {\n    fence_acq_rel();\n    atomicAdd",
-        "unsigned* counter) {\n  if (threadIdx.x == 0) {\n    fence_acq_rel();\n    atomicAdd", ("low rank",),
-    ),
-    Fault(
         "no fence before a piece is counted", "tickets.h",
         "    fence_acq_rel();\n    atomicAdd", "    atomicAdd", ("low rank",),
     ),
