@@ -31,7 +31,7 @@ _UNITS = {
 # the dual form the scores of the grid of 20 add two and a half times their largest temporary, which is bounded.
 # tests/fitting/test_memory_plan.py compares them with what a fit allocates.
 _DUAL_ROWS, _DUAL_GRAM = 66, 50
-_DUAL_SCORES, _DUAL_SCORES_MOST = 420, 160 * 2**20
+_DUAL_SCORES, _DUAL_SCORES_MOST = 420, 20 * 2**20
 _PRIMAL_ROWS, _PRIMAL_GRAM = 90, 50
 
 
