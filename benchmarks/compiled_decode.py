@@ -12,8 +12,6 @@ first two turns.
 from __future__ import annotations
 
 import argparse
-import statistics
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -23,25 +21,24 @@ from torch._dynamo.utils import counters
 from tqdm import tqdm
 from transformers import StaticCache
 
-from benchmarks.every_token import ALPHA, RANKS, alignment_of, bandwidth, random_llama
+from benchmarks.every_token import ALPHA, RANKS, alignment_of, costs, random_llama
 from incline_fast import intervene
-from incline_fast.bench.machine import commit, cpu_name, threads
+from incline_fast.bench.loops import interleaved
+from incline_fast.bench.machine import about, threads
 from incline_fast.files import write_table
 
 STEPS, CACHED = 8, 64
 
 
-def stepper(compiled: Any) -> Callable[[], float]:
-    """Seconds of so many steps of a compiled model, from an empty cache on."""
+def stepper(compiled: Any) -> Callable[[], None]:
+    """So many steps of a compiled model, from an empty cache on."""
     cache = StaticCache(config=compiled.config, max_cache_len=CACHED)
     token = torch.ones(1, 1, dtype=torch.long)
 
-    def run() -> float:
+    def run() -> None:
         cache.reset()
-        begin = time.perf_counter()
         for _ in range(STEPS):
             compiled(input_ids=token, past_key_values=cache, use_cache=True)
-        return time.perf_counter() - begin
 
     return run
 
@@ -57,34 +54,18 @@ def measure(rank: int | None, rounds: int) -> dict[str, Any]:
     plain, edited = (torch.compile(random_llama(), fullgraph=True) for _ in range(2))
     before = graphs()
     with torch.inference_mode(), intervene(edited, alignment, alpha=ALPHA, positions="all"):
-        ways = [stepper(plain), stepper(edited)]
-        for way in ways + ways:
-            way()
+        runs = {"plain": stepper(plain), "edited": stepper(edited)}
+        for run in [*runs.values()] * 2:
+            run()
         compiled = graphs()
-        pairs = []
-        for turn in tqdm(range(rounds), desc=f"rank {rank or 'dense'}", unit="round"):
-            taken = [0.0, 0.0]
-            for index in (0, 1) if turn % 2 else (1, 0):
-                taken[index] = ways[index]()
-            pairs.append(taken)
-    size = sum(part.nbytes for map in alignment.maps.values() for part in (map.up, map.down) if part is not None)
-    speed = bandwidth()
-    extra = statistics.median(second - first for first, second in pairs) / STEPS
+        times = interleaved({name: lambda _, run=run: run for name, run in runs.items()}, rounds=rounds)
+    seconds = [[us / 1e6 for us in pair] for pair in zip(times["plain"], times["edited"], strict=True)]
     return {
-        "rank": rank or "dense",
-        "map_mb": round(size / 1e6, 1),
-        "plain_ms_per_step": round(1e3 * statistics.median(first for first, _ in pairs) / STEPS, 2),
-        "extra_ms_per_step": round(1e3 * extra, 3),
-        "bytes_ms_per_step": round(1e3 * size / speed, 3),
-        "ratio": round(extra * speed / size, 2),
+        **costs(rank, alignment, seconds, STEPS),
         "graphs": compiled - before,
         "later": graphs() - compiled,
-        "gb_s": round(speed / 1e9, 1),
         "rounds": rounds,
-        "threads": torch.get_num_threads(),
-        "device": cpu_name(),
-        "torch": torch.__version__,
-        "commit": commit(),
+        **about(),
     }
 
 
@@ -97,7 +78,7 @@ def main() -> None:
     arguments = parser.parse_args()
     rows = []
     with threads(arguments.threads):
-        for rank in RANKS:
+        for rank in tqdm(RANKS, unit="kind of map"):
             rows.append(measure(rank, arguments.rounds))
             print(rows[-1])
     if arguments.output is not None:

@@ -16,7 +16,7 @@ import argparse
 import math
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,7 @@ from tqdm import tqdm
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from incline_fast import Alignment, intervene
-from incline_fast.bench.machine import commit, cpu_name, threads
+from incline_fast.bench.machine import about, threads
 from incline_fast.files import write_table
 from incline_fast.maps import AffineMap
 from incline_fast.ops.affine_norm import RMS_NORM
@@ -152,24 +152,28 @@ def measure(rank: int | None, model: LlamaForCausalLM, rounds: int) -> dict[str,
         for index in (0, 1) if turn % 2 else (1, 0):
             taken[index] = ways[index]()
         pairs.append(taken)
+    return {
+        # The prompt is one step as well: its few tokens read the maps once.
+        **costs(rank, alignment, pairs, NEW_TOKENS),
+        **site_parts(model, alignment, math.ceil(rounds / 3)),
+        "rounds": rounds,
+        **about(),
+    }
+
+
+def costs(rank: int | None, alignment: Alignment, pairs: Sequence[Sequence[float]], steps: int) -> dict[str, Any]:
+    """Plain and edited seconds of so many steps, pair by pair, against the bytes of the maps."""
     size = sum(part.nbytes for map in alignment.maps.values() for part in (map.up, map.down) if part is not None)
     speed = bandwidth()
-    # The prompt is one step as well: its few tokens read the maps once.
-    extra = statistics.median(edited - plain for plain, edited in pairs) / NEW_TOKENS
+    extra = statistics.median(edited - plain for plain, edited in pairs) / steps
     return {
         "rank": rank or "dense",
         "map_mb": round(size / 1e6, 1),
-        "plain_ms_per_token": round(1e3 * statistics.median(plain for plain, _ in pairs) / NEW_TOKENS, 2),
+        "plain_ms_per_token": round(1e3 * statistics.median(plain for plain, _ in pairs) / steps, 2),
         "extra_ms_per_token": round(1e3 * extra, 3),
         "bytes_ms_per_token": round(1e3 * size / speed, 3),
         "ratio": round(extra * speed / size, 2),
         "gb_s": round(speed / 1e9, 1),
-        **site_parts(model, alignment, math.ceil(rounds / 3)),
-        "rounds": rounds,
-        "threads": torch.get_num_threads(),
-        "device": cpu_name(),
-        "torch": torch.__version__,
-        "commit": commit(),
     }
 
 

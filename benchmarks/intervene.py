@@ -38,7 +38,7 @@ from transformers import Gemma3ForCausalLM, Gemma3TextConfig, LlamaConfig, Llama
 
 from benchmarks.rivals import APPLY_MAPS, Generate, installed, options
 from incline_fast import Alignment, intervene
-from incline_fast.bench.machine import commit, cpu_name, threads
+from incline_fast.bench.machine import about, threads
 from incline_fast.files import write_table
 
 ALPHA, NEW_TOKENS, VOCABULARY = 0.3, 8, 4096
@@ -290,10 +290,7 @@ def row_of(case: Case, name: str, times: list[tuple[float, float]], plain: list[
         "extra_prompt_ms": round(1e3 * prompt, 2),
         "extra_token_ms": round(1e3 * token, 3),
         "rounds": len(times),
-        "threads": torch.get_num_threads(),
-        "device": cpu_name(),
-        "torch": torch.__version__,
-        "commit": commit(),
+        **about(),
     }
 
 

@@ -16,6 +16,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from benchmarks.report.accuracy_tables import accuracy_blocks
+from benchmarks.report.call_tables import call_blocks
 from benchmarks.report.intervene_tables import intervene_blocks
 from benchmarks.report.markdown import table as markdown
 from benchmarks.report.paper_tables import paper_blocks
@@ -35,7 +36,7 @@ DOCUMENTS = (
     ROOT / "docs" / "serving.md",
     *(
         PAGES / f"{name}.md"
-        for name in ("fused_op", "cholesky", "least_squares", "solver", "accuracy", "paper", "intervene")
+        for name in ("fused_op", "cholesky", "least_squares", "solver", "accuracy", "paper", "intervene", "call")
     ),
 )
 SHOWN = (("dense-bf16", 1), ("dense-fp32", 1))
@@ -217,6 +218,7 @@ def blocks(results: Results) -> dict[str, str]:
         | accuracy_blocks()
         | paper_blocks()
         | intervene_blocks()
+        | call_blocks()
         | serving_blocks()
     )
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-__all__ = ["commit", "cpu_name", "cpu_slug", "threads"]
+__all__ = ["about", "commit", "cpu_name", "cpu_slug", "threads"]
 
 
 def cpu_name() -> str:
@@ -28,17 +28,33 @@ def cpu_slug(name: str) -> str:
 
 
 def commit() -> str:
-    """The commit of the source tree that is running.
+    """The commit of the source tree that is running, with "-dirty" where code was changed since.
 
     Without git or its history (an installed package), the value of the environment variable INCLINE_FAST_COMMIT, or
-    "unknown".
+    "unknown". Pages and results are no code: a run that writes them does not change what the next one measures.
     """
-    git = ["git", "-C", str(Path(__file__).parent), "rev-parse", "--short", "HEAD"]
     try:
-        answer = subprocess.run(git, capture_output=True, text=True, check=True).stdout.strip()
+        answer = _git("rev-parse", "--short", "HEAD")
+        changed = _git("status", "--porcelain", "--untracked-files=no", "--", ":/", ":!/docs", ":!/benchmarks/results")
     except (OSError, subprocess.CalledProcessError):
-        answer = ""
-    return answer or os.environ.get("INCLINE_FAST_COMMIT", "").strip() or "unknown"
+        answer = changed = ""
+    dirty = "-dirty" if changed else ""
+    return f"{answer}{dirty}" or os.environ.get("INCLINE_FAST_COMMIT", "").strip() or "unknown"
+
+
+def about() -> dict[str, str | int]:
+    """The last columns of a row of results."""
+    return {
+        "threads": torch.get_num_threads(),
+        "device": cpu_name(),
+        "torch": torch.__version__,
+        "commit": commit(),
+    }
+
+
+def _git(*arguments: str) -> str:
+    command = ["git", "-C", str(Path(__file__).parent), *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
 
 
 @contextmanager
