@@ -13,6 +13,7 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -82,7 +83,7 @@ def measure(name: str, pairs: int, count: int, tokens: int, other: bool) -> list
                 }
                 for title, run in measures.items():
                     run(plain, without), run(edited, asked)
-                    times = [(run(plain, without), run(edited, asked)) for _ in range(pairs)]
+                    times = _paired(partial(run, plain, without), partial(run, edited, asked), pairs)
                     ratios = sorted(b / a for a, b in times)
                     p20, p80 = ratios[len(ratios) // 5], ratios[-1 - len(ratios) // 5]
                     seconds = statistics.median(a for a, _ in times)
@@ -92,6 +93,18 @@ def measure(name: str, pairs: int, count: int, tokens: int, other: bool) -> list
                     )
                     print(rows[-1], flush=True)
     return rows
+
+
+def _paired(plain: Callable[[], float], edited: Callable[[], float], pairs: int) -> list[tuple[float, float]]:
+    """Seconds of both, which begin in turn: whatever a first run does to the next falls on each as often."""
+    times = []
+    for pair in range(pairs):
+        if pair % 2:
+            second = edited()
+            times.append((plain(), second))
+        else:
+            times.append((plain(), edited()))
+    return times
 
 
 def _as(kind: str, ask: Ask, number: int) -> Ask:
