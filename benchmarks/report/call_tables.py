@@ -24,7 +24,7 @@ def call_blocks() -> dict[str, str]:
             row["hidden_size"],
             row["rank"],
             row["dtype"],
-        ): f"{row['paired_ratio']} ({row['ratio_of_minima']})"
+        ): f"{row['paired_ratio']} ({row['ratio_of_medians']})"
         for row in rows
     }
     calls = dict.fromkeys(row["call"] for row in rows)
