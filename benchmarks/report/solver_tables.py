@@ -101,28 +101,30 @@ def solver() -> str:
     rows = [row for name in files for row in read(name)]
     parts = [_work(rows, work, words) for work, words in _WORKS.items()]
     loads = sorted(float(row["load"]) for row in rows)
-    run = f"{rows[0]['processor']}, {rows[0]['threads']} thread, load average {loads[0]:.0f} to {loads[-1]:.0f}"
+    run = f"{', '.join(sorted({row['processor'] for row in rows}))}, load average {loads[0]:.0f} to {loads[-1]:.0f}"
     links = ", ".join(f"[{name.removeprefix('solver-')}]({LINK}/{name}.csv)" for name in files)
     return "\n".join([*parts, f"{run}. Files: {links}."])
 
 
 def _work(rows: Lines, work: str, words: str) -> str:
-    shapes: dict[tuple[int, int, int], Lines] = {}
+    shapes: dict[tuple[int, ...], Lines] = {}
     for row in rows:
         if row["work"].startswith(f"{work},"):
-            shapes.setdefault((int(row["d"]), int(row["n"]), int(row["sites"])), []).append(row)
+            shape = tuple(int(row[name]) for name in ("d", "n", "sites", "threads"))
+            shapes.setdefault(shape, []).append(row)
     lines, lost = [], []
-    for (d, n, sites), providers in sorted(shapes.items()):
+    for (d, n, sites, threads), providers in sorted(shapes.items()):
         ours, *others = providers
         best = min((row for row in others if "torch" in row["provider"]), key=_rank)
         rest = [f"{row['provider']} {_rank(row):.3g}x" for row in others if row is not best]
         errors = f"{ours['held_out_error']} / {best['held_out_error']}"
-        head = [f"{sites} x {n} x {d}", f"{float(ours['ms_p50']):.0f} ms", f"{_rank(best):.2f}x"]
+        where = f"{sites} x {n} x {d}"
+        head = [where, str(threads), f"{float(ours['ms_p50']):.0f} ms", f"{_rank(best):.2f}x"]
         lines.append([*head, best["provider"], errors, ", ".join(rest), ours["rounds"]])
         if _rank(best) < 1:
-            lost.append(f"{sites} x {n} x {d} ({_rank(best):.2f}x)")
-    heads = ["sites x n x d", "ours", "torch's best", "which", "errors, ours / its", "others", "rounds"]
-    summary = f"Slower than torch's best: {', '.join(lost)}." if lost else "No shape is slower than torch's best."
+            lost.append(f"{where}, threads: {threads} ({_rank(best):.2f}x)")
+    heads = ["sites x n x d", "threads", "ours", "torch's best", "which", "errors, ours / its", "others", "rounds"]
+    summary = f"Slower than torch's best: {'; '.join(lost)}." if lost else "No shape is slower than torch's best."
     return f"**{words}**\n\n{table(heads, lines)}\n{summary}\n"
 
 
