@@ -162,11 +162,11 @@ void describe_row_map(const Arguments& args, AffineNorm& op) {
 
 struct Types {
   ScalarType x;
-  ScalarType stream;  // of the residual, or of x where there is none; also of r'
+  ScalarType residual;  // of x where there is no residual; also of r'
   ScalarType y;
 };
 
-Types check_stream(const Tensor& x, const MaybeTensor& residual) {
+Types check_inputs(const Tensor& x, const MaybeTensor& residual) {
   check_served("x", x);
   const ScalarType type = check_float("x", x);
   if (x.dim() < 1 || x.size(x.dim() - 1) < 1) {
@@ -174,9 +174,9 @@ Types check_stream(const Tensor& x, const MaybeTensor& residual) {
   }
   if (!residual.has_value()) return {type, type, type};
   check_device("residual", *residual, x);
-  const ScalarType stream = check_dtype("residual", *residual, {type, ScalarType::Float, ScalarType::Double});
+  const ScalarType residual_type = check_dtype("residual", *residual, {type, ScalarType::Float, ScalarType::Double});
   check_shape("residual", *residual, x.sizes(), "the shape of x");
-  return {type, stream, type};
+  return {type, residual_type, type};
 }
 
 // `y` and `edited` are the outputs; they may share memory with x or residual, but not with each other.
@@ -190,14 +190,14 @@ void run(const Tensor& x, const MaybeTensor& residual, const Types& types, const
   op.norm_bias = vector(args, "norm_bias", args.norm_bias, op.hidden_size, "the hidden size");
   op.row_alpha = vector(args, "row_alpha", args.row_alpha, op.num_rows, "the number of rows of x");
   op.row_beta = vector(args, "row_beta", args.row_beta, op.num_rows, "the number of rows of x");
-  describe_maps(args, types.x == ScalarType::Double || types.stream == ScalarType::Double, op);
+  describe_maps(args, types.x == ScalarType::Double || types.residual == ScalarType::Double, op);
   describe_bias(args, op);
   describe_row_map(args, op);
   if (op.num_rows == 0) return;
   op.x = rows(x, types.x);
-  if (residual.has_value()) op.residual = rows(*residual, types.stream);
+  if (residual.has_value()) op.residual = rows(*residual, types.residual);
   op.y = rows(y, types.y, true);
-  op.edited = rows(edited, types.stream, true);
+  op.edited = rows(edited, types.residual, true);
   op.alpha = args.alpha;
   op.beta = args.beta;
   op.eps = args.eps;
@@ -206,24 +206,24 @@ void run(const Tensor& x, const MaybeTensor& residual, const Types& types, const
 }
 
 std::tuple<Tensor, Tensor> functional(const Tensor& x, const MaybeTensor& residual, const Arguments& args) {
-  const Types types = check_stream(x, residual);
+  const Types types = check_inputs(x, residual);
   Tensor y = torch::stable::new_empty(x, x.sizes());
   Tensor edited = torch::stable::new_empty(residual.has_value() ? *residual : x, x.sizes());
   run(x, residual, types, y, edited, args);
   return {y, edited};
 }
 
-void in_place(const Tensor& y, const Tensor& stream, bool add_y, const Arguments& args) {
-  const Types types = check_stream(y, stream);
+void in_place(const Tensor& y, const Tensor& residual, bool add_y, const Arguments& args) {
+  const Types types = check_inputs(y, residual);
   check_writable("y", y);
-  check_writable("stream", stream);
-  if (y.numel() > 0 && y.const_data_ptr() == stream.const_data_ptr()) {
-    fail("y and stream share memory; they receive two outputs and must be different");
+  check_writable("residual", residual);
+  if (y.numel() > 0 && y.const_data_ptr() == residual.const_data_ptr()) {
+    fail("y and residual share memory; they receive two outputs and must be different");
   }
   if (add_y) {
-    run(y, stream, types, y, stream, args);
+    run(y, residual, types, y, residual, args);
   } else {
-    run(stream, std::nullopt, {types.stream, types.stream, types.y}, y, stream, args);
+    run(residual, std::nullopt, {types.residual, types.residual, types.y}, y, residual, args);
   }
 }
 
@@ -249,24 +249,24 @@ std::tuple<Tensor, Tensor> affine_layer_norm(const Tensor& x, const MaybeTensor&
                      row_map, alpha, beta, eps, weight_offset});
 }
 
-void affine_layer_norm_(Tensor y, Tensor stream, bool add_y, const Tensor& weight, const MaybeTensor& norm_bias,
+void affine_layer_norm_(Tensor y, Tensor residual, bool add_y, const Tensor& weight, const MaybeTensor& norm_bias,
                         const MaybeTensor& down, const Tensor& up, const MaybeTensor& down_scale,
                         const MaybeTensor& up_scale, const MaybeTensor& bias, const MaybeTensor& row_alpha,
                         const MaybeTensor& row_beta, const MaybeTensor& row_map, double alpha, double beta, double eps,
                         double weight_offset) {
-  in_place(y, stream, add_y,
-           {stream, Norm::kLayer, weight, norm_bias, down, up, down_scale, up_scale, bias, row_alpha, row_beta, row_map,
-            alpha, beta, eps, weight_offset});
+  in_place(y, residual, add_y,
+           {residual, Norm::kLayer, weight, norm_bias, down, up, down_scale, up_scale, bias, row_alpha, row_beta,
+            row_map, alpha, beta, eps, weight_offset});
 }
 
 }  // namespace
 
-void affine_rms_norm_(Tensor y, Tensor stream, bool add_y, const Tensor& weight, const MaybeTensor& down,
+void affine_rms_norm_(Tensor y, Tensor residual, bool add_y, const Tensor& weight, const MaybeTensor& down,
                       const Tensor& up, const MaybeTensor& down_scale, const MaybeTensor& up_scale,
                       const MaybeTensor& bias, const MaybeTensor& row_alpha, const MaybeTensor& row_beta,
                       const MaybeTensor& row_map, double alpha, double beta, double eps, double weight_offset) {
-  in_place(y, stream, add_y,
-           {stream, Norm::kRms, weight, std::nullopt, down, up, down_scale, up_scale, bias, row_alpha, row_beta,
+  in_place(y, residual, add_y,
+           {residual, Norm::kRms, weight, std::nullopt, down, up, down_scale, up_scale, bias, row_alpha, row_beta,
             row_map, alpha, beta, eps, weight_offset});
 }
 
@@ -278,7 +278,7 @@ void define_affine_norm(Library& library) {
   for (const std::string name : {"affine_rms_norm", "affine_layer_norm"}) {
     const std::string norm = name == "affine_rms_norm" ? "Tensor weight, " : "Tensor weight, Tensor? norm_bias, ";
     library.def((name + "(Tensor x, Tensor? residual, " + norm + edit + "(Tensor, Tensor)").c_str());
-    library.def((name + "_(Tensor(a!) y, Tensor(b!) stream, bool add_y, " + norm + edit + "()").c_str());
+    library.def((name + "_(Tensor(a!) y, Tensor(b!) residual, bool add_y, " + norm + edit + "()").c_str());
   }
 }
 

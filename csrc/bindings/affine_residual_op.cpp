@@ -117,18 +117,18 @@ void affine_residual_(Tensor x, MaybeTensor residual, const MaybeTensor& down, c
 
   const std::vector<std::int64_t> chosen = edited_rows(map, rows);
   const ByteRows x_rows = byte_rows("x", x);
-  const ByteRows stream_rows = residual.has_value() ? byte_rows("residual", *residual) : x_rows;
-  Tensor stream = residual.has_value() ? gathered(*residual, stream_rows, chosen) : gathered(x, x_rows, chosen);
-  Tensor y = residual.has_value() ? gathered(x, x_rows, chosen) : torch::stable::new_empty(stream, stream.sizes());
+  const ByteRows residual_rows = residual.has_value() ? byte_rows("residual", *residual) : x_rows;
+  Tensor edited = residual.has_value() ? gathered(*residual, residual_rows, chosen) : gathered(x, x_rows, chosen);
+  Tensor y = residual.has_value() ? gathered(x, x_rows, chosen) : torch::stable::new_empty(edited, edited.sizes());
   // The fused op also normalises. Its normalised rows are thrown away here, so any weight will do.
   const Tensor weight = torch::stable::new_zeros(x, {x.size(x.dim() - 1)});
-  affine_rms_norm_(y, stream, residual.has_value(), weight, down, up, down_scale, up_scale, bias,
+  affine_rms_norm_(y, edited, residual.has_value(), weight, down, up, down_scale, up_scale, bias,
                    gathered(row_alpha, chosen, bytes_of(check_float("row_alpha", row_alpha))),
                    gathered(row_beta, chosen, bytes_of(check_float("row_beta", row_beta))),
                    gathered(row_map, chosen, sizeof(std::int32_t)), 1.0, 1.0, 1.0, 0.0);
-  const auto* edited = static_cast<const std::byte*>(stream.const_data_ptr());
+  const auto* from = static_cast<const std::byte*>(edited.const_data_ptr());
   for (std::size_t i = 0; i < chosen.size(); ++i) {
-    std::memcpy(stream_rows.row(chosen[i]), edited + i * stream_rows.size, stream_rows.size);
+    std::memcpy(residual_rows.row(chosen[i]), from + i * residual_rows.size, residual_rows.size);
     if (residual.has_value()) std::memset(x_rows.row(chosen[i]), 0, x_rows.size);
   }
 }

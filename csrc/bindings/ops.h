@@ -23,9 +23,9 @@ void register_affine_norm(Library& library);
 void register_affine_residual(Library& library);
 void register_cholesky(Library& library);
 
-// In place: `stream` holds the residual stream on entry and r' on return; `y` receives the normalised rows. With
+// In place: `residual` holds the residual stream on entry and r' on return; `y` receives the normalised rows. With
 // `add_y`, y holds a block's output on entry and is added to the residual stream first.
-void affine_rms_norm_(Tensor y, Tensor stream, bool add_y, const Tensor& weight, const MaybeTensor& down,
+void affine_rms_norm_(Tensor y, Tensor residual, bool add_y, const Tensor& weight, const MaybeTensor& down,
                       const Tensor& up, const MaybeTensor& down_scale, const MaybeTensor& up_scale,
                       const MaybeTensor& bias, const MaybeTensor& row_alpha, const MaybeTensor& row_beta,
                       const MaybeTensor& row_map, double alpha, double beta, double eps, double weight_offset);

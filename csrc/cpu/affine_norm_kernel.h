@@ -212,8 +212,8 @@ class AffineNormKernel {
 // `Single` and `Double` are the vector traits of one instruction set.
 template <class Single, class Double>
 void run_affine_norm(const AffineNorm& op, const Threads& threads) {
-  const DType stream = op.residual.data == nullptr ? op.x.dtype : op.residual.dtype;
-  if (op.x.dtype == DType::kFloat64 || stream == DType::kFloat64) {
+  const DType residual = op.residual.data == nullptr ? op.x.dtype : op.residual.dtype;
+  if (op.x.dtype == DType::kFloat64 || residual == DType::kFloat64) {
     AffineNormKernel<Double>(op, threads).run();
   } else {
     AffineNormKernel<Single>(op, threads).run();

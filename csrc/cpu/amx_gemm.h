@@ -65,13 +65,13 @@ class TileGemm {
   // meet two panels in one pass; of three rows of vectors no more panels fit the registers.
   void multiply_panels(const TiledRows& x, const Part& part, std::int64_t first, std::int64_t last) const {
     const bool two = suit_vectors(x) ? x.rows() > 2 : !kIsBFloat16 || part.tile_end - part.tile == 2;
-    if (!two) first = streams<4>(x, part, first, last);
-    streams<1>(x, part, streams<2>(x, part, first, last), last);
+    if (!two) first = in_groups_of<4>(x, part, first, last);
+    in_groups_of<1>(x, part, in_groups_of<2>(x, part, first, last), last);
   }
 
   // As many of the panels first .. last as divide into kPanels streams; returns where it stopped.
   template <int kPanels>
-  std::int64_t streams(const TiledRows& x, const Part& part, std::int64_t first, std::int64_t last) const {
+  std::int64_t in_groups_of(const TiledRows& x, const Part& part, std::int64_t first, std::int64_t last) const {
     const std::int64_t run = (last - first) / kPanels;
     for (std::int64_t i = 0; i < run; ++i) panel_group<kPanels>(x, part, first + i, run);
     return first + run * kPanels;

@@ -25,7 +25,7 @@ constexpr std::int64_t kChunk = 128;
 // Up to this depth chunks have half the length: a single chain of 128 additions would be the whole sum, and its error
 // twice that of the short chains in which torch multiplies one row.
 constexpr std::int64_t kShortDepth = 256;
-constexpr int kMaxStreams = 4;
+constexpr int kMaxPanels = 4;
 constexpr int kMaxTokens = 8;
 // Up to so many passes over a chunk, memory is the limit, and the panels of a group lie far apart. With more they are
 // neighbours, whose columns of z share pages.
@@ -49,14 +49,14 @@ constexpr int kTileTokens = std::clamp(V::kAccumulators / kVectors<V>, 1, V::kAc
 
 // Panels computed side by side: with few tokens, several streams of weights hide the memory's latency.
 template <class V, int kTokens>
-constexpr int kStreams = std::clamp(V::kAccumulators / (kVectors<V> * kTokens), 1, kMaxStreams);
+constexpr int kPanelsAtOnce = std::clamp(V::kAccumulators / (kVectors<V> * kTokens), 1, kMaxPanels);
 
 // Panels that are computed side by side, and how many panels after these the next ones begin.
 struct Panels {
   std::int64_t first;
   std::int64_t spacing;
   std::int64_t step;
-  std::int64_t at(int stream) const { return first + stream * spacing; }
+  std::int64_t at(int i) const { return first + i * spacing; }
 };
 
 // A matrix in scratch.
@@ -148,38 +148,38 @@ void widen_chunk(const W* from, std::int64_t depth, typename V::Scalar* to) {
 }
 
 // What tile() asks memory for: a line of every stream in each `interval` lines that it reads.
-template <int kStreamCount>
+template <int kPanels>
 struct Prefetch {
-  const char* from[kStreamCount];
+  const char* from[kPanels];
   std::int64_t interval;
 };
 
 // z[m, columns of stream s] (+)= sum over k < depth of x[m, k] w[s][k, :], for kTokens rows and kStreams panels.
 // A function of its own, so that its machine code can be found and examined; a call is nothing beside a chunk.
-template <class V, class W, int kStreamCount, int kTokens>
-[[gnu::noinline]] void tile(const W* const (&weights)[kStreamCount], const typename V::Scalar* x, std::int64_t x_stride,
-                            std::int64_t depth, typename V::Scalar* const (&z)[kStreamCount], std::int64_t z_stride,
-                            bool accumulate, const Prefetch<kStreamCount>& next) {
+template <class V, class W, int kPanels, int kTokens>
+[[gnu::noinline]] void tile(const W* const (&weights)[kPanels], const typename V::Scalar* x, std::int64_t x_stride,
+                            std::int64_t depth, typename V::Scalar* const (&z)[kPanels], std::int64_t z_stride,
+                            bool accumulate, const Prefetch<kPanels>& next) {
   using Register = typename V::Register;
   constexpr int kVec = kVectors<V>;
   // Either the weights of all streams stay in registers while activations come one by one, or the other way round:
   // what takes fewer, because sums, weights and activations together are more than the registers hold.
-  constexpr int kTogether = kStreamCount * kVec <= kTokens ? kStreamCount : 1;
-  Register sums[kStreamCount][kTokens][kVec];
+  constexpr int kTogether = kPanels * kVec <= kTokens ? kPanels : 1;
+  Register sums[kPanels][kTokens][kVec];
 #pragma GCC unroll 32
-  for (int i = 0; i < kStreamCount * kTokens * kVec; ++i)
+  for (int i = 0; i < kPanels * kTokens * kVec; ++i)
     sums[i / (kTokens * kVec)][i / kVec % kTokens][i % kVec] = V::zero();
-  const auto add_row = [&](int stream, std::int64_t k, int j) __attribute__((always_inline)) {
+  const auto add_row = [&](int s, std::int64_t k, int j) __attribute__((always_inline)) {
     Register w[kTogether][kVec];
 #pragma GCC unroll 16
     for (int i = 0; i < kTogether * kVec; ++i)
-      w[i / kVec][i % kVec] = weights_at<V, W>(weights[stream + i / kVec] + k * kPanel, j, i % kVec);
+      w[i / kVec][i % kVec] = weights_at<V, W>(weights[s + i / kVec] + k * kPanel, j, i % kVec);
 #pragma GCC unroll 8
     for (int m = 0; m < kTokens; ++m) {
       const Register activation = V::broadcast(x[m * x_stride + k + j]);
 #pragma GCC unroll 16
       for (int i = 0; i < kTogether * kVec; ++i) {
-        Register& sum = sums[stream + i / kVec][m][i % kVec];
+        Register& sum = sums[s + i / kVec][m][i % kVec];
         sum = V::fma(activation, w[i / kVec][i % kVec], sum);
       }
     }
@@ -188,22 +188,22 @@ template <class V, class W, int kStreamCount, int kTokens>
   for (; k + kLineRows<W> <= depth; k += kLineRows<W>) {
     if (--wait == 0) {
 #pragma GCC unroll 8
-      for (int s = 0; s < kStreamCount; ++s) __builtin_prefetch(next.from[s] + ahead, 0, 2);
+      for (int s = 0; s < kPanels; ++s) __builtin_prefetch(next.from[s] + ahead, 0, 2);
       ahead += 64;
       wait = next.interval;
     }
 #pragma GCC unroll 8
-    for (int s = 0; s < kStreamCount; s += kTogether) {
+    for (int s = 0; s < kPanels; s += kTogether) {
 #pragma GCC unroll 4
       for (int j = 0; j < kLineRows<W>; ++j) add_row(s, k, j);
     }
   }
   for (; k < depth; ++k) {
 #pragma GCC unroll 8
-    for (int s = 0; s < kStreamCount; s += kTogether) add_row(s, k, 0);
+    for (int s = 0; s < kPanels; s += kTogether) add_row(s, k, 0);
   }
 #pragma GCC unroll 32
-  for (int i = 0; i < kStreamCount * kTokens * kVec; ++i) {
+  for (int i = 0; i < kPanels * kTokens * kVec; ++i) {
     const int s = i / (kTokens * kVec), m = i / kVec % kTokens, v = i % kVec;
     typename V::Scalar* to = z[s] + m * z_stride + v * V::kLanes;
     V::store(to, accumulate ? V::add(V::load(to), sums[s][m][v]) : sums[s][m][v]);
@@ -278,7 +278,7 @@ class PanelGemm {
     if constexpr (kTokens > 1) {
       if (largest < kTokens) return by_tokens<kTokens - 1>(first, last, row, count, k_begin, k_end);
     }
-    constexpr int kParallel = kStreams<V, kTokens>;
+    constexpr int kParallel = kPanelsAtOnce<V, kTokens>;
     const std::int64_t run = (last - first) / kParallel;
     const bool near = count > kFarPasses * kTokens;
     for (std::int64_t i = 0; i < run; ++i) {
@@ -291,18 +291,18 @@ class PanelGemm {
 
   // Panels from k_begin to k_end: all rows, chunk by chunk, so that a chunk is read from memory once, and with several
   // passes over it converted once.
-  template <int kStreamCount, int kTokens>
+  template <int kPanels, int kTokens>
   void panel_group(const Panels& panels, std::int64_t row, std::int64_t count, std::int64_t k_begin,
                    std::int64_t k_end) const {
     constexpr bool kConverts = !std::is_same_v<W, T>;
-    alignas(64) W buffers[kStreamCount][kChunk * kPanel];
-    alignas(64) T wide[kConverts ? kStreamCount : 1][kChunk * kPanel];
+    alignas(64) W buffers[kPanels][kChunk * kPanel];
+    alignas(64) T wide[kConverts ? kPanels : 1][kChunk * kPanel];
     const std::int64_t passes = ceil_div(count, kTokens);
     for (std::int64_t k = k_begin; k < k_end; k += chunk_) {
       const std::int64_t depth = stored_depth<W>(std::min(chunk_, depth_ - k));
-      const W* weights[kStreamCount];
-      const T* converted[kStreamCount];
-      for (int s = 0; s < kStreamCount; ++s) {
+      const W* weights[kPanels];
+      const T* converted[kPanels];
+      for (int s = 0; s < kPanels; ++s) {
         weights[s] = reader_.chunk(panels.at(s), k, std::min(chunk_, depth_ - k), buffers[s]);
         if constexpr (kConverts) {
           converted[s] = wide[s];
@@ -313,41 +313,41 @@ class PanelGemm {
           k + chunk_ < k_end ? depth : panels.step * stored_depth<W>(depth_) + k_begin - k;  // rows to the next chunk
       for (std::int64_t pass = 0; pass < passes; ++pass) {
         const std::int64_t begin = row + pass * count / passes, size = row + (pass + 1) * count / passes - begin;
-        const Prefetch<kStreamCount> next = ahead(weights, depth, following, pass, passes);
+        const Prefetch<kPanels> next = ahead(weights, depth, following, pass, passes);
         if (kConverts && passes > 1) {
-          multiply<T, kStreamCount, kTokens>(converted, panels, begin, size, k, depth, next);
+          multiply<T, kPanels, kTokens>(converted, panels, begin, size, k, depth, next);
         } else {
-          multiply<W, kStreamCount, kTokens>(weights, panels, begin, size, k, depth, next);
+          multiply<W, kPanels, kTokens>(weights, panels, begin, size, k, depth, next);
         }
       }
     }
     if (product_.maps.scale == nullptr || k_end < depth_) return;
-    for (int s = 0; s < kStreamCount; ++s) scale_panel<V>(product_, panels.at(s), row, count);
+    for (int s = 0; s < kPanels; ++s) scale_panel<V>(product_, panels.at(s), row, count);
   }
 
   // With one pass over a chunk, weights are asked for shortly before their use; with several, each pass asks for its
   // share of the next chunk, which begins `following` rows later.
-  template <int kStreamCount>
-  static Prefetch<kStreamCount> ahead(const W* const (&weights)[kStreamCount], std::int64_t depth,
-                                      std::int64_t following, std::int64_t pass, std::int64_t passes) {
+  template <int kPanels>
+  static Prefetch<kPanels> ahead(const W* const (&weights)[kPanels], std::int64_t depth, std::int64_t following,
+                                 std::int64_t pass, std::int64_t passes) {
     constexpr std::int64_t kRowBytes = kPanel * static_cast<std::int64_t>(sizeof(W));
     const std::int64_t bytes = passes == 1 ? kPrefetchBytes : (following + pass * depth / passes) * kRowBytes;
-    Prefetch<kStreamCount> next;
-    for (int s = 0; s < kStreamCount; ++s) next.from[s] = reinterpret_cast<const char*>(weights[s]) + bytes;
+    Prefetch<kPanels> next;
+    for (int s = 0; s < kPanels; ++s) next.from[s] = reinterpret_cast<const char*>(weights[s]) + bytes;
     next.interval = passes == 1 ? 1 : passes * static_cast<std::int64_t>(sizeof(T) / sizeof(W));
     return next;
   }
 
   // Rows begin .. begin + size, kTokens or one less, times the chunk at k.
-  template <class U, int kStreamCount, int kTokens>
-  void multiply(const U* const (&weights)[kStreamCount], const Panels& panels, std::int64_t begin, std::int64_t size,
-                std::int64_t k, std::int64_t depth, const Prefetch<kStreamCount>& next) const {
+  template <class U, int kPanels, int kTokens>
+  void multiply(const U* const (&weights)[kPanels], const Panels& panels, std::int64_t begin, std::int64_t size,
+                std::int64_t k, std::int64_t depth, const Prefetch<kPanels>& next) const {
     if constexpr (kTokens > 1) {
-      if (size < kTokens) return multiply<U, kStreamCount, kTokens - 1>(weights, panels, begin, size, k, depth, next);
+      if (size < kTokens) return multiply<U, kPanels, kTokens - 1>(weights, panels, begin, size, k, depth, next);
     }
-    T* z[kStreamCount];
-    for (int s = 0; s < kStreamCount; ++s) z[s] = z_.row(begin) + panels.at(s) * kPanel;
-    tile<V, U, kStreamCount, kTokens>(weights, x_.row(begin) + k, x_.stride, depth, z, z_.stride, k > 0, next);
+    T* z[kPanels];
+    for (int s = 0; s < kPanels; ++s) z[s] = z_.row(begin) + panels.at(s) * kPanel;
+    tile<V, U, kPanels, kTokens>(weights, x_.row(begin) + k, x_.stride, depth, z, z_.stride, k > 0, next);
   }
 
   const Product<T>& product_;

@@ -180,5 +180,5 @@ def test_numbers_of_maps_that_differ() -> None:
 @compiled
 def test_output_that_overlaps_itself() -> None:
     case = make("rms", D, (ROWS,))
-    with pytest.raises(ValueError, match="stream has stride 0 in dimension 0 of size 4; an output must not overlap"):
+    with pytest.raises(ValueError, match="residual has stride 0 in dimension 0 of size 4; an output must not overlap"):
         ops.affine_rms_norm_(case.x[:1].expand(ROWS, D), case.weight, case.map, backend="cpu")

@@ -95,12 +95,12 @@ def test_what_does_not_fit_is_refused():
 def test_streams_refuse_what_their_moments_cannot_hold(scale):
     mixed = torch.cat([X[:, :5], X[:, 5:] * scale], 1)
     for x, y, reason in ((mixed, Y, "X has the magnitude .* in column 5"), (X, Y * scale, "Y has the magnitude")):
-        stream = RidgeAccumulator(6, 3)
+        accumulator = RidgeAccumulator(6, 3)
         with pytest.raises(ValueError, match=reason):
-            stream.update(x, y)
-        assert stream.n == 0
-    stream.update(torch.zeros_like(X), Y)  # a constant is no such column
-    assert stream.n == 40
+            accumulator.update(x, y)
+        assert accumulator.n == 0
+    accumulator.update(torch.zeros_like(X), Y)  # a constant is no such column
+    assert accumulator.n == 40
 
 
 @pytest.mark.parametrize(("name", "scale"), product(ESTIMATORS, (1e155, 1e-170)))

@@ -96,21 +96,21 @@ def _functional(x: Tensor, residual: Tensor | None, arguments: _Arguments) -> tu
     return y, edited
 
 
-def _in_place(y: Tensor, stream: Tensor, add_y: bool, arguments: _Arguments) -> None:
-    """r is ``stream``, or ``y + stream`` with ``add_y``; ``stream <- r'`` and ``y <- y``."""
-    arguments.check(y, stream)
-    if y is stream:
-        raise ValueError("y and stream are the same tensor; they receive two outputs and must be different")
-    for name, output in (("y", y), ("stream", stream)):
+def _in_place(y: Tensor, residual: Tensor, add_y: bool, arguments: _Arguments) -> None:
+    """r is ``residual``, or ``y + residual`` with ``add_y``; ``residual <- r'`` and ``y <- y``."""
+    arguments.check(y, residual)
+    if y is residual:
+        raise ValueError("y and residual are the same tensor; they receive two outputs and must be different")
+    for name, output in (("y", y), ("residual", residual)):
         for dimension, (size, stride) in enumerate(zip(output.shape, output.stride(), strict=True)):
             if size > 1 and stride == 0:
                 raise ValueError(
                     f"{name} has stride 0 in dimension {dimension} of size {size}; an output must not overlap itself"
                 )
     if add_y:
-        _run(y, stream, y, stream, arguments)
+        _run(y, residual, y, residual, arguments)
     else:
-        _run(stream, None, y, stream, arguments)
+        _run(residual, None, y, residual, arguments)
 
 
 def _run(x: Tensor, residual: Tensor | None, y: Tensor, edited: Tensor, arguments: _Arguments) -> None:
@@ -231,7 +231,7 @@ def _prefill(x: Tensor, residual: Tensor | None, y: Tensor, edited: Tensor, argu
 def _registered(name: str, first: dict[str, Any], centre: bool, run: Callable[..., Any], returns: Any) -> Any:
     """The op ``incline_fast_triton::<name>``, whose arguments are ``first`` and then the fields of _Arguments.
 
-    ``triton_op`` reads the schema from a signature and no other way. In place, what it writes to is named y and stream.
+    ``triton_op`` reads the schema from a signature and no other way. The in-place form writes to y and residual.
     """
 
     def op(*given: Any) -> Any:
@@ -248,11 +248,12 @@ def _registered(name: str, first: dict[str, Any], centre: bool, run: Callable[..
         if argument not in left_out
     ]
     op.__signature__ = Signature(parameters, return_annotation=returns)  # type: ignore[attr-defined]
-    return triton_op(f"incline_fast_triton::{name}", op, mutates_args=first.keys() & {"y", "stream"})
+    written = ("y", "residual") if first is _IN_PLACE else ()
+    return triton_op(f"incline_fast_triton::{name}", op, mutates_args=written)
 
 
 _FUNCTIONAL = {"x": Tensor, "residual": Tensor | None}
-_IN_PLACE = {"y": Tensor, "stream": Tensor, "add_y": bool}
+_IN_PLACE = {"y": Tensor, "residual": Tensor, "add_y": bool}
 _BOTH = tuple[Tensor, Tensor]
 
 affine_rms_norm = _registered("affine_rms_norm", _FUNCTIONAL, False, _functional, _BOTH)

@@ -136,7 +136,7 @@ class AffineNormProblem {
         random_(1),
         x_(drawn(c.x, c.rows)),
         residual_(drawn(c.residual, c.has_residual ? c.rows : 0)),
-        edited_(stream_dtype(), c.in_place ? 0 : c.rows, c.hidden, c.strided),
+        edited_(residual_dtype(), c.in_place ? 0 : c.rows, c.hidden, c.strided),
         y_(c.x, y_is_x() ? 0 : c.rows, c.hidden, c.strided),
         weight_(drawn(c.x, 1)),
         norm_bias_(drawn(DType::kFloat32, c.norm == Norm::kLayer ? 1 : 0)),
@@ -190,7 +190,7 @@ class AffineNormProblem {
       const std::vector<double> normed = norm_of_edited(i);
       for (std::int64_t j = 0; j < case_.hidden; ++j) {
         const double edited_value = edited().get(i, j), y_value = y().get(i, j);
-        if (!close(edited_value, expected_[i * case_.hidden + j], stream_dtype())) {
+        if (!close(edited_value, expected_[i * case_.hidden + j], residual_dtype())) {
           return mismatch("r'", i, j, edited_value, expected_[i * case_.hidden + j]);
         }
         if (!close(y_value, normed[j], case_.x)) return mismatch("y", i, j, y_value, normed[j]);
@@ -206,7 +206,7 @@ class AffineNormProblem {
   static constexpr double kAlpha = -0.5, kBeta = 0.75, kEps = 1e-3, kWeightOffset = 1.0;
 
   bool y_is_x() const { return case_.in_place && case_.has_residual; }
-  DType stream_dtype() const { return case_.has_residual ? case_.residual : case_.x; }
+  DType residual_dtype() const { return case_.has_residual ? case_.residual : case_.x; }
   Array& edited() { return !case_.in_place ? edited_ : case_.has_residual ? residual_ : x_; }
   Array& y() { return y_is_x() ? x_ : y_; }
 

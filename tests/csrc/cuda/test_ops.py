@@ -122,7 +122,7 @@ def test_errors_name_the_argument() -> None:
     refused(case.double(), "x has dtype float64; allowed on CUDA|up has dtype float64; allowed on CUDA")
     refused(case.but(weight=torch.ones(31)), r"weight has shape \(31,\); expected \(32,\), the hidden size")
     refused(case.but(row_map=torch.zeros(3, dtype=torch.int64)), "row_map has dtype int64; allowed: int32")
-    refused(case.but(x=case.x.to(torch.int32)), "x has dtype int32|y has dtype int32|stream has dtype int32")
+    refused(case.but(x=case.x.to(torch.int32)), "x has dtype int32|y has dtype int32|residual has dtype int32")
     tail = list(tail_of(case))
     tail[2] = pack(case.map.up)
     with pytest.raises((ValueError, RuntimeError), match="up is packed in the CPU's panel layout; on CUDA pass"):

@@ -107,7 +107,7 @@ def test_refused_arguments() -> None:
 def test_refused_outputs() -> None:
     case = make_triton("rms", 16, (4,), rank=2)
     x = case.x
-    with pytest.raises(ValueError, match="y and stream are the same tensor"):
+    with pytest.raises(ValueError, match="y and residual are the same tensor"):
         affine_rms_norm_(x, x, True, *case.arguments())
-    with pytest.raises(ValueError, match="stream has stride 0 in dimension 0 of size 4"):
+    with pytest.raises(ValueError, match="residual has stride 0 in dimension 0 of size 4"):
         affine_rms_norm_(x, x[:1].expand(4, 16), True, *case.arguments())
