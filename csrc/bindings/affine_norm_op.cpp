@@ -35,7 +35,7 @@ struct Arguments {
 };
 
 void* address(const Tensor& tensor, bool output) {
-  // The launcher's descriptions are shared by inputs and outputs; it writes to outputs alone.
+  // Rows describes inputs and outputs alike, so that its pointer is not const; backends write to outputs alone.
   return output ? tensor.mutable_data_ptr() : const_cast<void*>(tensor.const_data_ptr());
 }
 
@@ -107,8 +107,8 @@ Maps maps(const Arguments& args, const char* name, const Tensor& tensor, const M
           scales(args, name, tensor, type, scale, columns)};
 }
 
-// The rank, read off a factor whose layout shows it. Two packed bf16 factors show it rounded up to an even number; the
-// column that was added holds zeros.
+// The rank, from a factor whose shape has it. Two packed bf16 factors have it rounded up to an even number; the column
+// that packing added holds zeros.
 std::int64_t rank_of(const Tensor& down, const Tensor& up) {
   if (down.dim() == 3) return down.size(1);
   return up.dim() == 5 ? 2 * up.size(2) : up.size(2);

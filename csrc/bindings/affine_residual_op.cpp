@@ -89,7 +89,7 @@ Tensor gathered(const Tensor& source, const std::vector<std::int64_t>& chosen, s
   return result;
 }
 
-// The edit alone, without the norm that follows it: for engines whose norms stay their own.
+// The edit alone, without the norm that follows it: for serving engines that keep their own norms.
 //
 // Rows with row_map >= 0 of the residual stream r = x (+ residual): r <- row_beta r + row_alpha (M r + bias). Without a
 // residual, x is r. With one, the residual receives the edited row and x a row of zeros, so that x + residual is the

@@ -34,7 +34,7 @@ struct AffineTensors {
 
 void affine_norm(const AffineNorm& op, const AffineTensors& tensors);
 
-// On the device of A.
+// Runs on the device of A.
 void cholesky_block(const CholeskyBlock& op, const Tensor& A);
 
 }  // namespace incline_fast::backend

@@ -1,4 +1,4 @@
-// Whether the product of many rows may be torch's, whose rounding may depend on how many they are.
+// Whether many rows may be multiplied by torch, whose rounding may depend on the number of rows.
 #pragma once
 
 #include <atomic>

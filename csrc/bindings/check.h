@@ -18,7 +18,7 @@ namespace incline_fast {
 
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
-// Sizes without a copy of them; braces make one: {rows, columns}.
+// A view of sizes, which copies nothing; a list in braces converts to it: {rows, columns}.
 using Sizes = torch::headeronly::IntHeaderOnlyArrayRef;
 
 template <class... Parts>

@@ -55,8 +55,8 @@ void affine_norm(const AffineNorm& op, const AffineTensors& tensors) {
     cuda::affine_norm_epilogue(op, rows, here.cuda_stream());
     return;
   }
-  // From torch's allocator, which does not reuse freed memory before the stream has passed the kernel that reads it,
-  // nor, during a capture, within the graph.
+  // From torch's allocator, which does not reuse freed memory before the CUDA stream has passed the kernel that reads
+  // it, nor, during a capture, within the graph.
   const Tensor workspace = torch::stable::new_empty(tensors.x, {cuda::workspace_bytes(op)}, ScalarType::Byte);
   cuda::affine_norm(op, {workspace.mutable_data_ptr(), here.tickets()}, here.cuda_stream());
 }

@@ -13,12 +13,12 @@ using torch::stable::Tensor;
 using MaybeTensor = std::optional<Tensor>;
 using Library = torch::stable::detail::StableLibrary;
 
-// Schemas, each beside what carries it out.
+// Schemas; each is in the file of the function that implements it.
 void define_affine_norm(Library& library);
 void define_affine_residual(Library& library);
 void define_cholesky(Library& library);
 
-// Implementations; affine_residual_ is of the CPU's library only: it moves rows with memcpy.
+// Implementations; affine_residual_ is in the CPU's library only, because it moves rows with memcpy.
 void register_affine_norm(Library& library);
 void register_affine_residual(Library& library);
 void register_cholesky(Library& library);

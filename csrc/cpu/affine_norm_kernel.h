@@ -117,8 +117,8 @@ class AffineNormKernel {
     }
   }
 
-  // Whether the first product may read x where the caller has it. Rows are then not brought into scratch before they
-  // are edited: with many tokens that is a megabyte less to write and read twice.
+  // Whether the first product may read x in the caller's memory. Rows are then not copied to scratch before they are
+  // edited: with many tokens that saves writing a megabyte and reading it twice.
   bool states_suit_matrix_unit() const {
     const DType map = op_.down.data == nullptr ? op_.up.dtype : op_.down.dtype;
     return kMatrixUnit<V> && (map == DType::kBFloat16 || map == DType::kInt8) && op_.x.dtype == DType::kBFloat16 &&
@@ -131,7 +131,7 @@ class AffineNormKernel {
       states_[i] = static_cast<const BFloat16*>(op_.x.data) + row_offset(op_.x, tokens[i]);
   }
 
-  // r of a token; `residual` is overwritten.
+  // Writes r of a token to `r`; `residual` is scratch for its second term.
   void load_residual_stream(T* r, T* residual, std::int64_t token) {
     load_row<V>(op_.x, token, size_, padded_, r);
     if (op_.residual.data == nullptr) return;
@@ -153,8 +153,8 @@ class AffineNormKernel {
     gemm({op_.up, map, Scratch<const T>{buffer.get(), stride}, z_, count, pieces()});
   }
 
-  // bf16 numbers that represent an fp32 activation as well as this call's outputs can tell: 24 bits where one of them
-  // is fp32, otherwise 16.
+  // The number of bf16 pieces of an fp32 activation, as many as show in the rounded outputs: three (24 bits) where x or
+  // r' is fp32, otherwise two (16 bits).
   int pieces() const {
     const bool single = op_.x.dtype == DType::kFloat32 || op_.edited.dtype == DType::kFloat32;
     return single ? 3 : 2;
@@ -179,7 +179,7 @@ class AffineNormKernel {
     typename GemmOf<V, W>::Type(product).run(threads_);
   }
 
-  // Edits a token's r, stores it, and normalises what was stored; `row` holds the image of r and is overwritten.
+  // Edits a token's r, stores it, and normalises what was stored; `row` holds M r and is overwritten.
   void finish_row(const T* r, T* row, std::int64_t token, bool edit) {
     if (edit) {
       const auto alpha = static_cast<T>(op_.alpha * factor(op_.row_alpha, token));

@@ -1,14 +1,14 @@
-// z = x W^T for bf16 and int8 maps on the matrix unit of AMX. A panel of 16 columns in bf16 is, 32 rows at a time, just
-// what one tile of weights holds, so the maps need no other layout; int8 weights are brought into it chunk by chunk.
+// z = x W^T for bf16 and int8 maps on the matrix unit of AMX. 32 rows of a bf16 panel of 16 columns are laid out as the
+// unit's tile of weights is, so bf16 maps need no other layout; int8 weights are converted to it chunk by chunk.
 //
-// The unit takes bf16 activations. Those that are no bf16 numbers are split into two or three that add up to them
-// (8 + 8 (+ 8) bits of significand); each piece is one more row of the tile, and the pieces' sums are added at the end.
+// The unit takes bf16 activations. An activation that bf16 does not hold exactly is split into two or three bf16 pieces
+// that add up to it (8 + 8 (+ 8) bits of significand); each piece is a row of the tile, and at the end sums are added.
 //
-// The order of every column's sum is fixed: the unit's own, 32 products after 32, from the first to the last. It is
+// Every column is summed in one fixed order, the unit's own: 32 products at a time, from the first to the last. It is
 // documented (Intel SDM, TDPBF16PS): of the 32 products of a step the unit sums those of even k and those of odd k,
 // each in one chain of fused multiply-adds from zero, adds the two sums, and adds that to the total. It rounds to
-// nearest and takes subnormal numbers (below 1.2e-38) as zero. Vector instructions can do the same, bit for bit, and
-// with few rows they do: tiles that come from memory are loaded a fifth slower than vectors.
+// nearest and takes subnormal numbers (below 1.2e-38) as zero. Vector instructions can give the same bits. They are
+// used with few rows, because loading tiles from memory is a fifth slower than loading vectors.
 #pragma once
 
 #include <algorithm>
@@ -52,7 +52,8 @@ class TileGemm {
   }
 
  private:
-  // Tiles of activations that meet panel after panel, and the sums of each pass over one group of panels.
+  // Tiles tile .. tile_end of activations, which every panel is multiplied by before the next part's, and the sums of
+  // each pass over one group of panels.
   struct Part {
     std::int64_t tile;
     std::int64_t tile_end;
@@ -61,15 +62,16 @@ class TileGemm {
 
   static bool suit_vectors(const TiledRows& x) { return x.tiles() == 1 && x.rows() <= kVectorRows; }
 
-  // Four far-apart streams of weights; with many tiles, each is loaded half as often as if it met two panels. Two tiles
-  // meet two panels in one pass; of three rows of vectors no more panels fit the registers.
+  // bf16 panels are read four at a time, far apart in memory: with many tiles, a tile of activations is then loaded
+  // half as often as with two panels at a time. Two at a time are taken with just two tiles and with three rows on
+  // vector units, because more sums would not fit the registers in one pass, and of int8 tiles, see kTileChunk.
   void multiply_panels(const TiledRows& x, const Part& part, std::int64_t first, std::int64_t last) const {
     const bool two = suit_vectors(x) ? x.rows() > 2 : !kIsBFloat16 || part.tile_end - part.tile == 2;
     if (!two) first = in_groups_of<4>(x, part, first, last);
     in_groups_of<1>(x, part, in_groups_of<2>(x, part, first, last), last);
   }
 
-  // As many of the panels first .. last as divide into kPanels streams; returns where it stopped.
+  // Multiplies panels first .. last in groups of kPanels, as many as are whole; returns the first panel that is left.
   template <int kPanels>
   std::int64_t in_groups_of(const TiledRows& x, const Part& part, std::int64_t first, std::int64_t last) const {
     const std::int64_t run = (last - first) / kPanels;
@@ -77,12 +79,12 @@ class TileGemm {
     return first + run * kPanels;
   }
 
-  // Tiles that meet the weights of kPanels panels in registers.
+  // Tiles of activations that are multiplied by kPanels panels in one pass, with all sums in tile registers.
   template <int kPanels>
   static constexpr int kTogether = kPanels == 4 ? 1 : 2;
 
-  // Panels first, first + spacing, ...: all tiles, chunk by chunk, so that a chunk is read from memory once. Weights
-  // that are used once, as they lie in memory, are one chunk: their sums stay in registers.
+  // Panels first, first + spacing, ... times all tiles, chunk by chunk, so that a chunk is read from memory once.
+  // Packed weights that a single pass uses are one chunk, so that their sums stay in registers.
   template <int kPanels>
   void panel_group(const TiledRows& x, const Part& part, std::int64_t first, std::int64_t spacing) const {
     const bool once = suit_vectors(x) || (kIsBFloat16 && part.tile_end - part.tile <= kTogether<kPanels>);
@@ -105,7 +107,7 @@ class TileGemm {
     }
   }
 
-  // The panel's rows of the `steps` from k on, padded with zeros where the depth ends before them.
+  // `steps` x kTileDepth rows of the panel from row k on, padded with zeros where the depth ends before them.
   const W* whole_steps(std::int64_t panel, std::int64_t k, std::int64_t steps, W* buffer) const {
     const std::int64_t padded = steps * kTileDepth, depth = std::min(padded, depth_ - k);
     const W* rows = reader_.chunk(panel, k, depth, buffer);
@@ -135,8 +137,8 @@ class TileGemm {
     multiply_rows<kPanels, kRows>(weights, next, x, steps, accumulate, sums);
   }
 
-  // With one pass over bf16 weights, they are asked for shortly before their use. Otherwise each pass asks for its
-  // share of the next chunk, of which int8 weights have asked for the first lines while they were widened.
+  // With one pass over bf16 weights, they are prefetched shortly before their use. Otherwise each pass prefetches its
+  // share of the next chunk; of int8 weights, widen() has prefetched the first lines of every step.
   template <int kPanels>
   void multiply_on_tiles(const TiledRows& x, const Part& part, const W* const (&weights)[kPanels], std::int64_t k,
                          std::int64_t steps) const {
@@ -156,7 +158,7 @@ class TileGemm {
       TilePrefetch next[kPanels];
       for (int s = 0; s < kPanels; ++s) next[s] = {reinterpret_cast<const char*>(weights[s]) + ahead, lines, once};
       const std::int64_t at = part.tile + pass * kTogether<kPanels>;
-      asm volatile("" : : : "memory");  // what the tiles are loaded from has been written
+      asm volatile("" : : : "memory");  // the compiler writes what the tiles are loaded from before this point
       if (at + kTogether<kPanels> <= part.tile_end) {
         multiply<kPanels, kTogether<kPanels>>(x, tiles, next, at, k, steps, part.sums[pass]);
       } else {
@@ -165,8 +167,8 @@ class TileGemm {
     }
   }
 
-  // int8 weights as bf16 tiles. Reading memory takes longer than widening and multiplying, so both ask for the next
-  // chunk, a half each.
+  // int8 weights as bf16 tiles. Reading memory takes longer than widening and multiplying, so each of these prefetches
+  // half of the next chunk.
   template <int kPanels>
   static void widen(const W* const (&weights)[kPanels], std::int64_t steps,
                     BFloat16 (&wide)[kPanels][kTileChunk * kPanel]) {
@@ -212,8 +214,8 @@ class TileGemm {
     return total;
   }
 
-  // At least as many activations (and four tiles, because memory is read once per part) meet all panels before the next
-  // ones do: what stays in an L2 cache beside the weights.
+  // The least size of a part of the activations (and at least four tiles, because the map is read from memory once per
+  // part): it stays in an L2 cache beside the weights while all panels are multiplied by it.
   static constexpr std::int64_t kPartBytes = 1024 * 1024;
   static constexpr bool kIsBFloat16 = std::is_same_v<W, BFloat16>;
   // With more rows the matrix unit is faster, although it loads more slowly.

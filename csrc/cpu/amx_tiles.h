@@ -1,4 +1,4 @@
-// The matrix unit of AMX and its stand-in of vector instructions: activations as tiles, and one chunk's products.
+// Activations as tiles, and the products of one chunk: on AMX's matrix unit, or with the same bits on vector units.
 #pragma once
 
 #include <immintrin.h>
@@ -22,8 +22,8 @@ namespace {
 constexpr int kTileRows = 16;
 constexpr int kTileDepth = 32;  // rows of a panel, or activations of a row, in one tile
 constexpr std::int64_t kTileSize = kTileRows * kTileDepth;
-// Depth of the weights that several passes share: those of two panels fill a third of the L1 cache and stay there while
-// activations pass through the rest.
+// Depth of a chunk of weights that several passes use. The bf16 chunks of two panels fill a third of the L1 cache and
+// stay there while activations are read through the rest.
 constexpr std::int64_t kTileChunk = 256;
 
 // Tile registers 0 to 3 hold sums, 4 and 5 activations, 6 and 7 weights; `rows` of activations and sums are in use.
@@ -58,8 +58,8 @@ class FlushSubnormals {
   unsigned saved_;
 };
 
-// What is asked of memory while a chunk is multiplied: `lines` cache lines per step, from `from` on. `once`: the chunk
-// itself is on its way from memory.
+// What is prefetched while a chunk is multiplied: `lines` cache lines per step, from `from` on. `once`: the chunk is
+// used once, and its own weights are still being read from memory.
 struct TilePrefetch {
   const char* from;
   int lines;
@@ -71,7 +71,7 @@ struct TilePrefetch {
   }
 };
 
-// Rows k and k + 1 of a panel, of which `rows` is the first.
+// Rows k and k + 1 of a panel; load_pair takes the address of row k.
 struct RowPair {
   __m512 even;
   __m512 odd;
@@ -96,7 +96,7 @@ inline void widen_step(const std::int8_t* rows, BFloat16* tile) {
   }
 }
 
-// Brings a step of bf16 weights into the L1 cache by plain loads: a tile load that has to wait for lines holds up more.
+// Brings a step of bf16 weights into the L1 cache by plain loads: waiting for memory costs a tile load more.
 inline void touch(const BFloat16* step) {
 #pragma GCC unroll 16
   for (int row = 0; row < kTileRows; ++row) {
@@ -272,7 +272,7 @@ class TiledRows {
       for (int i = 0; i < pieces_; ++i, piece += kTileDepth) {
         Avx512Float::store(piece, rest);
         const __m512 stored = Avx512Float::load(piece);
-        const __mmask16 infinite = _mm512_fpclass_ps_mask(stored, 0x18);  // nothing remains of infinity
+        const __mmask16 infinite = _mm512_fpclass_ps_mask(stored, 0x18);  // its rest is zero, not infinity - infinity
         rest = _mm512_maskz_sub_ps(static_cast<__mmask16>(~infinite), rest, stored);
       }
     }

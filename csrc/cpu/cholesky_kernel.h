@@ -72,7 +72,7 @@ class CholeskyKernel {
  private:
   static constexpr std::int64_t kNone = -1;              // every pivot was good
   static constexpr std::int64_t kBefore = -2;            // an earlier block of the matrix has broken down
-  static constexpr std::int64_t kLine = 64 / sizeof(T);  // makes rows an odd number of lines: they spread over the sets
+  static constexpr std::int64_t kLine = 64 / sizeof(T);  // with it a row is an odd number of lines: all sets are used
   static constexpr int kVec = V::kAccumulators >= 2 * kPivots ? 2 : 1;
   static constexpr int kChunk = kVec * V::kLanes;
   static_assert(kWidest % kChunk == 0);
@@ -151,8 +151,8 @@ class CholeskyKernel {
     return kNone;
   }
 
-  // The rows of a panel minus what the rows above it contribute, in columns c .. c + kChunk; so few earlier rows at a
-  // time that they stay in the L1 cache for all rows of the panel.
+  // The rows of a panel minus what the rows above it contribute, in columns c .. c + kChunk. The rows above are taken
+  // so few at a time that they stay in the L1 cache for all rows of the panel.
   void subtract_above(std::int64_t panel, std::int64_t panel_end, std::int64_t c) {
     const std::int64_t end = std::min(panel_end, c + kChunk);  // rows below are left of their diagonal here
     for (std::int64_t k = 0; k < panel; k += kPanelRows) {
@@ -160,8 +160,8 @@ class CholeskyKernel {
     }
   }
 
-  // Rows p .. p + 7 minus the combination of rows first .. last - 1 that Z's columns p .. p + 7 name, in columns
-  // c .. c + kChunk.
+  // Rows p .. p + 7 minus combinations of rows first .. last - 1, whose factors are those rows' elements in columns
+  // p .. p + 7 of Z; in columns c .. c + kChunk.
   void subtract(std::int64_t p, std::int64_t c, std::int64_t first, std::int64_t last) {
     // The inverse is lower triangular: its rows above its column c are zero there.
     first = std::max(first, c - half_);
@@ -250,7 +250,8 @@ class CholeskyKernel {
 // `Single` and `Double` are the vector traits of one instruction set.
 template <class Single, class Double>
 void run_cholesky_block(const CholeskyBlock& op, const Threads& threads) {
-  // Over matrices; inside one, over its columns. Inside a parallel region torch runs the inner loop on one thread.
+  // Parallel over matrices, and inside one matrix over its columns: within a parallel region torch runs the inner loop
+  // on one thread.
   const auto each = [&]<class V>(V*) {
     parallel_for(threads, op.count, op.size * op.size * op.size / 4, [&](std::int64_t begin, std::int64_t end) {
       CholeskyKernel<V> kernel(op, threads);

@@ -13,8 +13,8 @@ struct Float16 {
   std::uint16_t bits;
 };
 
-// Internal linkage: every translation unit compiles these for its own instruction set, and the linker must not let one
-// stand in for another.
+// Internal linkage: every translation unit compiles these for its own instruction set, and the linker must not use one
+// unit's in another.
 namespace {
 
 inline std::uint32_t bits_of(float value) {

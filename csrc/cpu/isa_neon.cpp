@@ -1,5 +1,5 @@
 #if defined(__aarch64__)
-// NEON belongs to every AArch64 processor: no target pragma, and no other translation unit that lacks it.
+// Every AArch64 processor has NEON: no target pragma is needed, and all translation units are compiled with it.
 #include "affine_norm_kernel.h"
 #include "cholesky_kernel.h"
 #include "isa.h"

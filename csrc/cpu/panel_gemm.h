@@ -22,20 +22,20 @@ namespace {
 
 constexpr int kPanel = 16;
 constexpr std::int64_t kChunk = 128;
-// Up to this depth chunks have half the length: a single chain of 128 additions would be the whole sum, and its error
-// twice that of the short chains in which torch multiplies one row.
+// Up to this depth a chunk is half as long. Otherwise the whole sum could be one chain of 128 additions, whose rounding
+// error is twice that of the shorter chains in which torch multiplies one row.
 constexpr std::int64_t kShortDepth = 256;
 constexpr int kMaxPanels = 4;
 constexpr int kMaxTokens = 8;
-// Up to so many passes over a chunk, memory is the limit, and the panels of a group lie far apart. With more they are
-// neighbours, whose columns of z share pages.
+// With at most so many passes over a chunk the product is limited by memory, and the panels computed side by side are
+// taken far apart from each other. With more passes they are neighbours, whose columns of z share memory pages.
 constexpr int kFarPasses = 2;
-// How far ahead of its use a piece of a panel is asked for (measured: 2 to 3 KB; 1 and 4 KB cost 5%).
+// How far ahead of their use weights are prefetched (measured: 2 to 3 KB; 1 and 4 KB cost 5%).
 constexpr std::int64_t kPrefetchBytes = 2048;
-// Activations that all panels meet before the next ones are taken: what stays in an L2 cache.
+// Bytes of activations that all panels are multiplied by before the next ones are read: they stay in an L2 cache.
 constexpr std::int64_t kBlockBytes = 512 * 1024;
-// Rows that pass through a block together. Of more rows a block would be shorter, and all of z is read and written once
-// per block; of fewer, the map would be read more often than the multiplications hide.
+// Rows of activations in such a block. With more rows a block would cover less of the depth, and all of z is read and
+// written once per block; with fewer, the map would be read from memory more often than the multiplications hide.
 constexpr std::int64_t kGroupRows = 128;
 
 constexpr std::int64_t ceil_div(std::int64_t a, std::int64_t b) { return (a + b - 1) / b; }
@@ -47,7 +47,7 @@ constexpr int kVectors = kPanel / V::kLanes;  // registers per panel row
 template <class V>
 constexpr int kTileTokens = std::clamp(V::kAccumulators / kVectors<V>, 1, V::kAccumulators > 16 ? kMaxTokens : 6);
 
-// Panels computed side by side: with few tokens, several streams of weights hide the memory's latency.
+// Number of panels computed side by side: with few tokens, reading several panels at once hides the memory's latency.
 template <class V, int kTokens>
 constexpr int kPanelsAtOnce = std::clamp(V::kAccumulators / (kVectors<V> * kTokens), 1, kMaxPanels);
 
@@ -67,7 +67,7 @@ struct Scratch {
   T* row(std::int64_t i) const { return data + i * stride; }
 };
 
-// Rows of a panel that share a cache line (an fp64 row takes two): they are loaded, and asked for, together.
+// Rows of a panel that share a cache line (an fp64 row takes two): they are loaded, and prefetched, together.
 template <class W>
 constexpr int kLineRows = std::max(1, 64 / (kPanel * static_cast<int>(sizeof(W))));
 
@@ -78,7 +78,8 @@ constexpr std::int64_t panel_index(std::int64_t k, int j) {
   return k * kPanel + j;
 }
 
-// Rows of a panel as stored: bf16 pairs are whole, and a row of zeros meets an activation that is zero padding.
+// Number of rows of a panel as stored. bf16 rows are stored in pairs: with an odd depth the last row is zeros, and the
+// activation that it is multiplied by is zero padding.
 template <class W>
 constexpr std::int64_t stored_depth(std::int64_t depth) {
   return std::is_same_v<W, BFloat16> ? ceil_div(depth, 2) * 2 : depth;
@@ -92,11 +93,11 @@ struct Product {
   Scratch<const T> x;
   Scratch<T> z;
   std::int64_t num_rows;
-  int pieces;  // bf16 numbers that make up an activation where a matrix unit takes nothing longer, see amx_gemm.h
+  int pieces;  // bf16 numbers into which an activation is split for a matrix unit, which takes no others; amx_gemm.h
   const BFloat16* const* states = nullptr;  // rows of bf16 to read instead of x, for a matrix unit
 };
 
-// One chunk of one map's panels: where its weights are, or how to bring them into panel layout.
+// Gives the chunks of one map's panels: where they are in a packed map, or a copy in panel layout of another map.
 template <class W>
 class PanelReader {
  public:
@@ -147,23 +148,23 @@ void widen_chunk(const W* from, std::int64_t depth, typename V::Scalar* to) {
   for (; k < depth; ++k) widen(k, 0);
 }
 
-// What tile() asks memory for: a line of every stream in each `interval` lines that it reads.
+// What tile() prefetches: per `interval` cache lines that it reads of each panel s, the next line from `from[s]` on.
 template <int kPanels>
 struct Prefetch {
   const char* from[kPanels];
   std::int64_t interval;
 };
 
-// z[m, columns of stream s] (+)= sum over k < depth of x[m, k] w[s][k, :], for kTokens rows and kStreams panels.
-// A function of its own, so that its machine code can be found and examined; a call is nothing beside a chunk.
+// z[m, columns of panel s] (+)= sum over k < depth of x[m, k] w[s][k, :], for kTokens rows and kPanels panels.
+// A function of its own, so that its machine code can be found and examined; a call costs little beside its chunk.
 template <class V, class W, int kPanels, int kTokens>
 [[gnu::noinline]] void tile(const W* const (&weights)[kPanels], const typename V::Scalar* x, std::int64_t x_stride,
                             std::int64_t depth, typename V::Scalar* const (&z)[kPanels], std::int64_t z_stride,
                             bool accumulate, const Prefetch<kPanels>& next) {
   using Register = typename V::Register;
   constexpr int kVec = kVectors<V>;
-  // Either the weights of all streams stay in registers while activations come one by one, or the other way round:
-  // what takes fewer, because sums, weights and activations together are more than the registers hold.
+  // Either the weights of all panels stay in registers while activations are loaded one by one, or the other way round,
+  // whichever takes fewer registers: sums, weights and activations together do not fit.
   constexpr int kTogether = kPanels * kVec <= kTokens ? kPanels : 1;
   Register sums[kPanels][kTokens][kVec];
 #pragma GCC unroll 32
@@ -257,8 +258,8 @@ class PanelGemm {
   }
 
  private:
-  // All panels for as many activations as stay in a cache, then for the next ones: along the depth, and of many rows
-  // group by group.
+  // Panels first .. last times `count` rows from `row` on, block by block of activations that stay in a cache: the rows
+  // are split into groups, and a group's depth into blocks.
   void by_blocks(std::int64_t first, std::int64_t last, std::int64_t row, std::int64_t count) const {
     const std::int64_t groups = ceil_div(count, kGroupRows);
     for (std::int64_t g = 0; g < groups; ++g) {
@@ -289,8 +290,8 @@ class PanelGemm {
       panel_group<1, kTokens>({p, 0, 1}, row, count, k_begin, k_end);
   }
 
-  // Panels from k_begin to k_end: all rows, chunk by chunk, so that a chunk is read from memory once, and with several
-  // passes over it converted once.
+  // `panels` from k_begin to k_end times all rows, chunk by chunk, so that a chunk is read from memory once, and
+  // converted once where several passes use it.
   template <int kPanels, int kTokens>
   void panel_group(const Panels& panels, std::int64_t row, std::int64_t count, std::int64_t k_begin,
                    std::int64_t k_end) const {
@@ -325,7 +326,7 @@ class PanelGemm {
     for (int s = 0; s < kPanels; ++s) scale_panel<V>(product_, panels.at(s), row, count);
   }
 
-  // With one pass over a chunk, weights are asked for shortly before their use; with several, each pass asks for its
+  // With one pass over a chunk, weights are prefetched shortly before their use; with several, each pass prefetches its
   // share of the next chunk, which begins `following` rows later.
   template <int kPanels>
   static Prefetch<kPanels> ahead(const W* const (&weights)[kPanels], std::int64_t depth, std::int64_t following,
@@ -360,7 +361,7 @@ class PanelGemm {
   std::int64_t rows_;
 };
 
-// What multiplies maps of type W on the machine that V describes; amx_gemm.h says otherwise for one pair.
+// The class that multiplies maps of type W with the instructions of V; amx_gemm.h specialises it for AMX.
 template <class V, class W>
 struct GemmOf {
   using Type = PanelGemm<V, W>;

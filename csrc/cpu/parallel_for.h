@@ -1,4 +1,4 @@
-// Work over threads, in pieces that take longer than starting a piece on another thread does.
+// Splits work over threads, in pieces that take longer than it takes to start one on another thread.
 #pragma once
 
 #include <algorithm>

@@ -69,8 +69,8 @@ void load_row(const Rows& rows, std::int64_t i, std::int64_t size, std::int64_t 
 }
 
 // Row i = value(0), value(kLanes), ..., registers of kLanes elements, rounded to the row's type. `scratch` is a padded
-// row of the compute type; afterwards it holds what was stored, if kReadBack. One loop, because a row is too long to
-// wait in registers and another look at it in a cache takes as long as the arithmetic.
+// row of the compute type; afterwards it holds what was stored, if kReadBack. All is done in one loop, because a row is
+// too long to stay in registers, and reading it again from a cache takes as long as the arithmetic.
 template <class V, bool kReadBack, class Value>
 void store_values(const Rows& rows, std::int64_t i, std::int64_t size, typename V::Scalar* scratch, Value value) {
   with_storage_type(rows.dtype, [&](auto* type) {
