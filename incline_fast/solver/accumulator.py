@@ -26,7 +26,7 @@ class RidgeAccumulator:
     Args:
         d: number of features.
         t: number of targets.
-        device: where rows are gathered.
+        device: of the rows and of their moments.
     """
 
     def __init__(self, d: int, t: int, *, device: torch.device | str = "cpu") -> None:
@@ -66,7 +66,11 @@ class RidgeAccumulator:
         self._waiting.append((X.detach().clone(), Y.detach().clone()))
 
     def merge(self, other: RidgeAccumulator) -> None:
-        """Add all rows of another accumulator, which stays as it is."""
+        """Add all rows of another accumulator, which is not changed.
+
+        Raises:
+            ValueError: its numbers of features or targets differ.
+        """
         if (other.d, other.t) != (self.d, self.t):
             raise ValueError(f"other has d, t = {other.d}, {other.t}; expected {self.d}, {self.t}")
         self._moments.merge(other._moments)

@@ -121,7 +121,7 @@ def _block_inverses(stack: Tensor) -> list[Tensor]:
 
 
 def _block_width(n: int) -> int:
-    """Equal blocks, as few as the kernel allows: 129 rows are 72 + 57 and not 128 + 1."""
+    """Rows of a block, so that as few as the kernel allows share n evenly: 129 rows are 72 + 57, not 128 + 1."""
     count = -(-n // _BLOCK)
     return -(-n // (8 * count)) * 8
 

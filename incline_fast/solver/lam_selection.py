@@ -1,14 +1,15 @@
 """Scores of a grid of ridge parameters from one eigendecomposition of the smaller Gram matrix.
 
-All take fp64 rows that are centred where there is an intercept, scaled, and multiplied by the square root of their
-weight; ``q`` is then the unit vector of these square roots, the direction that centring has removed (None without an
-intercept). With ``X X^T = U S U^T`` and ``C = (X X^T + lam I)^-1`` the residuals are ``lam C Y``, and
+All functions take fp64 rows that are centred where there is an intercept, scaled, and multiplied by the square root of
+their weight; ``q`` is then the unit vector of these square roots, the direction that centring has removed (None without
+an intercept). With ``X X^T = U S U^T`` and ``C = (X X^T + lam I)^-1`` the residuals are ``lam C Y``, and
 
-    leave-one-out   e_i = (C Y)_i / c_i,                     c_i = C_ii less the share of q        (Allen's PRESS)
+    leave-one-out   e_i = (C Y)_i / c_i,                     c_i = C_ii - q_i^2 / lam              (Allen's PRESS)
     GCV             n ||C Y||^2 / (sum_i c_i)^2              (Golub, Heath and Wahba 1979)
 
-Both stay defined for lam -> 0. With n >= d the same is computed from ``X^T X = V S V^T`` through the hat matrix.
-``kernel`` is the smaller of the two Gram matrices, which the solve that follows needs as well.
+(without an intercept ``c_i = C_ii``). Both stay defined for lam -> 0. With n >= d the same is computed from
+``X^T X = V S V^T`` through the hat matrix. ``kernel`` is the smaller of the two Gram matrices, which the solve that
+follows needs as well.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ __all__ = ["FOLDS", "Rows", "gcv_from_moments", "gcv_scores", "kfold_scores", "l
 FOLDS = 5
 
 _EPS = torch.finfo(torch.float64).eps
-# Numbers of a temporary of the leave-one-out scores, 8 MB: larger ones come as new pages at every allocation.
+# Elements of a temporary of the leave-one-out scores, 8 MB: larger ones are new memory pages at every allocation.
 _CHUNK = 1 << 20
 # Columns of the leave-one-out scores' triangular product that are computed at once.
 _WIDTH = 256
@@ -71,8 +72,16 @@ def gcv_scores(rows: Rows, kernel: Tensor, lams: Tensor) -> Tensor:
 def gcv_from_moments(G: Tensor, M: Tensor, yy: Tensor, n: int, intercept: bool, lams: Tensor) -> Tensor:
     """:func:`gcv_scores` from ``G = X^T X``, ``M = X^T Y`` and ``yy = ||Y||^2``.
 
-    ``RSS = yy - sum_j (2 / (s_j + lam) - s_j / (s_j + lam)^2) ||V^T M||_j^2`` cancels: it has about 16 digits less
-    those of ``yy / RSS``.
+    The difference ``RSS = yy - sum_j (2 / (s_j + lam) - s_j / (s_j + lam)^2) ||V^T M||_j^2`` loses as many of fp64's 16
+    digits as ``yy / RSS`` has.
+
+    Args:
+        G: fp64 ``[d, d]``.
+        M: fp64 ``[d, t]``.
+        yy: fp64 scalar.
+        n: number of rows.
+        intercept: whether the rows were centred, which takes one degree of freedom.
+        lams: fp64 ``[L]``, absolute.
     """
     S, V = torch.linalg.eigh(G)
     S = S.clamp(min=0)
@@ -92,8 +101,8 @@ def kfold_scores(
     Args:
         n: number of rows; at least 2.
         lams: number L of parameters.
-        prepare: from indices of fitted and of held-out rows to prepared rows of both, centred by the fitted ones, and
-            the absolute lams of the fold.
+        prepare: called with the indices of the fitted and of the held-out rows of a fold; returns the prepared rows of
+            both, centred by the means of the fitted ones, and the absolute lams of the fold.
         device: of the rows.
     """
     order = torch.randperm(n, generator=torch.Generator().manual_seed(0), device="cpu").to(device)
@@ -110,7 +119,7 @@ def kfold_scores(
             S, V = torch.linalg.eigh(gram(X))
             basis, projected = tested.X @ X.T @ V, V.T @ Y
         S = S.clamp(min=0)
-        # Directions without data predict nothing, whatever rounding leaves of them.
+        # Directions in which the fitted rows do not vary predict nothing; their eigenvalues are rounding errors.
         known = _EPS * len(S) * S[-1] < S
         for index, lam in enumerate(fold_lams):
             gain = torch.where(known, 1 / (S + lam), 0.0)
@@ -119,10 +128,11 @@ def kfold_scores(
 
 
 def _dual_spectrum(kernel: Tensor, q: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-    """Eigenvalues and vectors of ``X X^T + shift q q^T``, and the shift.
+    """Eigenvalues ``S [n]``, ascending, and eigenvectors ``U [n, n]`` of ``X X^T + shift q q^T``, and the shift.
 
-    q is an eigenvector of the eigenvalue 0, which would hide in every other null direction; moved to a place of its own
-    it can be taken out again. The shift is no smaller than the largest eigenvalue, so that what is taken out is small.
+    q is an eigenvector of ``X X^T`` to the eigenvalue 0. Other eigenvectors to 0 would come out mixed with it; with an
+    eigenvalue of its own, its share of a sum is known and can be subtracted. The shift is at least as large as the
+    largest eigenvalue, so that this share is small.
     """
     shift = kernel.trace()
     if q is not None:
@@ -132,15 +142,15 @@ def _dual_spectrum(kernel: Tensor, q: Tensor | None) -> tuple[Tensor, Tensor, Te
 
 
 def _squares_few(U: Tensor, D: Tensor, Y: Tensor) -> Tensor:
-    """``||(C Y)_i||^2`` ``[L, n]``, target by target."""
+    """``||(C Y)_i||^2`` ``[L, n]`` for ``C = U diag(D_l) U^T``, D ``[L, n]``, by products with all targets."""
     projected = U.T @ Y
     return torch.stack([((U * gain) @ projected).square().sum(1) for gain in D])
 
 
 def _squares_many(U: Tensor, D: Tensor, Y: Tensor) -> Tensor:
-    """``(C Y Y^T C)_ii`` ``[L, n]``: with more targets than rows they are needed only through ``Y Y^T``."""
+    """:func:`_squares_few` as ``(C Y Y^T C)_ii``: with more targets than rows, ``Y Y^T [n, n]`` is smaller than Y."""
     inner = U.T @ gram(Y) @ U
-    # z^T inner z is z^T lower z, which needs half the products.
+    # z^T inner z = z^T lower z, which takes half as many multiplications.
     lower = 2 * inner.tril(-1) + inner.diag().diag()
     n = len(U)
     step = max(1, _CHUNK // (n * n))
@@ -170,12 +180,12 @@ def _loo_primal(rows: Rows, kernel: Tensor, lams: Tensor) -> Tensor:
         free = 1 - leverage @ gain - fixed
         torch.mm(torch.mul(Z, gain, out=scaled), projected, out=residual)
         squares = torch.linalg.vector_norm(residual.sub_(rows.Y), dim=1).square()
-        # A row that alone determines a direction has no prediction from the others.
+        # Where a row alone determines a direction, the others do not predict it.
         scores.append(torch.where(free > _EPS * len(S), squares / free.square(), torch.inf).sum())
     return _defined(torch.stack(scores), S, lams)
 
 
 def _defined(scores: Tensor, S: Tensor, lams: Tensor) -> Tensor:
-    """inf where the smallest eigenvalue plus lam is rounding, or the score is not a number."""
+    """``scores [L]`` with inf where one is NaN or the smallest eigenvalue, S[0], plus lam is mere rounding error."""
     singular = S[0] + lams <= _EPS * len(S) * S[-1]
     return torch.where(singular | scores.isnan(), torch.inf, scores)

@@ -76,9 +76,10 @@ def solve(
       lam = 0 ``up`` is corrected by what the rows of ``down`` lack of being orthonormal.
     * primal: ``X^T X + lam I = L L^T``, ``W = (L^-T L^-1 X^T Y)^T``.
     * If a pivot is not positive, the estimated condition exceeds 1e8 or the residual is not small, ``on_breakdown``:
-      ``"raise"`` gives up; ``"fp64"`` decomposes the data by QR (for lam = 0 and ``n >= 2 d_in`` that of Cholesky,
-      repeated, if it serves) or, where the rank may not be full, by SVD (:mod:`incline_fast.solver.orthogonal`), where
-      for lam = 0 singular values up to ``eps max(n, d_in) S_1`` count as zero, which is the rule of
+      ``"raise"`` gives up; ``"fp64"`` decomposes the data by QR (for lam = 0 and ``n >= 2 d_in`` by two rounds of
+      Cholesky QR, if they are accurate) or, where the rank may not be full, by SVD
+      (:mod:`incline_fast.solver.orthogonal`), where for lam = 0 singular values up to ``eps max(n, d_in) S_1`` count as
+      zero, which is the rule of
       ``numpy.linalg.lstsq`` and gives its minimum-norm solution; ``"eigh"`` decomposes the Gram matrix, which is
       cheaper and has half the digits: eigenvalues plus lam up to ``eps m`` of the largest (m rows) count as zero.
     * With lam = 0, ``"auto"`` and ``"fp64"``, QR is tried first where it costs about as much as Cholesky would, for
@@ -109,14 +110,14 @@ def solve(
 
 
 def starts_with_qr(X: Tensor, lam: float, form: Form, on_breakdown: OnBreakdown) -> bool:
-    """Whether QR of X is tried first: where it costs about what Cholesky would, or little, it keeps more digits."""
+    """Whether QR of X is tried before Cholesky: it keeps more digits, where it costs about as much or very little."""
     n, d = X.shape
     cheap = min(n, d) <= _SMALL or (d <= 2 * n and n < 2 * d)
     return lam == 0 and form == "auto" and on_breakdown == "fp64" and cheap
 
 
 def _by_data(X: Tensor, Y: Tensor, lam: float, reason: str) -> Solution:
-    """QR, or SVD where that leaves the rank open; ``reason`` is why Cholesky did not serve, if it was tried."""
+    """By QR, or by SVD if QR shows no full rank; ``reason``: why not by Cholesky, empty if that was not tried."""
     attempt = solve_by_qr(X, Y, lam)
     if isinstance(attempt, Solution):
         return replace(attempt, notes=(f"{reason}; solved by QR",)) if reason else attempt
@@ -172,12 +173,14 @@ def symmetric(lower: Tensor) -> Tensor:
 
 
 def _forbid(reason: str, on_breakdown: OnBreakdown) -> None:
+    """Raise RidgeBreakdownError, with the reason why Cholesky was not used, if that is what was asked for."""
     if on_breakdown == "raise":
         allowed = ", ".join(get_args(OnBreakdown)[1:])
         raise RidgeBreakdownError(f"{reason}; raise lam, or let on_breakdown be another of {allowed}")
 
 
 def _dual(kernel: Tensor, factor: Tensor, rcond: float, X: Tensor, Y: Tensor, lam: float) -> Solution | str:
+    """The solution by ``kernel = X X^T + lam I [n, n]`` and its Cholesky factor, or why it is not accurate."""
     probe = _probe(kernel)
     reason = _residual(kernel @ cholesky_solve(probe, factor) - probe, probe)
     if reason:
@@ -187,7 +190,7 @@ def _dual(kernel: Tensor, factor: Tensor, rcond: float, X: Tensor, Y: Tensor, la
 
 
 def _primal(kernel: Tensor, factor: Tensor, rcond: float, moment: Tensor) -> Solution | str:
-    """``moment`` is ``Y^T X [d_out, d_in]``."""
+    """The same by ``kernel = X^T X + lam I [d_in, d_in]``; ``moment`` is ``Y^T X [d_out, d_in]``."""
     half = torch.linalg.solve_triangular(factor.T, moment, upper=True, left=False)
     weight = torch.linalg.solve_triangular(factor, half, upper=False, left=False)
     # Not refined: a residual in the same precision gains no digit (measured on NIST's sets). It is looked at in a few
@@ -199,11 +202,12 @@ def _primal(kernel: Tensor, factor: Tensor, rcond: float, moment: Tensor) -> Sol
 
 
 def _by_cholesky_qr(X: Tensor, Y: Tensor, factor: Tensor) -> Solution | str:
-    """QR of a tall X from the Cholesky factor of its Gram matrix, however inaccurate that is, if it can be repaired.
+    """Solve by a QR of a tall X made from the Cholesky factor L of its Gram matrix, which may be inaccurate.
 
-    ``Q_1 = X L^-T`` is orthonormal up to ``eps cond(X)^2``; the Gram matrix of Q_1 shows how much is missing and, near
-    the identity, has a factor as good as that of a QR (CholeskyQR2: Yamamoto, Nakatsukasa, Yanagisawa, Fukaya 2015).
-    All is products of matrices: for many rows much faster than reflections, for few the number of products is too high.
+    ``Q_1 = X L^-T`` is orthonormal up to ``eps cond(X)^2``; the Gram matrix of Q_1 shows how much is missing and, if it
+    is near the identity, its own factor makes the QR accurate (CholeskyQR2: Yamamoto, Nakatsukasa, Yanagisawa, Fukaya
+    2015). If not, the reason is returned. All steps are products of matrices: with many rows much faster than
+    reflections, with few slower, because there are more multiplications.
     """
     Q = torch.linalg.solve_triangular(factor, X.T, upper=False)
     overlap = gram(Q)
@@ -220,7 +224,11 @@ def _by_cholesky_qr(X: Tensor, Y: Tensor, factor: Tensor) -> Solution | str:
 
 
 def _eigh(kernel: Tensor, moment: Tensor, reason: str, X: Tensor | None) -> Solution:
-    """From ``kernel`` (lam included) and its right-hand side; X is given in the dual form, whose factors are kept."""
+    """Solve by eigenvalues of ``kernel [m, m]`` (lam included).
+
+    ``moment [m, d_out]`` is its right-hand side: Y in the dual form, where X is given and the factors are kept, and
+    ``X^T Y`` in the primal one. ``reason`` is why not by Cholesky.
+    """
     S, U = torch.linalg.eigh(kernel)
     # Eigenvalues below this bound are rounding errors, of either sign; a lam below it makes no difference.
     keep = _EPS * len(S) * S[-1] < S
@@ -279,6 +287,9 @@ def _random(rows: int, like: Tensor) -> Tensor:
 
 
 def _residual(residual: Tensor, right: Tensor) -> str:
-    """Reason for not accepting a solution with this residual, empty if it is small beside the right-hand side."""
+    """Reason for not accepting a solution with this residual, empty if it is small beside the right-hand side.
+
+    Both are matrices of one shape; their Frobenius norms are compared.
+    """
     error, size = float(residual.norm()), float(right.norm())
     return "" if error <= _MAX_RESIDUAL * size else f"Cholesky: relative residual {error / size:.0e}"

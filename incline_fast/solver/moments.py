@@ -10,8 +10,8 @@ from incline_fast.solver.least_squares import add_gram, symmetric
 
 __all__ = ["Moments"]
 
-# Rows that are converted to fp64 at once: enough for GEMM, and for a width of 2048 still below the size from which the
-# C library takes new pages for every allocation, which made conversion four times slower.
+# Rows that are converted to fp64 at once: enough for a fast matrix product, and at a width of 2048 still below the size
+# from which the C library takes new memory pages for every allocation, which made conversion four times slower.
 _ROWS = 1024
 
 
@@ -60,7 +60,7 @@ class Moments:
             self.yy += rows_y.square_().sum(0)  # in place: the rows are not needed any more
 
     def merge(self, other: Moments) -> None:
-        """Add the rows of another."""
+        """Add the rows of another Moments, which is not changed."""
         if other.n == 0:
             return
         delta_x, delta_y = torch.empty_like(self.mean_x), torch.empty_like(self.mean_y)
@@ -101,7 +101,18 @@ class Moments:
         self._lower.copy_(state["xx"])
 
     def _shift(self, m: int, mean_x: Tensor, mean_y: Tensor, delta_x: Tensor, delta_y: Tensor) -> float:
-        """Move n and the means by m rows of these means; write the differences, return ``sqrt(n m / (n + m))``."""
+        """Update n and the means with m further rows.
+
+        Args:
+            m: number of rows.
+            mean_x: ``[d]``, their mean.
+            mean_y: ``[t]``, likewise.
+            delta_x: ``[d]``; the difference of ``mean_x`` and the mean before is written here.
+            delta_y: ``[t]``; likewise.
+
+        Returns:
+            ``sqrt(n m / (n + m))``, by which the differences are multiplied to be one more row of the products.
+        """
         torch.sub(mean_x, self.mean_x, out=delta_x)
         torch.sub(mean_y, self.mean_y, out=delta_y)
         total = self.n + m
@@ -124,7 +135,7 @@ class Moments:
 
 
 def _centred(X: Tensor) -> tuple[Tensor, Tensor]:
-    """fp64 centred rows with room for one more, and their mean."""
+    """fp64 ``[n + 1, d]``, the centred rows and an unset one for the difference of means, and their mean ``[d]``."""
     rows = torch.empty(len(X) + 1, X.shape[1], dtype=torch.float64, device=X.device)
     rows[:-1] = X
     mean = rows[:-1].mean(0)

@@ -1,14 +1,14 @@
-"""Least squares by orthogonal decompositions of the data, whose condition is not squared: QR, and SVD where QR is open.
+"""Least squares by orthogonal decompositions of the data, whose condition is not squared: QR, or SVD for unclear ranks.
 
-With ``A = X^T`` for n < d and ``A = X`` otherwise, below which ``sqrt(lam) I`` stands when lam > 0,
+With ``A = X^T`` for n < d and ``A = X`` otherwise, and the rows of ``sqrt(lam) I`` appended when lam > 0,
 
     A = Q R,      n < d:   down = R^-T X,   up = (R^-T Y)^T           n >= d:   W^T = R^-1 Q^T Y
 
-Q of the first case is never formed: ``R^-T X`` are its rows up to ``eps cond(X)``, which :func:`corrected` makes up for
-where lam = 0. QR without pivoting says nothing about a rank that is not full, but an estimate of
-the smallest singular value of R says whether it is: far above the cut, below which lstsq counts a singular value as
-zero. Everything else is left to the SVD. ``gelsy`` of ``torch.linalg.lstsq`` would be the way between, but up to torch
-2.13 it hands LAPACK pivots that it has not set (pytorch/pytorch#187411), and its rank is then wrong at random.
+Q of the first case is never formed: ``R^-T X`` is ``Q^T`` up to ``eps cond(X)``, an error that :func:`corrected`
+removes where lam = 0. QR without pivoting does not find the rank. But if the estimated smallest singular value of R is
+far above the bound below which ``lstsq`` counts one as zero, the rank is full. Otherwise the SVD is taken. QR with
+pivoting, ``gelsy`` of ``torch.linalg.lstsq``, would be faster, but up to torch 2.13 it gives LAPACK pivots that it has
+not set (pytorch/pytorch#187411), so that its rank is sometimes wrong.
 """
 
 from __future__ import annotations
@@ -22,16 +22,17 @@ from incline_fast.solver.solution import Solution
 __all__ = ["STEPS", "alternating", "corrected", "open_rank", "reciprocal_condition", "solve_by_qr", "solve_by_svd"]
 
 _EPS = torch.finfo(torch.float64).eps
-# How far above the cut the estimate of the smallest singular value must be for the rank to be full: more than it can be
-# wrong (tests: 30).
+# How many times the bound for zero the estimated smallest singular value must be for the rank to count as full: more
+# than the estimate can be wrong by (in the tests up to 30 times).
 _MARGIN = 1e3
+# A matrix of at most this norm has a square that is below the rounding of fp64.
 _SQUARE_IS_ROUNDING = 1e-8
-# Of the inverse iteration: with three the estimate is as good as with five in the tests.
+# Steps of the inverse iteration: with three the estimate is as good as with five in the tests.
 STEPS = 3
 
 
 def solve_by_qr(X: Tensor, Y: Tensor, lam: float) -> Solution | str:
-    """Solve for fp64 ``X [n, d_in]``, ``Y [n, d_out]``, ``lam >= 0``; the reason where the rank may not be full."""
+    """Solve for fp64 ``X [n, d_in]``, ``Y [n, d_out]``, ``lam >= 0``; a reason instead if the rank may not be full."""
     n, d = X.shape
     A = X.T if n < d else X
     if lam > 0:
@@ -51,10 +52,11 @@ def solve_by_qr(X: Tensor, Y: Tensor, lam: float) -> Solution | str:
 
 
 def corrected(up: Tensor, down: Tensor) -> Tensor:
-    """``(down down^T)^-1 up``: with ``L down = X`` and ``L up = Y`` the minimum norm, however inaccurate L is.
+    """``(down down^T)^-1 up`` for ``up [n, d_out]`` and ``down [n, d_in]``.
 
-    The rows of down are orthonormal but for L's errors, so that a few terms of a Neumann series are the inverse.
-    Without this, a massive dimension of X makes the errors of predictions larger by as much as it is larger.
+    With ``L down = X`` and ``L up = Y`` it makes ``up^T down`` the minimum-norm solution, however inaccurate L is. The
+    rows of down are orthonormal but for L's errors, so that a few terms of a Neumann series give the inverse. Without
+    this, errors of predictions grow in proportion to the largest dimension of X.
     """
     missing = down @ down.T
     missing.diagonal().sub_(1)
@@ -63,13 +65,16 @@ def corrected(up: Tensor, down: Tensor) -> Tensor:
 
 
 def open_rank(rcond: float, size: int) -> str:
-    """Why the rank may not be full, empty if it is; ``size`` is the larger one of the matrix."""
+    """Why the rank may not be full, empty if it is; ``size`` is the larger dimension of the matrix."""
     # Written so that NaN is refused as well.
     return "" if rcond >= _MARGIN * _EPS * size else f"QR: smallest singular value about {rcond:.0e} of the largest"
 
 
 def solve_by_svd(X: Tensor, Y: Tensor, lam: float, reason: str) -> Solution:
-    """``W = Y^T U S / (S^2 + lam) V^T`` from ``X = U S V^T``; ``reason`` begins the note that it leaves."""
+    """``W = Y^T U S / (S^2 + lam) V^T`` from ``X = U S V^T``; arguments as in :func:`solve_by_qr`.
+
+    ``reason``, why nothing else was used, begins the solution's note.
+    """
     U, S, Vh = torch.linalg.svd(X, full_matrices=False)
     keep = _EPS * max(X.shape) * S[0] < S if lam == 0 else S > 0
     # A map of rank 0 has no factors; one zero column stands for it.
@@ -116,7 +121,10 @@ def _largest(R: Tensor) -> float:
 
 
 def alternating(like: Tensor) -> Tensor:
-    """``[n, 1]``: alternating, slowly growing; far from orthogonal to the smallest eigenvector of any usual matrix."""
+    """``[n, 1]`` with alternating signs and slowly growing magnitudes, the start of an inverse iteration.
+
+    It is far from orthogonal to the last singular vector of usual matrices. ``like`` is ``[n, ...]``.
+    """
     n = len(like)
     v = torch.arange(n, dtype=like.dtype, device=like.device).div_(n).add_(1)
     v[1::2] *= -1

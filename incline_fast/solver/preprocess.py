@@ -41,14 +41,14 @@ _NEW_PAGES = 32 << 20
 
 @dataclass(frozen=True)
 class Frame:
-    """What is taken off rows before a fit: ``(X - mean_x) / scale`` and ``Y - mean_y``.
+    """How rows are centred and scaled before a fit: ``(X - mean_x) / scale`` and ``Y - mean_y``.
 
     Attributes:
         mean_x: ``[d]``, zero without an intercept.
         mean_y: ``[t]``, zero without an intercept.
         scale: ``[d]``, 1 where nothing is scaled.
         constant: bool ``[d]``, features that do not vary; they get the weight 0.
-        unit_y: ``[t]``, what a squared error of each target is measured in when lam is chosen.
+        unit_y: ``[t]``, divides the errors of each target when lam is chosen; 1 where they are not compared.
         notes: constant and nearly constant features.
     """
 
@@ -62,14 +62,14 @@ class Frame:
 
 @dataclass(frozen=True)
 class Units:
-    """Powers of two in which data are counted while they are fitted, so that no product of them over- or underflows.
+    """Powers of two by which data are divided while they are fitted, so that no product of them over- or underflows.
 
-    fp64 reaches from 1e-308 to 1e308, its squares from the square roots of these: beyond 2^480 (3e144) and below
-    2^-480 a Gram matrix would be infinite or zero. Powers of two round nothing.
+    fp64 reaches from 1e-308 to 1e308. The squares of data beyond 2^480 (3e144) or below 2^-480, summed in a Gram
+    matrix, would be infinite or zero. Dividing by a power of two rounds nothing.
 
     Attributes:
-        x: ``[d]``.
-        y: ``[t]``.
+        x: ``[d]``, of the features.
+        y: ``[t]``, of the targets.
         weight: of the sample weights.
     """
 
@@ -79,12 +79,12 @@ class Units:
 
     @property
     def lam(self) -> float:
-        """What an absolute lam of these features is multiplied by, where all have one unit."""
+        """What an absolute lam is multiplied by when the features are divided; all must have one unit."""
         unit = float(self.x[0])
         return 1.0 / unit / unit / self.weight
 
     def in_units_of_data(self, frame: Frame) -> Frame:
-        """The frame of the data as they came."""
+        """The frame of the undivided data, from that of the divided ones."""
         return replace(
             frame,
             mean_x=frame.mean_x * self.x,
@@ -95,7 +95,7 @@ class Units:
 
 
 def units_of(X: Tensor, Y: Tensor, weight: Tensor | None, *, by_column: bool) -> Units | None:
-    """The units of fp64 data; None where they can be taken as they are, which is nearly always.
+    """The units of fp64 data; None where they need none, which is nearly always.
 
     Args:
         X: ``[n, d]``.
@@ -109,7 +109,7 @@ def units_of(X: Tensor, Y: Tensor, weight: Tensor | None, *, by_column: bool) ->
 
 
 def _units(value: Tensor, by_column: bool) -> Tensor:
-    """A power of two per column: 1 where the column is of a usual size."""
+    """``[d]``, a power of two per column of ``value [n, d]``: 1 where the magnitudes are usual."""
     if by_column:
         largest = torch.linalg.vector_norm(value, torch.inf, dim=0)
     else:  # several times as fast as the maximum of every column
@@ -139,7 +139,7 @@ def check_products(name: str, value: Tensor) -> None:
 
 
 def doubled(value: Tensor) -> Tensor:
-    """The values in fp64; the tensor itself if that is what it is."""
+    """The values in fp64; the tensor itself if it is fp64."""
     if value.dtype == torch.float64 or not value.is_cpu or type(value) is not Tensor or value.numel() * 8 < _NEW_PAGES:
         return value.double()
     memory = empty_on_huge_pages(value.shape, torch.float64)
@@ -171,7 +171,7 @@ def check_matrix(name: str, value: Tensor, shape: str = "[n, d]") -> None:
         raise TypeError(f"{name} is {kind}; expected a floating-point tensor {shape}")
     if value.dim() != 2 or 0 in value.shape:
         raise ValueError(f"{name} has shape {tuple(value.shape)}; expected {shape} with every size at least 1")
-    # One pass that writes nothing: if the sum is finite, all values are. If it overflows, rows are looked at singly.
+    # One pass that writes nothing: if the sum is finite, all values are. Otherwise it may have overflowed.
     if bool(value.sum().isfinite()):
         return
     bad = (~value.isfinite().all(1)).nonzero()
@@ -205,7 +205,15 @@ def check_weight(weight: Tensor | None, n: int) -> None:
 
 
 def frame_of(X: Tensor, Y: Tensor, weight: Tensor | None, *, intercept: bool, standardize: bool) -> Frame:
-    """The frame of fp64 rows; weights are those of repeated rows."""
+    """The frame of fp64 rows; a weight counts as so many repetitions of its row.
+
+    Args:
+        X: ``[n, d]``.
+        Y: ``[n, t]``.
+        weight: ``[n]`` or None.
+        intercept: whether rows are centred.
+        standardize: whether features are scaled to unit variance; needs the intercept.
+    """
     if not intercept:
         mean_x, mean_y = X.new_zeros(X.shape[1]), Y.new_zeros(Y.shape[1])
         return from_spread(mean_x, torch.ones_like(mean_x), mean_y, torch.ones_like(mean_y), len(X), standardize=False)
@@ -217,7 +225,7 @@ def frame_of(X: Tensor, Y: Tensor, weight: Tensor | None, *, intercept: bool, st
 def from_spread(
     mean_x: Tensor, spread_x: Tensor, mean_y: Tensor, spread_y: Tensor, n: int, *, standardize: bool
 ) -> Frame:
-    """The frame of means and standard deviations (over n, not n - 1)."""
+    """The frame of n rows from their means and standard deviations (over n, not n - 1), ``[d]`` and ``[t]``."""
     # Rounding of the mean is left in constant features, and scaling would make a regressor of it.
     constant = spread_x <= _EPS * n * mean_x.abs()
     if not standardize:
@@ -235,7 +243,7 @@ def from_spread(
 
 
 def prepare(X: Tensor, Y: Tensor, weight: Tensor | None, frame: Frame, *, intercept: bool) -> Rows:
-    """fp64 rows in the frame, each times the square root of its weight."""
+    """fp64 rows ``X [n, d]``, ``Y [n, t]`` centred and scaled by the frame, times the square root of their weight."""
     root = None if weight is None else weight.sqrt()
     q = None
     if intercept:

@@ -38,7 +38,8 @@ def reflect_(packed: Tensor, tau: Tensor, Y: Tensor) -> Tensor:
 
 def _compact(packed: Tensor, tau: Tensor) -> tuple[Tensor, Tensor]:
     """``V^T [b, m]`` and ``T^-1 [b, b]`` of b columns, which are the rows of ``packed [b, m]``."""
-    idle = tau == 0  # the identity, which no T has an inverse for: a reflection along zero does the same
+    # tau = 0 is the identity, for which T has no inverse; tau = 1 with a zero vector is the identity as well.
+    idle = tau == 0
     V = packed.triu(1)
     V.diagonal().fill_(1)
     V.masked_fill_(idle.unsqueeze(-1), 0)

@@ -85,7 +85,7 @@ class Ridge:
             the features do not vary and there is nothing to solve.
         rcond_: estimated reciprocal condition of what was solved, 1 for ``"mean"``.
         notes_: what there is to report: a breakdown, constant features, a lam at the end of the grid.
-        frame_: the means and scales that were taken off.
+        frame_: the means and scales of the fitted rows.
     """
 
     scores_: Tensor | None
@@ -172,7 +172,8 @@ class Ridge:
             return self._finish_mean()
         if len(self.lams) == 1 and starts_with_qr(rows.X, self.lams[0], self.form, self.on_breakdown):
             return self._finish(solve(rows.X, rows.Y, 0.0))
-        # One Gram matrix serves the scores and, unless another form was asked for, the solve; both have its trace.
+        # One Gram matrix is used for the scores and, unless another form was asked for, the solve. The Gram matrices of
+        # both forms have the same trace.
         kernel = gram(rows.X if is_dual(rows.X, "auto") else rows.X.T)
         unit = self._unit(kernel.trace(), rows.X.shape[1])
         if len(self.lams) > 1:
@@ -182,7 +183,11 @@ class Ridge:
         return self._finish(solve(rows.X, rows.Y, lam, form=self.form, on_breakdown=self.on_breakdown, kernel=known))
 
     def _count_in(self, units: Units) -> None:
-        """Turn the result of scaled data into that of the data as they came."""
+        """Convert the result of the divided data to that of the data which were given.
+
+        Raises:
+            ValueError: it does not fit fp64.
+        """
         up, down = self.factors_
         scaled = up.any()
         if down is None:
@@ -271,7 +276,17 @@ class Ridge:
     def _row_scores(
         self, X: Tensor, Y: Tensor, weight: Tensor | None, frame: Frame, rows: Rows, kernel: Tensor, unit: float
     ) -> Tensor:
-        """Mean squared error per row and target for every lam of the grid."""
+        """Mean squared error per row and target for every lam of the grid: fp64 ``[L]``.
+
+        Args:
+            X: fp64 ``[n, d]``, as given.
+            Y: fp64 ``[n, t]``, likewise.
+            weight: ``[n]`` or None.
+            frame: of these rows.
+            rows: these rows in their frame.
+            kernel: the smaller Gram matrix of ``rows``.
+            unit: an absolute lam over one of the grid.
+        """
         n, grid = len(rows.X), self._grid(unit)
         if n < 2:
             raise ValueError(f"there is {n} row of positive weight; choosing lam needs at least 2")
@@ -294,6 +309,7 @@ class Ridge:
         return (loo_scores if self.select == "loo" else gcv_scores)(scored, kernel, grid) / size
 
     def _choose(self, scores: Tensor) -> None:
+        """Take the lam of the lowest of ``scores [L]``."""
         best = int(scores.argmin())
         if not bool(scores[best].isfinite()):
             raise ValueError(

@@ -23,7 +23,7 @@ class Solution:
         rcond: estimated reciprocal condition of the system that was solved, in the 2-norm: of the Gram matrix plus lam
             scaled to a unit diagonal for Cholesky; the smallest kept singular value squared over the largest squared,
             both plus lam, otherwise.
-        notes: why, if what was tried first did not serve.
+        notes: why, if what was tried first was not used.
     """
 
     up: Tensor
