@@ -36,6 +36,7 @@ class _Kept:
     """A layout of a map's weights.
 
     Attributes:
+        parts: its tensors, in the order of the method that returns them.
         version: how often the weights had been written to; None where torch keeps no count (inference
             tensors, compiled code).
         saveable: whether a backward pass may save it. Compiled code cannot ask whether it runs in inference mode.

@@ -5,8 +5,8 @@ All work in fp64 and store fp32. Rows are sentences, so W acts as ``X @ W.T``. T
     lam_abs = lam * trace(G) / d,      G = X^T X   (of the centred, scaled X where the estimator centres and scales)
 
 that is, in units of G's mean eigenvalue: one value of ``lam`` means the same shrinkage whatever n, d and the scale of
-the states. ``lam="loo"`` chooses it from a grid of 20 by exact leave-one-out (:class:`incline_fast.ridge.Ridge`). With
-n < d the dual form is solved and its two factors are kept: ``down [n, d]``, ``up [d, n]``.
+the states. ``lam="loo"`` chooses it from a grid of 20 by exact leave-one-out (:class:`incline_fast.Ridge`). With n < d
+the dual form is solved and its two factors are kept: ``down [n, d]``, ``up [d, n]``.
 
 The recipe of INCLINE (Wang et al., ACL 2025, arXiv 2410.12462, section 3.1) is ``min_norm``; ``mean_difference`` is the
 vector of contrastive activation addition (Rimsky et al., ACL 2024, arXiv 2312.06681).
@@ -70,7 +70,7 @@ class Estimator:
 
     Attributes:
         name: key of the registry; recorded in the alignment.
-        solve: fp64 ``X [n, d]``, ``Y [n, d]`` and the lam to a :class:`Fitted`; gets checked arguments.
+        solve: called with fp64 ``X [n, d]``, ``Y [n, d]`` and a lam, all checked; returns a :class:`Fitted`.
         default_lam: relative lam where none is given.
         uses_lam: whether a lam other than 0 means anything.
         own_form: the only form in which the result makes sense, None if both do.

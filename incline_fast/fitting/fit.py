@@ -221,6 +221,7 @@ class _SiteFit:
 
 
 def _fit_site(X: Tensor, Y: Tensor, rows: tuple[Tensor, Tensor], lam: Lam, options: SolveOptions) -> _SiteFit:
+    """Fit the states ``[n, d]`` of one site; ``rows`` are the indices of fitted and of held-out rows."""
     fitted_rows, held_out = rows
     device = options.solve_device
     fitted = options.solver(X[fitted_rows].to(device), Y[fitted_rows].to(device), lam)

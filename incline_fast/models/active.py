@@ -9,4 +9,4 @@ from torch import nn
 __all__ = ["ACTIVE"]
 
 ACTIVE: WeakSet[nn.Module] = WeakSet()
-"""Their backbones."""
+"""The backbones of these models."""

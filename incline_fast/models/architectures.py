@@ -32,7 +32,7 @@ def _always(config: Any) -> bool:
 
 
 @dataclass(frozen=True)
-class Row:
+class NormRow:
     """How one ``model_type`` of transformers is built.
 
     Attributes:
@@ -58,10 +58,10 @@ class Row:
     pre_norm: Callable[[Any], bool] = _always
 
 
-_LLAMA = Row()
-_GEMMA = Row(eps="eps", weight_offset=1.0)
+_LLAMA = NormRow()
+_GEMMA = NormRow(eps="eps", weight_offset=1.0)
 
-ARCHITECTURES: dict[str, Row] = {
+ARCHITECTURES: dict[str, NormRow] = {
     "llama": _LLAMA,
     "qwen2": _LLAMA,
     "qwen3": _LLAMA,
@@ -71,13 +71,13 @@ ARCHITECTURES: dict[str, Row] = {
     "gemma": _GEMMA,
     "gemma2": _GEMMA,
     "gemma3_text": _GEMMA,
-    "gemma3": Row(eps="eps", weight_offset=1.0, backbone="language_model"),
-    "cohere": Row(kind="layer"),
-    "gpt2": Row(("ln_1",), "ln_f", "layer", "eps", blocks="h"),
-    "bloom": Row(("input_layernorm",), "ln_f", "layer", "eps", blocks="h"),
-    "falcon": Row(("ln_attn", "input_layernorm"), "ln_f", "layer", "eps", blocks="h"),
-    "gpt_neox": Row(("input_layernorm",), "final_layer_norm", "layer", "eps"),
-    "opt": Row(
+    "gemma3": NormRow(eps="eps", weight_offset=1.0, backbone="language_model"),
+    "cohere": NormRow(kind="layer"),
+    "gpt2": NormRow(("ln_1",), "ln_f", "layer", "eps", blocks="h"),
+    "bloom": NormRow(("input_layernorm",), "ln_f", "layer", "eps", blocks="h"),
+    "falcon": NormRow(("ln_attn", "input_layernorm"), "ln_f", "layer", "eps", blocks="h"),
+    "gpt_neox": NormRow(("input_layernorm",), "final_layer_norm", "layer", "eps"),
+    "opt": NormRow(
         ("self_attn_layer_norm",),
         "final_layer_norm",
         "layer",
@@ -86,8 +86,8 @@ ARCHITECTURES: dict[str, Row] = {
         # The 350M model normalises after attention: its blocks read their input as it is.
         pre_norm=lambda config: bool(config.do_layer_norm_before),
     ),
-    "xglm": Row(("self_attn_layer_norm",), "layer_norm", "layer", "eps"),
-    "olmo2": Row(norm=None),
+    "xglm": NormRow(("self_attn_layer_norm",), "layer_norm", "layer", "eps"),
+    "olmo2": NormRow(norm=None),
 }
 
 
@@ -139,10 +139,11 @@ def from_table(model: nn.Module) -> Architecture | None:
     # Code that comes with a checkpoint may reuse a known model_type for blocks of another kind.
     if row is None or not type(model).__module__.startswith("transformers."):
         return None
-    return _Where(row, model).architecture()
+    return _SitesByTable(row, model).architecture()
 
 
 def from_probe(model: nn.Module) -> Architecture:
+    """The sites that :func:`~incline_fast.models.probe.probe` finds; raises what it raises."""
     found = probe(model)
     sites = tuple(_probed_site(model, index, found) for index in range(len(found.sites)))
     return Architecture(
@@ -183,10 +184,10 @@ def _bos_token_ids(model: nn.Module) -> tuple[int, ...]:
     return tuple(sorted(found))
 
 
-class _Where:
+class _SitesByTable:
     """Makes the sites of one model by its row of the table."""
 
-    def __init__(self, row: Row, model: nn.Module) -> None:
+    def __init__(self, row: NormRow, model: nn.Module) -> None:
         self._row = row
         self._model = model
         config = text_config(model)
@@ -194,7 +195,7 @@ class _Where:
         self._pre_norm = row.norm is not None and row.pre_norm(config)
 
     def architecture(self) -> Architecture | None:
-        """None where a module that the row names is not there, or the blocks are more or fewer than configured."""
+        """The sites; None where a module that the row names is missing or the configuration has more or fewer blocks."""
         backbone = unwrap(cast(nn.Module, getattr(self._model, "base_model", self._model)))
         for name in filter(None, self._row.backbone.split(".")):
             # A model may also be handed over as its own backbone (OPTDecoder, a Gemma 3 language model).

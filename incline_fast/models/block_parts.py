@@ -78,7 +78,15 @@ def _paths(architecture: Architecture, kind: SiteKind) -> tuple[str, ...]:
 def _part(
     architecture: Architecture, block: nn.Module, kind: str, calls: list[Any], shape: tuple[int, ...]
 ) -> nn.Module:
-    """The last direct child of the block with a fitting name; inside it, what computes the result without residual."""
+    """The last direct child of the block with a fitting name; or inside it, what computes the result without residual.
+
+    Args:
+        architecture: of the model.
+        block: one of its blocks.
+        kind: ``"attention"`` or ``"ffn"``.
+        calls: ``(module, arguments, output)`` of every module that returned states, in the order of the calls.
+        shape: of the states of that pass.
+    """
     children = {module: name for name, module in block.named_children()}
     named = [
         call

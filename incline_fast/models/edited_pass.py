@@ -12,7 +12,7 @@ from torch.utils.hooks import RemovableHandle
 
 from incline_fast.models.sites import Tap, block_output, state_argument, with_block_output, with_state_argument
 
-__all__ = ["ROWS", "TOKENS", "Blocks", "Now", "install", "same_memory"]
+__all__ = ["ROWS", "TOKENS", "Blocks", "LastEdit", "install", "same_memory"]
 
 ROWS, TOKENS = 2, 5
 """Size of the probe's batch."""
@@ -26,11 +26,13 @@ class Blocks:
         path: of the list.
         modules: its members.
         runs: how often each member ran.
-        vectors: what is added to each state.
+        vectors: state l -> what is added to it.
         outputs: what each block returned in the first pass, before anything was added.
         joined: state l -> whether the next block was given the edited state itself.
         readers: state l -> modules that were given the edited state itself, in order.
-        trouble: why these are not the blocks of a decoder.
+        trouble: why these are not the blocks of a decoder, empty if they may be.
+        like: the first state that was seen; all others have its shape.
+        stream_axis: see :class:`~incline_fast.models.sites.Site`.
     """
 
     path: str
@@ -76,8 +78,8 @@ class Blocks:
         return True
 
 
-class Now:
-    """The state that is under way in the first pass: of which list and site, and the edited tensor itself."""
+class LastEdit:
+    """The latest edit of the first pass: in which list, at which site, and the edited tensor itself."""
 
     def __init__(self) -> None:
         self.blocks: Blocks | None = None
@@ -85,7 +87,7 @@ class Now:
         self.state: Tensor | None = None
 
     def entering(self, blocks: Blocks, index: int) -> Callable[..., Any]:
-        """A pre-hook on block ``index``, which edits state 0 and looks whether the others arrive."""
+        """A pre-hook on block ``index`` that edits state 0 and records whether the other states reach their block."""
 
         def hook(module: nn.Module, args: Any, kwargs: Any) -> Any:
             blocks.runs[index] += 1
@@ -100,7 +102,7 @@ class Now:
                 if self.blocks is blocks and self.site == index:
                     blocks.joined[index] = same_memory(state, self.state)
                 return None
-            self._become(blocks, 0, state + blocks.vector(0, state))
+            self._set(blocks, 0, state + blocks.vector(0, state))
             blocks.joined[0] = True
             return with_state_argument(args, kwargs, cast(Tensor, self.state))
 
@@ -114,12 +116,12 @@ class Now:
             if not blocks.is_state(state):
                 return None
             blocks.outputs[index] = state
-            self._become(blocks, index + 1, state + blocks.vector(index + 1, state))
+            self._set(blocks, index + 1, state + blocks.vector(index + 1, state))
             return with_block_output(output, cast(Tensor, self.state))
 
         return hook
 
-    def _become(self, blocks: Blocks, site: int, state: Tensor) -> None:
+    def _set(self, blocks: Blocks, site: int, state: Tensor) -> None:
         self.blocks, self.site, self.state = blocks, site, state
 
 

@@ -89,8 +89,8 @@ def config_hash(config: Any) -> str:
 
 
 _HASHES: dict[tuple[type, str], str] = {}
-"""The hash of every config met so far, by its content: ``to_dict`` copies deeply, which takes longer than all else that
-entering an intervention looks at."""
+"""The hashes of configs by their content. They are kept because ``to_dict`` makes a deep copy, which takes longer than
+all other checks when an intervention is entered."""
 _HASHES_KEPT = 256
 
 

@@ -21,7 +21,7 @@ __all__ = ["head_of_tokens"]
 def head_of_tokens(model: nn.Module, token_ids: Sequence[int]) -> Iterator[None]:
     """Inside, the model's logits are ``[..., len(token_ids)]``: column k is the logit of ``token_ids[k]``.
 
-    Whatever the model does to its logits (scaling, soft capping) it does to these, because it is its head that changes.
+    The model's own scaling or soft capping of logits is applied to them, because only its head is replaced.
 
     Raises:
         ValueError: there is no LM head, or a token is not in its vocabulary.
@@ -33,7 +33,7 @@ def head_of_tokens(model: nn.Module, token_ids: Sequence[int]) -> Iterator[None]
     count = getattr(head, "out_features", None) or len(head.weight)
     if not token_ids or not all(0 <= token < count for token in token_ids):
         raise ValueError(f"token_ids is {list(token_ids)}; expected tokens below {count}, at least one")
-    small = _rows_of(head, token_ids) if _is_its_weight(head) else _Columns(head, token_ids)
+    small = _rows_of(head, token_ids) if _is_plain_linear(head) else _Columns(head, token_ids)
     lm.set_output_embeddings(small)
     try:
         yield
@@ -41,7 +41,7 @@ def head_of_tokens(model: nn.Module, token_ids: Sequence[int]) -> Iterator[None]
         lm.set_output_embeddings(head)
 
 
-def _is_its_weight(head: nn.Module) -> bool:
+def _is_plain_linear(head: nn.Module) -> bool:
     """Whether the head multiplies with its weight and adds its bias, without an adapter, a hook or a packed weight."""
     return (
         type(head) is nn.Linear

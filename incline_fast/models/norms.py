@@ -84,7 +84,7 @@ def _computed(formula: NormFormula, rows: Tensor, weight: Tensor | None, bias: T
     y = y * (1.0 if weight is None else weight.double() + formula.weight_offset)
     if bias is None:
         return y
-    # RMSNorms of this library have no bias.
+    # The fused RMSNorm has no bias, so that an RMSNorm with one matches no formula.
     return y + bias.double() if formula.kind == "layer" else torch.full_like(y, torch.inf)
 
 

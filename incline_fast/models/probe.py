@@ -4,8 +4,8 @@ The first pass adds a random vector to every state with hooks on the blocks and 
 states: the first module inside a block (after the last block: anywhere) that is given the state itself, the same
 memory, and computes RMSNorm or LayerNorm of what it is given. The second pass adds the same vectors inside these norms,
 in place, as an intervention does. Both passes do the same arithmetic, so their results agree to rounding if every edit
-reached the residual stream before anything else had read it. Norms that do not stand this comparison are not used:
-the states are then edited by hooks on the blocks.
+reached the residual stream before anything else had read it. Where they do not agree, the norms are not used: the
+states are then edited by hooks on the blocks.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from incline_fast.models.edited_pass import ROWS, TOKENS, Blocks, Now, install, same_memory
+from incline_fast.models.edited_pass import ROWS, TOKENS, Blocks, LastEdit, install, same_memory
 from incline_fast.models.norms import NormFormula, norm_formula
 from incline_fast.models.sites import (
     Tap,
@@ -152,29 +152,31 @@ class _Probe:
         return [found for found in lists if len(found.modules) == layers] or lists
 
     def _first_pass(self, lists: Sequence[Blocks]) -> Tensor:
-        """Run with every state edited by hooks on the blocks; fills what ``lists`` remember."""
+        """The output with every state edited by hooks on the blocks; what was seen is recorded in ``lists``."""
         with ExitStack() as stack:
-            now = Now()
+            last = LastEdit()
             for blocks in lists:
                 blocks.runs = [0] * len(blocks.modules)
                 for index, block in enumerate(blocks.modules):
                     stack.callback(
-                        block.register_forward_pre_hook(now.entering(blocks, index), with_kwargs=True).remove
+                        block.register_forward_pre_hook(last.entering(blocks, index), with_kwargs=True).remove
                     )
-                    stack.callback(block.register_forward_hook(now.leaving(blocks, index)).remove)
+                    stack.callback(block.register_forward_hook(last.leaving(blocks, index)).remove)
             for module in self._names:
                 if next(module.children(), None) is None:
-                    stack.callback(module.register_forward_hook(self._reader(now), with_kwargs=True).remove)
+                    stack.callback(module.register_forward_hook(self._reader(last), with_kwargs=True).remove)
             return self._run()
 
-    def _reader(self, now: Now) -> Callable[..., None]:
+    def _reader(self, last: LastEdit) -> Callable[..., None]:
+        """A hook on a module that counts its calls and records whether it is given the edited state itself."""
+
         def hook(module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
             self._calls[module] = self._calls.get(module, 0) + 1
             given = (
                 args[0] if len(args) == 1 and not kwargs else kwargs.get("hidden_states") if len(kwargs) == 1 else None
             )
-            if now.blocks is not None and now.state is not None and same_memory(given, now.state):
-                now.blocks.readers.setdefault(now.site, []).append(module)
+            if last.blocks is not None and last.state is not None and same_memory(given, last.state):
+                last.blocks.readers.setdefault(last.site, []).append(module)
 
         return hook
 
@@ -190,6 +192,7 @@ class _Probe:
         raise self._refusal("it returns no tensor with one row per token")
 
     def _the_blocks(self, lists: Sequence[Blocks]) -> Blocks:
+        """The one list whose members each ran once in the first pass and took and returned states."""
         ran = [blocks for blocks in lists if any(blocks.runs)]
         good = [blocks for blocks in ran if not blocks.trouble and set(blocks.runs) == {1}]
         # Lists of other parts (of a gate, of embeddings per layer) are shorter or pass on no states.
@@ -220,7 +223,7 @@ class _Probe:
         return [Where("block_input", paths[0]), *(Where("block_output", path) for path in paths)]
 
     def _norm_site(self, blocks: Blocks, site: int) -> Where | None:
-        """The first norm that is given the state itself, if an edit inside it is one edit of this state."""
+        """The first norm that is given the state itself; None if there is none that runs once and has no hooks."""
         if blocks.stream_axis is not None or (site < len(blocks.modules) and not blocks.joined.get(site)):
             return None
         for module in blocks.readers.get(site, []):
@@ -233,10 +236,11 @@ class _Probe:
         return None
 
     def _all_joined(self, blocks: Blocks, sites: Sequence[Where]) -> bool:
-        """Whether every edited state is known to be read: by the next block, the last one by a norm."""
+        """Whether every edited state is known to be read: the last one by a norm, the others by the next block."""
         return all(blocks.joined.get(site) for site in range(len(blocks.modules))) and sites[-1].tap == "norm"
 
     def _check_consumed(self, blocks: Blocks, hooks: Sequence[Where], expected: Tensor) -> None:
+        """Refuse blocks whose edited states change nothing: the output without these edits must not be ``expected``."""
         last = len(hooks) - 1
         doubtful = {site for site in range(last) if not blocks.joined.get(site)} | {last}
         without = self._edited({site: where for site, where in enumerate(hooks) if site not in doubtful}, blocks)[0]
@@ -246,7 +250,7 @@ class _Probe:
     def _proven(
         self, blocks: Blocks, sites: list[Where], hooks: Sequence[Where], expected: Tensor
     ) -> tuple[list[Where], str]:
-        """``sites`` if edits there give ``expected``; else with hooks in the place of norms, and why."""
+        """``sites`` if edits there give the output ``expected``; otherwise ``hooks`` instead of some norms, and why."""
         rejected: list[int] = []
         while any(where.tap == "norm" for where in sites):
             actual, wrong = self._edited(dict(enumerate(sites)), blocks)
@@ -262,10 +266,10 @@ class _Probe:
         if not rejected:
             return sites, ""
         which = ", ".join(map(str, sorted(rejected)))
-        return sites, f"the norms of the sites {which} did not stand the comparison with hooks on the blocks"
+        return sites, f"edits in the norms of the sites {which} gave other results than hooks on the blocks"
 
     def _edited(self, sites: dict[int, Where], blocks: Blocks) -> tuple[Tensor, int | None]:
-        """The output with every state of ``sites`` edited there, and the first block that returned something else."""
+        """The output with the states of ``sites`` edited there, and the first block to return other than at first."""
         wrong: list[int] = []
 
         def compare(index: int) -> Callable[..., None]:

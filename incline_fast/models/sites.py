@@ -50,7 +50,7 @@ class Site:
         path: path of ``module`` in the (uncompiled) model.
         owner, name: ``module`` is ``getattr(owner, name)``.
         module: see ``tap``.
-        kind, eps, weight_offset: what the norm computes; of no meaning where ``tap`` is not ``"norm"``.
+        kind, eps, weight_offset: what the norm computes; meaningless where ``tap`` is not ``"norm"``.
         hidden_size: d.
         stream_axis: where a model carries n parallel streams instead of one state (hyper-connections, AltUp), their
             axis in the 4-D tensor that its blocks pass on; otherwise None. The state is then the mean of the streams,

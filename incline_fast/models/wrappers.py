@@ -1,6 +1,6 @@
 """Models that are not plain: compiled, adapted, replicated, sharded, offloaded, quantised, patched.
 
-A wrapper that only calls the model inside it is taken off; any other is refused, with advice.
+A wrapper that only calls the model inside it is removed; any other is refused, with advice.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ __all__ = [
     "weight_offset",
 ]
 
-# Where torch keeps the kinds of modules and weights that are shared out among processes. What nobody has imported has
+# Modules and class names of modules and weights that are shared out among processes. A class that was not imported has
 # no instances.
 _SHARED_MODULES = (
     ("torch.distributed.fsdp", "FullyShardedDataParallel"),
@@ -82,8 +82,8 @@ def plain_model(model: Any) -> nn.Module:
 def _refuse_sharded(model: nn.Module) -> None:
     """Raise for a model whose states are not whole in every process.
 
-    Tensor parallelism leaves them whole: it shares out the matrices of what lies between two states. Where norms are
-    shared out too, the states are.
+    Tensor parallelism leaves states whole, because it shares out only the matrices between two states. Where norms are
+    shared out too, so are the states.
     """
     for path, module, weight in _shared_out(model):
         vector = getattr(module, weight).dim() < 2 if weight else True
@@ -103,9 +103,9 @@ def has_part_of_weights(model: nn.Module) -> bool:
 
 
 def _shared_out(model: nn.Module) -> Iterator[tuple[str, nn.Module, str]]:
-    """Path, module and name of the weight, empty for all of the module, of what is shared out among processes.
+    """What is shared out among processes: path, module and name of the weight, which is empty for the whole module.
 
-    That needs a process group, so that other models are not looked through.
+    Without a process group nothing is, and the model is not searched.
     """
     if not (dist.is_available() and dist.is_initialized()):
         return
@@ -129,7 +129,7 @@ def execution_device(*modules: nn.Module) -> torch.device:
     """The device on which the first of these modules computes whose device is known.
 
     It is where a module's weights are. Weights that accelerate has offloaded are on the meta device between two calls;
-    the hook that brings them in knows where to.
+    the hook that loads them has the device as its attribute.
 
     Raises:
         UnsupportedModelError: no device is known, as for a model made on the meta device and never loaded.
@@ -157,7 +157,7 @@ def floating_dtype(*modules: nn.Module) -> torch.dtype:
 
 
 def weight_of(norm: nn.Module, name: str) -> Tensor | None:
-    """A parameter of a norm, None if it has none; brought in where accelerate has offloaded it.
+    """A parameter of a norm, None if it has none; loaded where accelerate has offloaded it.
 
     Raises:
         UnsupportedModelError: it has no values.
@@ -178,8 +178,13 @@ def weight_of(norm: nn.Module, name: str) -> Tensor | None:
 def epsilon(norm: nn.Module, preferred: str, path: str) -> float:
     """The epsilon of a norm, also of one that a library of kernels has put in the place of the model's own.
 
+    Args:
+        norm: the module.
+        preferred: the attribute that is looked at before the usual ones.
+        path: of the norm, for messages.
+
     Raises:
-        UnsupportedModelError: it is under no known name, or other modules lie in the norm.
+        UnsupportedModelError: it has no attribute of a known name, or the norm contains other modules.
     """
     # torch keeps parametrisations of a module's own weight in a child of that name.
     if norm._modules and any(name != "parametrizations" for name, _ in norm.named_children()):
@@ -202,8 +207,8 @@ def epsilon(norm: nn.Module, preferred: str, path: str) -> float:
 
 
 def weight_offset(norm: nn.Module, usual: float) -> float:
-    """What a norm adds to its weight; Liger's norms say it themselves."""
-    # Past Module.__getattr__, which builds a message for every name that is not there.
+    """What a norm adds to its weight: its attribute ``offset``, as Liger's norms have it, otherwise ``usual``."""
+    # Not by Module.__getattr__, which builds an error message for every name that is missing.
     said = vars(norm).get("offset", getattr(type(norm), "offset", None))
     return float(said) if isinstance(said, int | float) else usual
 
@@ -232,7 +237,7 @@ def raw_bytes(value: Any, samples: int) -> Iterator[bytes]:
     elif isinstance(value, torch.ScriptObject) and hasattr(value, "unpack"):
         yield from raw_bytes(value.unpack(), samples)
     else:
-        yield type(value).__qualname__.encode()  # its repr may name an address, which is another one in every run
+        yield type(value).__qualname__.encode()  # its repr may contain an address, which differs between runs
 
 
 def _tensor_bytes(tensor: Tensor, samples: int) -> Iterator[bytes]:

@@ -18,7 +18,7 @@ PerRow = float | Tensor
 
 FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 SINGLE_MAP_DTYPES = tuple(dtype for dtype in MAP_DTYPES if dtype is not torch.float64)
-"""What goes with sums in fp32; with sums in fp64 maps are fp64."""
+"""Dtypes of maps where sums are in fp32; where sums are in fp64, maps are fp64."""
 
 DECODE_TOKENS = 64
 """A call with up to so many tokens is a decode step: one call of the GPUs' decode kernels (kMaxRows in csrc/cuda).
@@ -85,7 +85,7 @@ def op_tail(
         if CHECK_ON_GPU:  # the CPU's kernels look for themselves
             check_row_map(row_map, map.num_maps)
         down, up, down_scale, up_scale = map.aligned()
-    # Python numbers, the common case, return before the first function call.
+    # For Python numbers, the common case, no function is called.
     row_alpha = row_beta = None
     if type(alpha) is not float:
         alpha, row_alpha = per_row(alpha)

@@ -97,7 +97,7 @@ def _backward(ctx: Any, grad_y: Tensor, grad_edited: Tensor) -> Gradients:
         down_scale=None,
         up_scale=None,
         bias=None if inputs.bias is None else affine.bias_gradient(inputs.bias),
-        row_alpha=affine.per_row(inputs.row_alpha, constants.alpha, affine.image),
+        row_alpha=affine.per_row(inputs.row_alpha, constants.alpha, affine.mapped),
         row_beta=affine.per_row(inputs.row_beta, constants.beta, r),
     )
 
@@ -105,6 +105,7 @@ def _backward(ctx: Any, grad_y: Tensor, grad_edited: Tensor) -> Gradients:
 def _norm_backward(
     grad_y: Tensor, value: Tensor, weight: Tensor, constants: Constants
 ) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of r' ``[n, d]``, of the weight ``[d]`` and of the norm's bias ``[d]``; ``weight`` has its offset."""
     centred = value - value.mean(-1, keepdim=True) if constants.centre else value
     rstd = torch.rsqrt(centred.square().mean(-1, keepdim=True) + constants.eps)
     normed = centred * rstd
@@ -116,7 +117,14 @@ def _norm_backward(
 
 
 class _AffineBackward:
-    """Backward of r' = beta r + alpha (M r + b), map by map; rows without a map pass their gradient on."""
+    """Backward of r' = beta r + alpha (M r + b), map by map; rows without a map pass their gradient on.
+
+    Args:
+        inputs: of the forward call.
+        constants: of the forward call.
+        r: ``[n, d]``, in the dtype of the sums.
+        grad_v: ``[n, d]``, gradient of r'.
+    """
 
     def __init__(self, inputs: Inputs, constants: Constants, r: Tensor, grad_v: Tensor) -> None:
         hidden = r.shape[1]
@@ -131,7 +139,7 @@ class _AffineBackward:
         self.grad_v = grad_v
         self.edited_rows = torch.ones_like(r[:, :1]) if row_map is None else (row_map >= 0).unsqueeze(1).to(r.dtype)
         self.grad_r = torch.where(self.edited_rows > 0, beta * grad_v, grad_v)
-        self.image = torch.zeros_like(r)
+        self.mapped = torch.zeros_like(r)
         self.grad_up: list[Tensor] = []
         self.grad_down: list[Tensor] = []
         self.grad_bias: list[Tensor] = []
@@ -148,7 +156,7 @@ class _AffineBackward:
             self.grad_r = self.grad_r + grad_t
             bias = inputs.bias if inputs.bias is None or inputs.bias.dim() == 1 else inputs.bias[g]
             z = t @ up[g].T
-            self.image = self.image + here * (z if bias is None else z + bias.to(r.dtype))
+            self.mapped = self.mapped + here * (z if bias is None else z + bias.to(r.dtype))
 
     def bias_gradient(self, bias: Tensor) -> Tensor:
         stacked = torch.stack(self.grad_bias)

@@ -10,7 +10,7 @@ is rounded once, to the dtype of the residual stream, and the norm reads the rou
 ``add`` followed by ``norm`` see the same numbers.
 
 ``alpha = 1, beta = 1`` is the intervention of INCLINE (Wang et al., ACL 2025, arXiv 2410.12462, section 3.2);
-``beta = 1 - alpha`` interpolates between the state and its image.
+``beta = 1 - alpha`` interpolates between the state and the map's output.
 
 Cholesky, column by column, is the definition that the kernel and the blocked factorisation are checked against:
 
@@ -131,32 +131,32 @@ def affine_residual(x: Tensor, residual: Tensor | None, edit: Edit) -> tuple[Ten
     h = x.to(compute) if residual is None else x.to(compute) + residual.to(compute)
     rows = h.reshape(-1, h.shape[-1])
     index = torch.zeros(rows.shape[0], dtype=torch.long, device=x.device) if row_map is None else row_map.long()
-    image = _project(rows, edit, index.clamp(min=0))
-    moved = _per_row(edit.beta, compute) * rows + _per_row(edit.alpha, compute) * image
+    mapped = _project(rows, edit, index.clamp(min=0))
+    moved = _per_row(edit.beta, compute) * rows + _per_row(edit.alpha, compute) * mapped
     edited = torch.where((index >= 0).unsqueeze(-1), moved, rows)
     return edited.reshape(h.shape).to(dtype), compute
 
 
 def _project(rows: Tensor, edit: Edit, index: Tensor) -> Tensor:
     """``M_{g(i)} rows_i + b_{g(i)}`` for every row; maps are applied one after another, never gathered per row."""
-    image = torch.zeros_like(rows)
+    mapped = torch.zeros_like(rows)
     for g in range(edit.up.shape[0]):
         z = rows if edit.down is None else _product(rows, edit.down, edit.down_scale, g)
         z = _product(z, edit.up, edit.up_scale, g)
         if edit.bias is not None:
             z = z + (edit.bias if edit.bias.dim() == 1 else edit.bias[g]).to(rows.dtype)
-        image = torch.where((index == g).unsqueeze(-1), z, image)
-    return image
+        mapped = torch.where((index == g).unsqueeze(-1), z, mapped)
+    return mapped
 
 
 def _product(rows: Tensor, weight: Tensor, scale: Tensor | None, g: int) -> Tensor:
     device, matrix = rows.device.type, weight[g].to(rows.dtype).T
     if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
         with torch.autocast(device, enabled=False):  # sums in fp32 whatever surrounds the call
-            image = rows @ matrix
+            product = rows @ matrix
     else:
-        image = rows @ matrix
-    return image if scale is None else image * scale[g]
+        product = rows @ matrix
+    return product if scale is None else product * scale[g]
 
 
 def _per_row(value: PerRow, compute: torch.dtype) -> Tensor | float:

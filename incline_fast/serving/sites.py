@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 # The graphs name the op of this module.
 import incline_fast.ops.affine_residual as _op  # noqa: F401
-from incline_fast.models.architectures import ARCHITECTURES, Row
+from incline_fast.models.architectures import ARCHITECTURES, NormRow
 from incline_fast.serving.bank import Bank
 from incline_fast.serving.errors import ServingError
 from incline_fast.serving.plan import StepPlan
@@ -79,7 +79,7 @@ def find_sites(model: nn.Module, config: Any) -> list[ServedSite]:
     return [*sites, ServedSite(layers, f"{prefix}.{row.final_norm}", final)]
 
 
-def _row(config: Any) -> Row:
+def _row(config: Any) -> NormRow:
     model_type = config.model_type
     row = ARCHITECTURES.get(model_type)
     if row is None:

@@ -185,7 +185,10 @@ class Collection:
         return states
 
     def _restored(self, rank: int, size: int) -> tuple[HiddenStates, set[int]]:
-        """The states with the rows of finished batches filled in, on rank 0 alone, and the indices of these rows."""
+        """The states with the rows of finished batches filled in, zeros elsewhere, and the indices of these rows.
+
+        They are filled in on rank 0 alone, because the states of all processes are added in the end.
+        """
         shape = len(self.prompts), self.architecture.hidden_size
         states = {site: torch.zeros(shape, dtype=torch.float32, device="cpu") for site in self.sites}
         done = set() if self.shards is None else self.shards.restore(states)
@@ -208,7 +211,7 @@ class Collection:
 
 
 class _Recorder:
-    """Runs batches through the backbone and pools each site's state the moment it is there."""
+    """Runs batches through the backbone and pools each site's states as soon as they are computed."""
 
     def __init__(self, collection: Collection) -> None:
         self._architecture = collection.architecture
@@ -268,7 +271,7 @@ def _padded(batch: Sequence[Prompt], skip: int) -> tuple[Tensor, Tensor, Tensor]
 
 
 def _shared_tokens(texts: Sequence[Prompt], pooling: Pooling) -> list[int]:
-    """What all texts begin with, where it can run once: a mean needs the states of all tokens."""
+    """The tokens that all texts begin with; none with a mean, which needs the states of all tokens of every text."""
     if pooling != "last":
         return []
     return texts[0].ids[: common_prefix([text.up_to_last for text in texts])]

@@ -1,7 +1,8 @@
 """Run prompts up to their last token once, and the last token once for every variant of an intervention.
 
-An edit of the last token touches nothing before it. So a prompt is a prefill, whose keys and values are kept, and
-decode-shaped steps over them: one step computes every strength, and a step that edits site l first starts at site l.
+An edit of the last token changes nothing before it. So all tokens of a prompt but the last run once, and their keys and
+values are kept. Then the last token runs on them: one pass computes it with every strength, each in a row of its own,
+and a pass whose first edit is at site l starts at site l.
 """
 
 from __future__ import annotations
@@ -186,7 +187,7 @@ class PromptRunner:
         tokens, mask = (part.repeat_interleave(repeats, 0) for part in (batch.last, batch.mask))
         with ExitStack() as stack:
             stack.enter_context(self._entry(start, states))
-            # Described anew: during an intervention another module stands where the last state is read.
+            # Described again, because an intervention replaces the module that reads the last state.
             handle = describe(self.model).sites[-1].observe(self._observe)
             stack.callback(handle.remove)
             output = self.model(
@@ -239,7 +240,14 @@ class PromptRunner:
     def distributions(
         self, ids: Sequence[Sequence[int]], pairs: Sequence[int], rows: int, shared: SharedPrefix = NOTHING_SHARED
     ) -> Iterator[tuple[int, Tensor]]:
-        """Index and log-probabilities ``[V]`` of the next token of each prompt."""
+        """Index and fp32 log-probabilities ``[V]`` of the next token of each prompt.
+
+        Args:
+            ids: token ids of the prompts.
+            pairs: indices of those that run.
+            rows: the most prompts in a batch.
+            shared: tokens that all of ``ids`` begin with and that have run already.
+        """
         for batch in like_batches(ids, pairs, rows):
             logits = self.step(self.prefill([ids[i] for i in batch], shared), 1).logits
             yield from zip(batch, logits.float().log_softmax(-1), strict=True)
@@ -276,7 +284,8 @@ class PromptRunner:
 
     @contextmanager
     def _observed(self, sites: Sequence[int], columns: slice | int) -> Iterator[dict[int, Tensor]]:
-        """Inside, the states of a pass are put into the mapping."""
+        """Inside, a pass puts the states of ``sites`` at these tokens into the mapping: fp32, ``[B, t, d]``, or
+        ``[B, d]`` for one column."""
         found: dict[int, Tensor] = {}
 
         def keep(site: int, h: Tensor) -> None:

@@ -127,6 +127,7 @@ def _hold_nothing(layer: Any, tokens: int) -> None:
 
 
 def _rows(shared: SharedPrefix, own: KeysValues, block: int, part: int, held: int, rows: int, repeats: int) -> Tensor:
+    """``[rows * repeats, heads, held, head size]``: the last ``held`` keys (part 0) or values (part 1) of a block."""
     tail = own[block][part] if block in own else None
     missing = held - (0 if tail is None else tail.shape[-2])
     if missing == 0 and tail is not None:
@@ -136,7 +137,7 @@ def _rows(shared: SharedPrefix, own: KeysValues, block: int, part: int, held: in
 
 
 def own_part(cache: Any, shared: SharedPrefix, own_tokens: int, first_block: int = 0) -> KeysValues:
-    """What :func:`key_value_cache` needs of a cache after ``own_tokens`` tokens beyond the shared ones."""
+    """The argument ``own`` of :func:`key_value_cache`, from a cache of the shared and ``own_tokens`` further tokens."""
     found = {}
     for block, layer in enumerate(cache.layers):
         if block >= first_block:
