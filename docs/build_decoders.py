@@ -21,8 +21,8 @@ HEAD = """# Decoders
 How `intervene` edits each of the {count} causal-LM types of transformers {version}: {summary}.
 
 - **norm**: every site is a norm that reads the residual stream; the edit happens inside it.
-- **norm, hook**: some states are read by no norm, or one in which an edit gave another result than a hook; these are edited
-  by a hook on the block that takes or returns them.
+- **norm, hook**: some states are read by no norm, or by one in which an edit gave another result than a hook; these are
+  edited by a hook on the block that takes or returns them.
 - **hook**: no norm reads the states (post-norm blocks, parallel streams). Where a model carries parallel streams
   (hyper-connections, AltUp), its state is the mean of them, and an edit moves every stream by what it moves the mean.
 - **refused**: with this reason. **not built**: the tests have no tiny model of this type, so nothing is known of it

@@ -107,7 +107,7 @@ def compare_languages(
         tokenizer: its tokenizer.
         rows: language -> rows; answers are used to choose and to score, never to fit.
         english: the same rows in English, in the same order.
-        sites: where the oracle looks, the last of them the last site of the model; None: the last third.
+        sites: at which the oracle is measured, the model's last site among them; None: the last third.
         lams: ridge parameters to try.
         alphas: strengths to try, for the maps and for every control.
         metric: of answers, by which settings are chosen: ``"accuracy"``, ``"calibrated_accuracy"`` or
@@ -204,6 +204,15 @@ def _variants(tuner: Tuner, setting: Setting, by_kl: Setting, alphas: Sequence[f
 def _table(
     scores: Mapping[str, LabelScores], english: LabelScores, setting: Setting, by_kl: Setting, seed: int
 ) -> list[dict[str, Any]]:
+    """The rows of :class:`Comparison`, without the columns that are the same in all of them.
+
+    Args:
+        scores: language -> scores of the test rows, with the variants of :func:`_variants`.
+        english: scores of the plain English prompts, the same rows.
+        setting: chosen by the metric of answers.
+        by_kl: chosen by KL.
+        seed: of the bootstrap.
+    """
     names = [variant.name for variant in next(iter(scores.values())).variants]
     settings = {INCLINE: str(setting), UNLABELLED: str(by_kl)}
     ids = english.task.ids

@@ -1,8 +1,8 @@
 """Log-likelihood of continuations after prompts whose last token is edited; the continuation is not.
 
-Every prompt runs once up to its last token; a variant of the intervention is one row of a decode-shaped step over that,
-and each continuation is fed behind it. With several variants, steps and continuations start at the first edited site,
-with the plain states that are known there.
+All tokens of a prompt but the last run once. Then the last token runs once per variant of the intervention, all
+variants in one pass, and each continuation runs after it. With several variants these passes start at the first edited
+site, from the plain states there, which are computed once.
 """
 
 from __future__ import annotations
@@ -132,6 +132,7 @@ def score_tokens(
 def _edited_step(
     runner: PromptRunner, batch: PromptBatch, variants: Sequence[Variant], sites: tuple[int, ...], start: int
 ) -> Step:
+    """The last tokens of a batch under variants of one alignment, all with the same sites, from site ``start`` on."""
     entering = batch.states[start].repeat_interleave(len(variants), 0) if start else None
     alignment = variants[0].alignment
     if not sites or alignment is None:
@@ -147,7 +148,7 @@ class _Turn:
 
     Attributes:
         places: numbers of the requests.
-        opening: ``[B]``, the first token of each continuation, read off the prompt's last token.
+        opening: ``[B]``, the first token of each continuation, which the prompt's last token predicts.
         fed, wanted, real: ``[B, t]``, the tokens that are fed, what each is to predict, 0 for padding.
         states: site -> plain states ``[B, t, d]`` of the tokens that are fed.
     """
@@ -162,7 +163,15 @@ class _Turn:
     def scored(
         self, runner: PromptRunner, batch: PromptBatch, step: Step, repeats: int, start: int
     ) -> tuple[Tensor, Tensor]:
-        """``[B * repeats]`` after each (edited) last token: log-likelihood, and whether it is the greedy one."""
+        """Log-likelihood of the continuations, and whether greedy decoding gives them: ``[B * repeats]`` each.
+
+        Args:
+            runner: of the model.
+            batch: the prompts.
+            step: the (edited) pass over their last tokens.
+            repeats: its rows of each prompt.
+            start: the site at which it began.
+        """
         first = step.logits.float().log_softmax(-1)
         opening = self.opening.repeat_interleave(repeats)
         total, greedy = first.gather(-1, opening[:, None]).squeeze(-1), first.argmax(-1) == opening
@@ -185,7 +194,15 @@ def _turns(
     requests: Sequence[tuple[Sequence[int], Sequence[int]]],
     starts: Sequence[int],
 ) -> list[_Turn]:
-    """The continuations of a batch's prompts, one of each in a turn; a prompt that has fewer repeats its last."""
+    """The continuations of a batch's prompts: turn k has the k-th of every prompt, or its last where it has fewer.
+
+    Args:
+        runner: of the model.
+        batch: B prompts.
+        places: per prompt, the numbers of its requests.
+        requests: all pairs of prompt and continuation.
+        starts: sites at which passes over continuations may start; their plain states are computed here.
+    """
     plain = runner.step(batch, 1) if starts else None
     turns = []
     for number in range(max(map(len, places))):

@@ -1,4 +1,4 @@
-"""Controls: edits of the same form that use less information. What a control gains as well is no merit of the maps.
+"""Controls: edits of the same form that use less information. A gain that a control has too is not due to the maps.
 
 Two more comparisons need no alignment: alpha = 0 (the plain model) and the oracle (the true target state).
 """

@@ -1,8 +1,8 @@
 """Score label words under many variants of an intervention.
 
-Every prompt runs once up to its last token. A variant is one row of a decode-shaped step over that; a step whose first
-edited site is l starts there, with the plain state that is known. With single-token label words the LM head computes
-their logits only.
+All tokens of a prompt but the last run once. Then the last token runs once per variant, several variants in one pass; a
+pass whose first edited site is l starts there, from the plain state, which is computed once. The LM head computes the
+logits of the label words only, each of which is one token.
 """
 
 from __future__ import annotations

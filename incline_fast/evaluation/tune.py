@@ -1,8 +1,8 @@
 """Tune: from parallel prompts and a development set to maps whose estimator, lambda, sites and alpha were chosen.
 
 First the oracle: what each site could gain at most, with the true target state in place. Sites that gain little are
-left out. Then every estimator and lambda is fitted, every set of sites and alpha is scored on the development rows in
-decode-shaped steps over prompts that run once, and the best setting is fitted again on all pairs.
+left out. Then every estimator and lambda is fitted, every set of sites and alpha is scored on the development rows,
+whose prompts run once but for their last token, and the best setting is fitted again on all pairs.
 """
 
 from __future__ import annotations
@@ -261,7 +261,14 @@ class Tuner:
     def _scored(
         self, name: str, lam: float, site_sets: Sequence[tuple[int, ...]], alphas: Sequence[float]
     ) -> dict[str, Tensor]:
-        """``logits`` and ``growth`` of one fit, from the folder if they are there."""
+        """``logits [S, n, K]`` and ``growth [S, n]`` of the settings of one fit, from the folder if they are there.
+
+        Args:
+            name: of the estimator.
+            lam: relative; 0 for the estimator's own.
+            site_sets: sites that are edited together.
+            alphas: strengths, tried with every one of these sets.
+        """
         sites = sorted({site for several in site_sets for site in several})
         sides = [{site: side[site] for site in sites} for side in (self._x, self._y)]
         sums = [str(float(side[site].double().sum())) for side in sides for site in sites]

@@ -195,7 +195,7 @@ class _SitesByTable:
         self._pre_norm = row.norm is not None and row.pre_norm(config)
 
     def architecture(self) -> Architecture | None:
-        """The sites; None where a module that the row names is missing or the configuration has more or fewer blocks."""
+        """The sites; None where a module that the row names is missing or the configuration has other blocks."""
         backbone = unwrap(cast(nn.Module, getattr(self._model, "base_model", self._model)))
         for name in filter(None, self._row.backbone.split(".")):
             # A model may also be handed over as its own backbone (OPTDecoder, a Gemma 3 language model).

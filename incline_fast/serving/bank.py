@@ -1,7 +1,7 @@
 """The resident maps of one worker: per site one stack of fixed size and address, whose slots are written at run time.
 
-A compiled graph, and a captured one even more, reads the same memory in every step. So maps are copied into slots, and
-which slot a row uses is written into ``row_map`` (:mod:`incline_fast.serving.plan`).
+A compiled or captured graph reads the same addresses in every step. So maps are copied into slots, and which slot a row
+uses is written into ``row_map`` (:mod:`incline_fast.serving.plan`).
 """
 
 from __future__ import annotations
@@ -27,6 +27,13 @@ _GPU_RANK = 16  # kernels of a GPU read rows of ``up`` that begin at a multiple 
 
 class SiteBank:
     """The stack of one site.
+
+    Args:
+        hidden_size: d.
+        rank: of the factors; None: the maps are dense.
+        slots: number of maps.
+        dtype: of the maps.
+        device: where the op runs.
 
     Attributes:
         up: what the op takes as ``up``, in the layout of the device's kernels.

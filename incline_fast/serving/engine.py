@@ -103,9 +103,9 @@ def _edit(request: Any) -> Edit | None:
 
 
 def initialized(original: Callable[..., Any]) -> Callable[..., Any]:
-    """``EngineCore._initialize_kv_caches``, which ends with workers that are ready: remembers what they hold.
+    """``EngineCore._initialize_kv_caches``, after which the workers are ready: what they hold is recorded.
 
-    Not ``EngineCore.__init__``, which loads the plugins and so is running when it could be changed.
+    ``EngineCore.__init__`` cannot be changed in its place: it loads the plugins, so that it is running by then.
     """
 
     def _initialize_kv_caches(self: Any, vllm_config: Any, *args: Any, **kwargs: Any) -> Any:

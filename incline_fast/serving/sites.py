@@ -1,7 +1,7 @@
 """Where a vLLM model's residual stream meets its norms, and the edit in front of each of them.
 
-vLLM's models name their modules as transformers does, so the one table of architectures serves here too. A norm keeps
-its class, parameters and numbers; in front of it goes one op, which edits the rows that the step's plan names. Where a
+vLLM's models name their modules as transformers does, so the table of architectures is used here too. A norm keeps its
+parameters and computes what it did; before it runs one op, which edits the rows that the step's plan names. Where the
 norm adds a residual, the op does so for edited rows and leaves zeros to add (:mod:`incline_fast.ops.affine_residual`).
 """
 
@@ -135,7 +135,7 @@ def edit_in_front(sites: Sequence[ServedSite], bank: Bank, plan: StepPlan) -> No
 
 
 def check_norms(sites: Sequence[ServedSite], hidden_size: int, dtype: torch.dtype, device: torch.device) -> None:
-    """See that each norm adds a residual that it is given, which the edit in front of it relies on.
+    """Check that each norm adds a residual that it is given, which the edit in front of it relies on.
 
     Raises:
         ServingError: a norm does something else with its second argument.

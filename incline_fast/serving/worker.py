@@ -81,7 +81,7 @@ class WorkerEdits:
             self._checking = False
 
     def dummy_step(self) -> None:
-        """A step without requests comes next; one of the self-check keeps its plan."""
+        """Called before a step without requests: nothing is edited in it, unless it belongs to the self-check."""
         if not self._checking:
             self.plan.clear()
 
