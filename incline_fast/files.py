@@ -69,7 +69,7 @@ def replacing(path: str | PathLike[str]) -> Iterator[Path]:
 
 
 def write_table(rows: Sequence[Mapping[str, Any]], columns: Sequence[str], path: str | PathLike[str]) -> None:
-    """Write a table as CSV, whole or not at all."""
+    """Write rows, each column -> value, as CSV with these columns in this order, whole or not at all."""
     with replacing(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, columns)
         writer.writeheader()

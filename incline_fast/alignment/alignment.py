@@ -265,7 +265,7 @@ def _parts(path: str, tensors: Mapping[str, Tensor], document: Mapping[str, Any]
 
 
 def _map(tensors: Mapping[str, Tensor], layer: str, kinds: list[str]) -> AffineMap:
-    """The map of one layer; what is stored has no stack dimension."""
+    """The map of ``layer``, such as ``"layer.7"``, from its parts ``kinds``; what is stored has no stack dimension."""
     parts: dict[str, Tensor] = {}
     for kind in _MAP_PARTS:
         if kind in kinds:

@@ -42,6 +42,11 @@ class AlignmentError(ValueError):
 def write(path: Path, tensors: Mapping[str, Tensor], document: Mapping[str, Any]) -> None:
     """Write atomically: the file under ``path`` is the old one until the new one is whole and on the disk.
 
+    Args:
+        path: the file.
+        tensors: name -> tensor.
+        document: what JSON can hold.
+
     Raises:
         AlignmentError: the metadata is larger than :func:`read` takes.
         OSError: the folder is missing or the disk refuses; the old file is intact.

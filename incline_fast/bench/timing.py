@@ -85,7 +85,7 @@ def with_roofline(rows: Sequence[Row], seconds: float = 0.5) -> list[Row]:
 
 
 def largest_error(results: Sequence[Tensor], right: Sequence[Tensor], problem: Problem) -> float:
-    """Largest absolute error of a provider's results.
+    """Largest absolute error of a provider's ``results`` against the fp64 tensors ``right``, for messages ``problem``.
 
     Raises:
         ArithmeticError: it computes something else than the fp64 reference did.
@@ -101,6 +101,7 @@ def largest_error(results: Sequence[Tensor], right: Sequence[Tensor], problem: P
 
 
 def _check(name: str, run: Run, data: Data) -> float:
+    """:func:`largest_error` of one call of provider ``name``."""
     right = (data.image(),) if PROVIDERS[name].gemm_only else data.expected()
     try:
         return largest_error(run(data.x.clone(), 0), right, data.problem)
@@ -109,7 +110,7 @@ def _check(name: str, run: Run, data: Data) -> float:
 
 
 def _interleave(runs: dict[str, Run], data: Data, seconds: float) -> dict[str, list[float]]:
-    """Microseconds of every call; neighbouring calls read different copies of the map."""
+    """Provider -> microseconds of every call within ``seconds``; neighbouring calls read other copies of the map."""
 
     def prepare(run: Run) -> Prepare:
         def ready(made: int) -> Callable[[], object]:

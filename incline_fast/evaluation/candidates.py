@@ -36,7 +36,7 @@ class Setting:
 def variants_of(
     alignment: Alignment, lam: float, site_sets: Sequence[tuple[int, ...]], alphas: Sequence[float]
 ) -> dict[Setting, Variant]:
-    """Every setting of one fit, as variants that can be scored."""
+    """Every setting of one fit, as variants that can be scored; ``lam`` is that of the fit."""
     name = alignment.metadata.estimator or "maps"
     settings = [Setting(name, lam, sites, alpha) for sites in site_sets for alpha in alphas if alpha != 0]
     return {setting: Variant(str(setting), alignment, setting.alpha, setting.sites) for setting in settings}

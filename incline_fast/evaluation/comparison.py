@@ -52,7 +52,14 @@ class Parts:
 
     @classmethod
     def drawn(cls, task: LabelTask, *, development: int, test: int, seed: int = 0) -> Parts:
-        """A seeded division of the rows of one set, the same for every language of the set."""
+        """A seeded division of the rows of one set, the same for every language of the set.
+
+        Args:
+            task: all rows.
+            development: number of rows to choose on.
+            test: number of rows to report on; the others are fitted.
+            seed: of the division.
+        """
         if development + test >= len(task):
             raise TaskError(
                 f"{task.name} has {len(task)} rows; development={development}, test={test} leave none to fit"

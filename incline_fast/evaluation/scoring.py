@@ -227,6 +227,7 @@ class LabelScorer:
             warn_of_template(variant.alignment, self.task.template)
 
     def _step(self, batch: PromptBatch, variants: Sequence[Variant], sites: tuple[int, ...]) -> Step:
+        """The last tokens of a batch under variants of one alignment, each editing these sites."""
         start = sites[0] if sites else self.runner.architecture.num_layers
         entering = batch.states[start].repeat_interleave(len(variants), 0)
         alignment = variants[0].alignment

@@ -330,7 +330,7 @@ def _check_lams(estimator: Estimator, lams: Iterable[Lam | None], n: int) -> Non
 
 
 def _split(n: int, holdout: float, seed: int) -> tuple[Tensor, Tensor]:
-    """Indices of fitted and of held-out rows, both ascending."""
+    """int64 indices of fitted and of held-out rows, both ascending; ``holdout`` is a share or a number of rows."""
     share, seed = number("holdout", holdout), whole("seed", seed)
     count = round(n * share) if 0 < share < 1 else int(share)
     if share < 0 or (share >= 1 and count != share) or count >= n or (share > 0 and count == 0):

@@ -126,7 +126,13 @@ class LastEdit:
 
 
 def install(module: nn.Module, tap: Tap, vector: Callable[[Tensor], Tensor]) -> RemovableHandle:
-    """Add the vector of a site as an intervention would: in place inside a norm, to a new tensor at a block."""
+    """Add ``vector(state)`` to a site's state as an intervention would: in place in a norm, to a copy at a block.
+
+    Args:
+        module: the norm or the block.
+        tap: see :class:`~incline_fast.models.sites.Site`.
+        vector: what is added, shaped like the state.
+    """
     if tap == "norm":
 
         def inside(module: nn.Module, args: Any, kwargs: Any) -> None:

@@ -67,6 +67,7 @@ def _rows(like: Tensor) -> Tensor:
 
 
 def _formulas(norm: nn.Module, dtype: torch.dtype, no_weight: bool) -> list[NormFormula]:
+    """The formulas to compare with the norm: both kinds, its own epsilons or the usual ones, both weight offsets."""
     named = [getattr(norm, name) for name in _EPS_NAMES if isinstance(getattr(norm, name, None), float)]
     if hasattr(norm, "eps") and norm.eps is None:  # torch.nn.RMSNorm's default
         named.append(torch.finfo(dtype).eps)
@@ -77,6 +78,7 @@ def _formulas(norm: nn.Module, dtype: torch.dtype, no_weight: bool) -> list[Norm
 
 
 def _computed(formula: NormFormula, rows: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
+    """fp64, shaped like ``rows [..., d]``; infinite where the formula has no place for the bias."""
     x = rows.double()
     if formula.kind == "layer":
         x = x - x.mean(-1, keepdim=True)

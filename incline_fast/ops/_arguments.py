@@ -76,7 +76,8 @@ def op_tail(
 ) -> tuple[Tensor | float | None, ...]:
     """The arguments in which all forms of the compiled ops end, in the order of their schemas.
 
-    ``route`` is the backend: the CPU's kernels take packed panels, those of a GPU aligned rows.
+    ``route`` is the backend: the CPU's kernels take packed panels, those of a GPU aligned rows. The other arguments are
+    those of :func:`incline_fast.ops.affine_rms_norm`.
     """
     if route == "cpu":
         down, up = map.packed()
@@ -154,6 +155,7 @@ def _check_maps(x: Tensor, residual: Tensor | None, down: Tensor | None, up: Ten
 
 
 def _map_shape(name: str, weight: Tensor, columns: int, depth: int) -> None:
+    """Refuse a weight that is not a stack of maps from ``depth`` to ``columns`` numbers, packed or not."""
     shape = tuple(weight.shape[1:])
     fits = shape in ((columns, depth), packed_shape(weight.dtype, columns, depth))
     if not fits or weight.shape[0] < 1 or depth < 1:
@@ -164,6 +166,7 @@ def _map_shape(name: str, weight: Tensor, columns: int, depth: int) -> None:
 
 
 def _check_scale(name: str, weight: Tensor | None, scale: Tensor | None, columns: int) -> None:
+    """Refuse a scale of a float weight, and an int8 weight without its fp32 scale ``[G, columns]``."""
     if weight is None or weight.dtype is not torch.int8:
         if scale is not None:
             raise ValueError(f"{name}_scale is given, but {name} is not int8; only int8 weights have a scale")

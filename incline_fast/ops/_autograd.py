@@ -52,7 +52,7 @@ class Gradients(NamedTuple):
 
 
 def save(ctx: Any, inputs: Inputs, constants: Constants, edited: Tensor) -> None:
-    """Keep what :func:`backward` needs.
+    """Keep in autograd's ``ctx`` what :func:`backward` needs; ``edited`` is r', ``[..., d]``.
 
     Raises:
         ValueError: a scale requires a gradient.
@@ -65,7 +65,10 @@ def save(ctx: Any, inputs: Inputs, constants: Constants, edited: Tensor) -> None
 
 
 def backward(ctx: Any, grad_y: Tensor, grad_edited: Tensor) -> Gradients:
-    """Gradients of all inputs, each in its input's dtype and layout; autocast does not reach their sums."""
+    """Gradients of all inputs, each in its input's dtype and layout, from those of y and r', ``[..., d]`` each.
+
+    Autocast is off inside, so that it does not shorten the sums.
+    """
     with full_precision(grad_y.device):
         return _backward(ctx, grad_y, grad_edited)
 

@@ -77,7 +77,7 @@ class NormOp:
         weight_offset: float,
         backend: str,
     ) -> tuple[Tensor, Tensor]:
-        """``(y, r')``; nothing is written to."""
+        """``(y, r')``; nothing is written to. Arguments other than ``vectors`` as in :func:`affine_rms_norm`."""
         gradient = torch.is_grad_enabled() and differentiates(x, residual, *vectors, map, bias, alpha, beta)
         # Written out here: on a small problem every function call is noticeable.
         if functorch_level() is not None or forward_ad._current_level >= 0:
@@ -125,7 +125,7 @@ class NormOp:
         weight_offset: float,
         backend: str,
     ) -> Tensor:
-        """``y``, with r' written over the residual stream."""
+        """``y``, with r' written over the residual stream; arguments as in :meth:`functional`."""
         written = x if residual is None else residual  # r on entry, r' on return
         gradient = torch.is_grad_enabled() and differentiates(x, residual, *vectors, map, bias, alpha, beta)
         # Written out here: on a small problem every function call is noticeable.

@@ -125,7 +125,7 @@ def affine_layer_norm(
 
 
 def affine_residual(x: Tensor, residual: Tensor | None, edit: Edit) -> tuple[Tensor, torch.dtype]:
-    """Return r' (rounded to the residual stream's dtype) and the dtype in which it was computed."""
+    """Return r' ``[..., d]``, rounded to the residual stream's dtype, and the dtype in which it was computed."""
     dtype, row_map = x.dtype if residual is None else residual.dtype, edit.row_map
     compute = torch.float64 if torch.float64 in (x.dtype, dtype) else torch.float32
     h = x.to(compute) if residual is None else x.to(compute) + residual.to(compute)
@@ -138,7 +138,7 @@ def affine_residual(x: Tensor, residual: Tensor | None, edit: Edit) -> tuple[Ten
 
 
 def _project(rows: Tensor, edit: Edit, index: Tensor) -> Tensor:
-    """``M_{g(i)} rows_i + b_{g(i)}`` for every row; maps are applied one after another, never gathered per row."""
+    """``M_{g(i)} rows_i + b_{g(i)}`` for ``rows [n, d]``, g being int64 ``index [n]``, one map after the other."""
     mapped = torch.zeros_like(rows)
     for g in range(edit.up.shape[0]):
         z = rows if edit.down is None else _product(rows, edit.down, edit.down_scale, g)
@@ -150,6 +150,7 @@ def _project(rows: Tensor, edit: Edit, index: Tensor) -> Tensor:
 
 
 def _product(rows: Tensor, weight: Tensor, scale: Tensor | None, g: int) -> Tensor:
+    """``[n, N]``: ``rows [n, K]`` times the g-th matrix of ``weight [G, N, K]``, and the g-th of ``scale [G, N]``."""
     device, matrix = rows.device.type, weight[g].to(rows.dtype).T
     if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
         with torch.autocast(device, enabled=False):  # sums in fp32 whatever surrounds the call

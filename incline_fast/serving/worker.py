@@ -60,6 +60,11 @@ class WorkerEdits:
         """Make the alignment of a file resident; returns why not, or an empty string.
 
         An exception would end the worker, and with it the engine.
+
+        Args:
+            path: the file.
+            content: the hash that the file must have.
+            keep: hashes of alignments that must stay resident.
         """
         try:
             alignment = Alignment.load(path)

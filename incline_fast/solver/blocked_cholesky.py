@@ -55,6 +55,7 @@ def factor_into(A: Tensor, L: Tensor) -> Tensor:
 
 
 def _factor_matrix(A: Tensor, L: Tensor, info: Tensor) -> None:
+    """Factor ``A [n, n]`` into ``L [n, n]``, which may be A; ``info`` is its element of the stack's info."""
     n = len(A)
     width = _block_width(n)
     inverse = A.new_empty(width, width)
@@ -86,7 +87,7 @@ def solve(B: Tensor, L: Tensor) -> Tensor:
 
 
 def _substitute_(L: Tensor, inverses: list[Tensor], X: Tensor) -> None:
-    """Forward and backward substitution of one matrix in place of its right-hand sides, block by block."""
+    """``X [n, k] <- (L L^T)^-1 X``, block by block, with the inverses of the diagonal blocks of ``L [n, n]``."""
     blocks = list(zip(_blocks(len(L)), inverses, strict=True))
     for (begin, end), inverse in blocks:
         rest = torch.addmm(X[begin:end], L[begin:end, :begin], X[:begin], alpha=-1)

@@ -204,6 +204,15 @@ def _choose(
 ) -> bool:
     """Whether the blocked algorithm serves the call.
 
+    Args:
+        function: what is called.
+        backend: as passed to it.
+        n: rows of each matrix.
+        dtype: of the matrices.
+        device: of the matrices.
+        gradient: whether autograd records the call.
+        shared: see :func:`_threads_share_a_matrix`.
+
     Raises:
         ValueError: the backend is unknown, or it is "blocked" and cannot serve the call.
     """

@@ -233,6 +233,7 @@ class PromptRunner:
         return found
 
     def _continuation(self, cache: Any, before: Tensor, tokens: Tensor, real: Tensor) -> dict[str, Any]:
+        """The model's arguments for tokens that follow prompts; arguments as in :meth:`continue_from`."""
         mask = torch.cat([before, real], 1)
         about = {"input_ids": tokens, "attention_mask": mask, "past_key_values": cache, "use_cache": True}
         return about | self._positions(mask, slice(before.shape[1], None))
@@ -272,6 +273,7 @@ class PromptRunner:
         return entered_at(self.architecture, start, states, tuples=self._tuples)
 
     def _states(self, batch: PromptBatch, sites: Sequence[int]) -> dict[int, Tensor]:
+        """Site -> plain states ``[B, d]`` of the last tokens."""
         with self._observed(sites, -1) as found:
             self.architecture.backbone(
                 input_ids=batch.last,
@@ -300,6 +302,7 @@ class PromptRunner:
                 handle.remove()
 
     def _positions(self, mask: Tensor, columns: slice) -> dict[str, Tensor]:
+        """The argument ``position_ids`` for these columns of ``mask [B, T]``, where the model has it."""
         return {"position_ids": (mask.cumsum(1) - 1).clamp(min=0)[:, columns]} if self._takes_positions else {}
 
     def _observe(self, states: Tensor) -> None:

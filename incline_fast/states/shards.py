@@ -132,6 +132,7 @@ class Shards:
 
 
 def _read(path: Path, sites: Sequence[int], n: int, hidden_size: int) -> tuple[Tensor, dict[int, Tensor]]:
+    """The indices of a shard's rows, below n, and site -> rows ``[b, d]``; raises StatesError if it is damaged."""
     expected = {"indices", *(f"layer.{site}" for site in sites)}
     try:
         tensors = load_file(path)

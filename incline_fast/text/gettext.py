@@ -119,6 +119,7 @@ def _parse(name: str, data: bytes) -> list[Entry]:
 
 
 def _add(found: Messages, entry: Entry, min_words: int, seen: set[str]) -> None:
+    """Put a message into ``found``, as a pair or as left out; ``seen`` are the sides of all pairs, case folded."""
     reason, original, translation = _clean(entry, min_words)
     keys = {original.casefold(), translation.casefold()}
     if not reason and keys & seen:

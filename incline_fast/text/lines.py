@@ -212,7 +212,7 @@ def aligned(left: Row, right: Row) -> Row:
 
 
 def tab_separated(line: Row, source: int, target: int) -> Row:
-    """A line's two columns, counted from 0."""
+    """The columns ``source`` and ``target`` of a line, counted from 0."""
     if line.sides is None:
         return line
     cells = line.sides[0].split("\t")
@@ -246,7 +246,7 @@ class _Members(dict[str, Any]):
 
 
 def mapping(file: str, line: int | None, row: Any, fields: tuple[str, str]) -> Row:
-    """The two fields of a mapping."""
+    """The two fields of the mapping ``row``, text each; a dot in a field's name leads into a mapping inside it."""
     found = []
     for name in fields:
         value = row

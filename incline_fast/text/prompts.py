@@ -158,7 +158,7 @@ def tokenize(tokenizer: Any, texts: Sequence[str], limits: TokenLimits) -> list[
 
 
 def _own_tokens(tokenizer: Any, index: int, text: str, ids: list[int], mask: Any) -> list[bool]:
-    """Which tokens are the text's own and were not added by the tokenizer."""
+    """Which of ``ids`` are the text's own and were not added by the tokenizer; ``mask`` is 1 for special tokens."""
     if mask is not None and len(mask) == len(ids):
         return [not int(flag) for flag in mask]
     # Tokenizers written in Python may add special tokens to the ids and not to the mask, which then is too short.

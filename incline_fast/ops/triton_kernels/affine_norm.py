@@ -88,7 +88,7 @@ class _Arguments:
 
 
 def _functional(x: Tensor, residual: Tensor | None, arguments: _Arguments) -> tuple[Tensor, Tensor]:
-    """``(y, r')``."""
+    """``(y, r')`` in new memory."""
     arguments.check(x, residual)
     y = x.new_empty(x.shape)
     edited = (x if residual is None else residual).new_empty(x.shape)
@@ -144,7 +144,7 @@ def _rounded_up(size: int, least: int, most: int) -> int:
 
 
 def _tail(x: Tensor, residual: Tensor | None, y: Tensor, edited: Tensor, arguments: _Arguments) -> dict[str, Any]:
-    """The arguments that both kernels have, by name."""
+    """The arguments that both kernels have, by name; x, residual, y and edited are ``[num_tokens, d]`` as rows."""
     a, hidden = arguments, x.shape[-1]
     block = _rounded_up(hidden, 16, _MAX_RESIDENT)
     return {
@@ -181,7 +181,7 @@ def _packed_vector(tensor: Tensor | None) -> Tensor | None:
 
 
 def _decode(x: Tensor, residual: Tensor | None, y: Tensor, edited: Tensor, arguments: _Arguments) -> None:
-    """The whole op in one launch."""
+    """The whole op in one launch; arguments as in :func:`_tail`."""
     a, (num_tokens, hidden) = arguments, x.shape
     rank = 0 if a.down is None else a.down.shape[1]
     tokens = _rounded_up(num_tokens, _MIN_TOKENS, MAX_TOKENS_LOW_RANK if rank else MAX_TOKENS_DENSE)
