@@ -50,7 +50,7 @@ _LONG = 10
 
 
 @dataclass(frozen=True)
-class Row:
+class CholeskyTiming:
     """One shape. Times are medians; a ratio is the median of torch's time over ours in neighbouring calls."""
 
     n: int
@@ -74,7 +74,7 @@ class Row:
     commit: str
 
 
-def measure(n: int, batch: int, dtype: torch.dtype, seconds: float) -> Row:
+def measure(n: int, batch: int, dtype: torch.dtype, seconds: float) -> CholeskyTiming:
     """Check and time the providers on one shape."""
     auto_is = explain(n, dtype, batch=batch).partition(":")[0]
     generator = torch.Generator().manual_seed(n)
@@ -91,7 +91,7 @@ def measure(n: int, batch: int, dtype: torch.dtype, seconds: float) -> Row:
     ratio = {name: statistics.median(t / o for t, o in zip(times["torch"], times[name], strict=True)) for name in times}
     p50 = {name: statistics.median(times[name]) for name in times}
     p20, _, _, p80 = statistics.quantiles(times["auto"] * 2, n=5)  # of one round, itself
-    return Row(
+    return CholeskyTiming(
         n=n,
         batch=batch,
         dtype=str(dtype).removeprefix("torch."),
@@ -143,16 +143,16 @@ def shapes(largest: int) -> Iterator[tuple[int, int, torch.dtype]]:
                     yield n, batch, dtype
 
 
-def write(rows: list[Row], folder: Path) -> None:
+def write(rows: list[CholeskyTiming], folder: Path) -> None:
     """CSV and plot, named after the processor and the number of threads."""
     cpu = re.sub(r"[^a-z0-9]+", "-", rows[0].device.lower()).strip("-")
     name = f"cholesky-{cpu}-{rows[0].threads}t"
-    write_csv(rows, folder / f"{name}.csv", Row)
+    write_csv(rows, folder / f"{name}.csv", CholeskyTiming)
     PLOTS.mkdir(parents=True, exist_ok=True)
     plot(rows, PLOTS / f"{name}.png")
 
 
-def plot(rows: list[Row], path: Path) -> None:
+def plot(rows: list[CholeskyTiming], path: Path) -> None:
     """Ratio over n, one line per dtype and batch."""
     import matplotlib.pyplot as plt
 
@@ -169,7 +169,7 @@ def plot(rows: list[Row], path: Path) -> None:
     figure.savefig(path, dpi=120)
 
 
-def table(rows: list[Row]) -> Table:
+def table(rows: list[CholeskyTiming]) -> Table:
     """What the CSV says, short."""
     shown = Table(
         "n", "batch", "dtype", "torch us", "auto us", "auto is", "GFLOP/s", "auto vs torch", "blocked vs torch"

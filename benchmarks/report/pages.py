@@ -23,7 +23,7 @@ from benchmarks.report.paper_tables import paper_blocks
 from benchmarks.report.plots import picture_of
 from benchmarks.report.serving_tables import serving_blocks
 from benchmarks.report.solver_tables import solver_blocks
-from incline_fast.bench import Row, read_csv
+from incline_fast.bench import Timing, read_csv
 from incline_fast.files import replacing
 
 __all__ = ["Results", "blocks", "main", "rewritten"]
@@ -49,15 +49,15 @@ FORMS = (("dense", "dense", "Dense"), ("low-rank", "64", "Rank 64"), ("low-rank"
 class Results:
     """The rows of a CSV, found by table, threads, provider and shape."""
 
-    def __init__(self, rows: Sequence[Row]) -> None:
+    def __init__(self, rows: Sequence[Timing]) -> None:
         self.rows = rows
         self._index = {(r.table, r.threads, provider(r), r.shape): r for r in rows}
 
-    def find(self, table: str, threads: int, name: str, shape: str) -> Row | None:
-        """The row, None if it was not measured; a shape is in the words of ``Row.shape``."""
+    def find(self, table: str, threads: int, name: str, shape: str) -> Timing | None:
+        """The row, None if it was not measured; a shape is in the words of ``Timing.shape``."""
         return self._index.get((table, threads, name, shape))
 
-    def ours(self, table: str, threads: int, shape: str) -> Row | None:
+    def ours(self, table: str, threads: int, shape: str) -> Timing | None:
         """Our in-place op."""
         return self.find(table, threads, OURS, shape)
 
@@ -66,7 +66,7 @@ class Results:
         return sorted({r.num_tokens for r in self.rows if (r.table, r.threads) == (table, threads)})
 
 
-def provider(row: Row) -> str:
+def provider(row: Timing) -> str:
     """A backend without its instruction set or remark: "fused[avx2]" is "fused"."""
     return re.split(r"[\[ ]", row.backend)[0]
 
@@ -76,7 +76,7 @@ def times(ratio: float | None) -> str:
     return "" if ratio is None else f"{ratio:.2f}x"
 
 
-def with_roofline(row: Row | None) -> str:
+def with_roofline(row: Timing | None) -> str:
     """Eager's time over ours, and our share of the roofline."""
     if row is None:
         return ""
@@ -122,7 +122,7 @@ def losses(results: Results, width: int | None = None) -> str:
 def matrix(results: Results, table: str, threads: int, kind: str, rank: str = "dense") -> str:
     """One table of the kernels: the ratio to eager over tokens and widths, then the peers at d = 2048."""
 
-    def row(tokens: int, width: int, mode: str = "dram") -> Row | None:
+    def row(tokens: int, width: int, mode: str = "dram") -> Timing | None:
         return results.ours(table, threads, f"rms {tokens} {width} {rank} {kind} {mode}")
 
     def line(tokens: int) -> list[str]:
@@ -147,7 +147,7 @@ def _without_empty_columns(head: list[str], lines: list[list[str]]) -> str:
     return markdown([head[i] for i in full], [[line[i] for i in full] for line in lines])
 
 
-def compared(results: Results, tables: dict[str, str], ratio: Callable[[Row], float | None], width: int) -> str:
+def compared(results: Results, tables: dict[str, str], ratio: Callable[[Timing], float | None], width: int) -> str:
     """Ratios to one other provider at one width, a column per dtype; ``tables`` says where each dtype is."""
 
     def cell(dtype: str, tokens: int) -> str:

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from incline_fast.bench import Row, read_csv
+from incline_fast.bench import Timing, read_csv
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -45,7 +45,7 @@ def picture_of(path: Path, table: str, threads: int) -> str:
     return f"{path.stem}-{table.replace('@', '-')}-{threads}t.png"
 
 
-def _picture(rows: Sequence[Row], path: Path) -> Path:
+def _picture(rows: Sequence[Timing], path: Path) -> Path:
     import matplotlib.pyplot as plt
 
     figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4))
@@ -69,7 +69,7 @@ def _picture(rows: Sequence[Row], path: Path) -> Path:
     return path
 
 
-def _finish(axes: Axes, xlabel: str, ylabel: str, rows: Sequence[Row]) -> None:
+def _finish(axes: Axes, xlabel: str, ylabel: str, rows: Sequence[Timing]) -> None:
     ticks = sorted({row.num_tokens if xlabel == "tokens M" else row.hidden_size for row in rows})
     axes.set(xscale="log", xlabel=xlabel, ylabel=ylabel)
     axes.set_xticks(ticks, map(str, ticks))

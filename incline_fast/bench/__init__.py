@@ -7,7 +7,7 @@ layers do; in mode ``cache`` all calls read the same one.
 from incline_fast.bench.command import main
 from incline_fast.bench.problems import Data, Problem
 from incline_fast.bench.providers import PROVIDERS
-from incline_fast.bench.rows import Row, merged, read_csv, write_csv
+from incline_fast.bench.rows import Timing, merged, read_csv, write_csv
 from incline_fast.bench.tables import TABLES, Table
 from incline_fast.bench.timing import measure, with_roofline
 
@@ -16,8 +16,8 @@ __all__ = [
     "TABLES",
     "Data",
     "Problem",
-    "Row",
     "Table",
+    "Timing",
     "main",
     "measure",
     "merged",

@@ -18,7 +18,7 @@ from tqdm import tqdm
 from incline_fast.bench.machine import threads as torch_threads
 from incline_fast.bench.problems import Problem
 from incline_fast.bench.providers import PROVIDERS
-from incline_fast.bench.rows import Row, merged, read_csv, write_csv
+from incline_fast.bench.rows import Timing, merged, read_csv, write_csv
 from incline_fast.bench.tables import TABLES, Table
 from incline_fast.bench.timing import measure, with_roofline
 from incline_fast.ops import explain
@@ -87,9 +87,9 @@ def _known(what: str, names: Sequence[str], known: Collection[str]) -> None:
             raise ValueError(f'{what} is "{name}"; allowed: {", ".join(known)}')
 
 
-def _run(name: str, table: Table) -> tuple[list[Row], Counter[tuple[str, str]]]:
+def _run(name: str, table: Table) -> tuple[list[Timing], Counter[tuple[str, str]]]:
     """The rows of a table, and the number of shapes for which some provider was left out."""
-    rows: list[Row] = []
+    rows: list[Timing] = []
     left_out: Counter[tuple[str, str]] = Counter()
     for problem in tqdm(table.problems, unit="shape", desc=name):
         unfit = {provider: PROVIDERS[provider].unfit(problem) for provider in table.providers}
@@ -110,7 +110,7 @@ def _repeat_command(plan: dict[str, Table], threads: int) -> str:
     )
 
 
-def _shown(rows: Sequence[Row]) -> Shown:
+def _shown(rows: Sequence[Timing]) -> Shown:
     ratios = {
         "eager": "ratio_vs_eager",
         "compile": "ratio_vs_compile",

@@ -10,11 +10,11 @@ from typing import Any, get_type_hints
 
 from incline_fast.files import write_table
 
-__all__ = ["Row", "merged", "read_csv", "write_csv", "write_table"]
+__all__ = ["Timing", "merged", "read_csv", "write_csv", "write_table"]
 
 
 @dataclass(frozen=True)
-class Row:
+class Timing:
     """One provider on one problem. A ratio is the median of (the other's time / this one's) over neighbouring calls."""
 
     op: str
@@ -55,18 +55,18 @@ class Row:
         return self.table, self.backend, self.shape, self.threads
 
 
-def merged(old: Sequence[Row], new: Sequence[Row]) -> list[Row]:
+def merged(old: Sequence[Timing], new: Sequence[Timing]) -> list[Timing]:
     """The old rows, in their order; a new row replaces the old one with the same key, and the others follow."""
     return list(({row.key: row for row in old} | {row.key: row for row in new}).values())
 
 
-def write_csv(rows: Sequence[Any], path: Path, kind: type = Row) -> None:
+def write_csv(rows: Sequence[Any], path: Path, kind: type = Timing) -> None:
     """Write rows that are instances of the dataclass ``kind``; numbers keep four digits, absent ones are empty."""
     lines = [{k: f"{v:.4g}" if isinstance(v, float) else v for k, v in asdict(row).items()} for row in rows]
     write_table(lines, [field.name for field in fields(kind)], path)
 
 
-def read_csv(path: Path) -> list[Row]:
+def read_csv(path: Path) -> list[Timing]:
     """The rows that :func:`write_csv` wrote.
 
     Raises:
@@ -74,14 +74,14 @@ def read_csv(path: Path) -> list[Row]:
     """
     with path.open(newline="") as file:
         reader = csv.DictReader(file)
-        names = [field.name for field in fields(Row)]
+        names = [field.name for field in fields(Timing)]
         if reader.fieldnames != names:
             raise ValueError(f"{path} has the columns {reader.fieldnames}; expected {names}")
-        return [Row(**{name: _parsed(name, text) for name, text in line.items()}) for line in reader]
+        return [Timing(**{name: _parsed(name, text) for name, text in line.items()}) for line in reader]
 
 
 def _parsed(name: str, text: str) -> Any:
-    kind = get_type_hints(Row)[name]
+    kind = get_type_hints(Timing)[name]
     if text == "" and kind is not str:
         return None
     number = int if kind in (int, int | None) else float

@@ -16,7 +16,7 @@ from incline_fast.bench.loops import Prepare, interleaved
 from incline_fast.bench.machine import commit, cpu_name
 from incline_fast.bench.problems import Data, Problem, dtype_name
 from incline_fast.bench.providers import PROVIDERS, Run
-from incline_fast.bench.rows import Row
+from incline_fast.bench.rows import Timing
 
 __all__ = ["RMS_ERROR", "largest_error", "measure", "row_of", "with_roofline"]
 
@@ -24,7 +24,7 @@ RMS_ERROR = {torch.float32: 1e-5, torch.bfloat16: 2e-2, torch.float16: 2e-3}
 """Largest accepted error of a provider before it is timed, relative to the reference's root mean square."""
 
 
-def measure(problem: Problem, providers: Sequence[str], seconds: float = 1.0, table: str = "") -> list[Row]:
+def measure(problem: Problem, providers: Sequence[str], seconds: float = 1.0, table: str = "") -> list[Timing]:
     """Check and time the providers on one problem.
 
     Providers that slow down the calls after them (``Provider.disturbs``) take no part in the rounds that give the times
@@ -48,7 +48,7 @@ def measure(problem: Problem, providers: Sequence[str], seconds: float = 1.0, ta
         groups = [runs] if len(calm) in (0, len(runs)) else [calm, runs]
         times = [_interleave(group, data, seconds / len(groups)) for group in groups]
 
-    def rows(times: dict[str, list[float]]) -> dict[str, Row]:
+    def rows(times: dict[str, list[float]]) -> dict[str, Timing]:
         about = {"device": cpu_name(), "table": table}
         return {name: row_of(name, problem, times, error=errors[name], label=_label(name), **about) for name in times}
 
@@ -60,7 +60,7 @@ def measure(problem: Problem, providers: Sequence[str], seconds: float = 1.0, ta
     ]
 
 
-def with_roofline(rows: Sequence[Row], seconds: float = 0.5) -> list[Row]:
+def with_roofline(rows: Sequence[Timing], seconds: float = 0.5) -> list[Timing]:
     """Fill ``pct_roofline``: the least time that the row's bytes and flops take at this machine's best, over its time.
 
     The best bandwidth is the highest that a sum, a matrix-vector product or any row of the run reached, the best speed
@@ -75,7 +75,7 @@ def with_roofline(rows: Sequence[Row], seconds: float = 0.5) -> list[Row]:
         a, b = torch.randn(2, 1024, 1024).to(getattr(torch, dtype))
         speed[dtype] = 2 * 1024**3 / min(_repeat(lambda a=a, b=b: a @ b, seconds)) / 1e3  # type: ignore[misc]
 
-    def percent(row: Row) -> float | None:
+    def percent(row: Timing) -> float | None:
         if row.mode == "cache":
             return None
         flops = 2 * row.num_tokens * row.hidden_size * (2 * row.rank if row.rank else row.hidden_size)
@@ -135,7 +135,7 @@ def _repeat(function: Callable[[], object], seconds: float) -> list[float]:
 
 def row_of(
     name: str, problem: Problem, times: dict[str, list[float]], *, error: float, label: str, device: str, table: str
-) -> Row:
+) -> Timing:
     """The row of provider ``name``.
 
     Args:
@@ -155,7 +155,7 @@ def row_of(
             return None
         return statistics.median(theirs / own for theirs, own in zip(times[other], mine, strict=True))
 
-    return Row(
+    return Timing(
         op=f"affine_{problem.norm}_norm",
         backend=label,
         norm=problem.norm,

@@ -19,8 +19,8 @@ from typing import Any, NamedTuple
 
 __all__ = [
     "Problem",
-    "Row",
     "TextError",
+    "TextRow",
     "aligned",
     "bare_suffix",
     "json_object",
@@ -66,7 +66,7 @@ class TextError(ValueError):
         super().__init__("\n".join(lines))
 
 
-class Row(NamedTuple):
+class TextRow(NamedTuple):
     """What a reader yields: where it read, and either the two sides or what is wrong."""
 
     file: str
@@ -80,7 +80,7 @@ def bare_suffix(path: Path) -> str:
     return (Path(path.stem) if path.suffix.lower() in _UNPACK else path).suffix.lower()
 
 
-def read_lines(path: Path, encoding: str = "utf-8") -> list[Row]:
+def read_lines(path: Path, encoding: str = "utf-8") -> list[TextRow]:
     """The lines of a file (``-``: of standard input) as rows whose two sides are the whole line.
 
     Lines end at LF or CRLF alone: ``str.splitlines`` would also split at U+2028 and others that occur inside sentences,
@@ -114,7 +114,7 @@ def read_lines(path: Path, encoding: str = "utf-8") -> list[Row]:
     if not lines[-1]:
         lines.pop()
     stripped = (line.removesuffix("\r") for line in lines)
-    return [Row(str(path), number, (line, line)) for number, line in enumerate(stripped, 1)]
+    return [TextRow(str(path), number, (line, line)) for number, line in enumerate(stripped, 1)]
 
 
 def text_lines(path: Path, encoding: str = "utf-8") -> list[str]:
@@ -175,15 +175,15 @@ def _only_returns(file: str) -> Problem:
     return Problem(file, 1, "the file has carriage returns and no line feed; lines end at LF or CRLF")
 
 
-def _decoded(file: str, number: int, line: bytes, codec: str) -> Row:
+def _decoded(file: str, number: int, line: bytes, codec: str) -> TextRow:
     try:
         text = line.removesuffix(b"\r").decode(codec)
     except UnicodeDecodeError as error:
         byte = line[error.start]
-        return Row(file, number, None, f"not {codec}: byte 0x{byte:02x} at position {error.start} ({error.reason})")
+        return TextRow(file, number, None, f"not {codec}: byte 0x{byte:02x} at position {error.start} ({error.reason})")
     except UnicodeError as error:  # what some codecs raise instead
-        return Row(file, number, None, f"not {codec}: {error}")
-    return Row(file, number, (text, text))
+        return TextRow(file, number, None, f"not {codec}: {error}")
+    return TextRow(file, number, (text, text))
 
 
 def _decoded_whole(file: str, data: bytes, codec: str) -> str:
@@ -200,7 +200,7 @@ def _decoded_whole(file: str, data: bytes, codec: str) -> str:
     return text
 
 
-def aligned(left: Row, right: Row) -> Row:
+def aligned(left: TextRow, right: TextRow) -> TextRow:
     """One row of two files: the left line with the right line as its other side."""
     if left.sides is None:
         return left
@@ -211,7 +211,7 @@ def aligned(left: Row, right: Row) -> Row:
     return left._replace(sides=(left.sides[0], right.sides[0]))
 
 
-def tab_separated(line: Row, source: int, target: int) -> Row:
+def tab_separated(line: TextRow, source: int, target: int) -> TextRow:
     """The columns ``source`` and ``target`` of a line, counted from 0."""
     if line.sides is None:
         return line
@@ -222,7 +222,7 @@ def tab_separated(line: Row, source: int, target: int) -> Row:
     return line._replace(sides=(cells[source], cells[target]))
 
 
-def json_object(line: Row, fields: tuple[str, str]) -> Row:
+def json_object(line: TextRow, fields: tuple[str, str]) -> TextRow:
     """A line's JSON object and its two fields."""
     if line.sides is None:
         return line
@@ -245,7 +245,7 @@ class _Members(dict[str, Any]):
         self.twice = {name for name in self if names.count(name) > 1} if len(self) < len(names) else set()
 
 
-def mapping(file: str, line: int | None, row: Any, fields: tuple[str, str]) -> Row:
+def mapping(file: str, line: int | None, row: Any, fields: tuple[str, str]) -> TextRow:
     """The two fields of the mapping ``row``, text each; a dot in a field's name leads into a mapping inside it."""
     found = []
     for name in fields:
@@ -253,13 +253,13 @@ def mapping(file: str, line: int | None, row: Any, fields: tuple[str, str]) -> R
         # A flattened table has a dot in the name itself.
         for part in [name] if hasattr(row, "keys") and name in row else name.split("."):
             if not hasattr(value, "keys"):
-                return Row(file, line, None, f"{name!r} leads into a {type(value).__name__}; expected an object")
+                return TextRow(file, line, None, f"{name!r} leads into a {type(value).__name__}; expected an object")
             if part not in value:
-                return Row(file, line, None, f"no field {name!r}; there are {list(value.keys())}")
+                return TextRow(file, line, None, f"no field {name!r}; there are {list(value.keys())}")
             if part in getattr(value, "twice", ()):
-                return Row(file, line, None, f"the field {name!r} is there twice")
+                return TextRow(file, line, None, f"the field {name!r} is there twice")
             value = value[part]
         if not isinstance(value, str):
-            return Row(file, line, None, f"{name!r} is a {type(value).__name__}; expected a string")
+            return TextRow(file, line, None, f"{name!r} is a {type(value).__name__}; expected a string")
         found.append(value)
-    return Row(file, line, (found[0], found[1]))
+    return TextRow(file, line, (found[0], found[1]))

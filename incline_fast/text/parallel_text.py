@@ -20,8 +20,8 @@ from incline_fast.text.columns import column_number, two_columns, two_fields
 from incline_fast.text.gettext import messages
 from incline_fast.text.lines import (
     Problem,
-    Row,
     TextError,
+    TextRow,
     aligned,
     bare_suffix,
     json_object,
@@ -336,7 +336,7 @@ class ParallelText:
     @classmethod
     def _gather(
         cls,
-        rows: Iterable[Row],
+        rows: Iterable[TextRow],
         on_problem: OnProblem,
         provenance: str,
         source_language: str | None,

@@ -12,13 +12,13 @@ import torch
 from benchmarks import affine_norm, call, every_token, instructions
 from benchmarks.report import pages, plots
 from benchmarks.report.pages import Results, blocks, rewritten
-from incline_fast.bench import TABLES, Row, write_csv
+from incline_fast.bench import TABLES, Timing, write_csv
 from incline_fast.ops._extension import EXTENSION
 from incline_fast.ops.affine_norm import RMS_NORM
 
 
-def row(tokens: int = 1, width: int = 2048, **changes: object) -> Row:
-    made = Row(
+def row(tokens: int = 1, width: int = 2048, **changes: object) -> Timing:
+    made = Timing(
         op="affine_rms_norm",
         backend="fused_in_place[avx512]",
         norm="rms",

@@ -20,7 +20,7 @@ from incline_fast.text.lines import text_lines
 
 __all__ = ["flores", "mgsm", "mzsre", "mzsre_scores", "wmt23", "xcopa", "xcsqa", "xnli", "xstorycloze", "xwinograd"]
 
-Row = dict[str, Any]
+Document = dict[str, Any]
 
 LANGUAGE_NAMES = {
     "ar": "Arabic", "de": "German", "el": "Greek", "en": "English", "es": "Spanish", "fr": "French", "hi": "Hindi",
@@ -29,7 +29,7 @@ LANGUAGE_NAMES = {
 }  # fmt: skip
 
 
-def _local(read: Callable[[Path, str], list[Row]]) -> Callable[..., Any]:
+def _local(read: Callable[[Path, str], list[Document]]) -> Callable[..., Any]:
     """A reader of rows, as a ``custom_dataset`` of the harness."""
 
     @wraps(read)
@@ -51,7 +51,7 @@ def _local(read: Callable[[Path, str], list[Row]]) -> Callable[..., Any]:
 
 
 @_local
-def xcopa(folder: Path, language: str) -> list[Row]:
+def xcopa(folder: Path, language: str) -> list[Document]:
     """``xcopa/LANGUAGE/test.LANGUAGE.jsonl``, or ``val`` where there is no test file."""
     place = folder / "xcopa" / language
     test = place / f"test.{language}.jsonl"
@@ -59,7 +59,7 @@ def xcopa(folder: Path, language: str) -> list[Row]:
 
 
 @_local
-def xwinograd(folder: Path, language: str) -> list[Row]:
+def xwinograd(folder: Path, language: str) -> list[Document]:
     """``xwinograd/dataset.tsv`` of Tikhonov and Ryabinin; ``_`` stands in the place of the pronoun."""
     return [
         {"sentence": row.before + "_" + row.after, "options": list(row.candidates), "label": row.answer}
@@ -68,7 +68,7 @@ def xwinograd(folder: Path, language: str) -> list[Row]:
 
 
 @_local
-def mgsm(folder: Path, language: str) -> list[Row]:
+def mgsm(folder: Path, language: str) -> list[Document]:
     """``mgsm/mgsm_LANGUAGE.tsv``: question, answer."""
     rows = csv.reader(text_lines(folder / "mgsm" / f"mgsm_{language}.tsv"), delimiter="\t", quoting=csv.QUOTE_NONE)
     return [
@@ -78,7 +78,7 @@ def mgsm(folder: Path, language: str) -> list[Row]:
 
 
 @_local
-def xstorycloze(folder: Path, language: str) -> list[Row]:
+def xstorycloze(folder: Path, language: str) -> list[Document]:
     """``xstorycloze/spring2016.val.LANGUAGE.tsv.split_20_80_eval.tsv``: 4 sentences, 2 endings, the right one."""
     path = folder / "xstorycloze" / f"spring2016.val.{language}.tsv.split_20_80_eval.tsv"
     return [
@@ -88,7 +88,7 @@ def xstorycloze(folder: Path, language: str) -> list[Row]:
 
 
 @_local
-def xnli(folder: Path, language: str) -> list[Row]:
+def xnli(folder: Path, language: str) -> list[Document]:
     """``xnli/xnli.test.tsv``, all languages in one file."""
     labels = ["entailment", "contradiction", "neutral"]
     return [
@@ -99,7 +99,7 @@ def xnli(folder: Path, language: str) -> list[Row]:
 
 
 @_local
-def xcsqa(folder: Path, language: str) -> list[Row]:
+def xcsqa(folder: Path, language: str) -> list[Document]:
     """``xcsqa/dev-LANGUAGE.jsonl``: the answers of the test part are not public."""
     found = []
     for row in _objects(folder / "xcsqa" / f"dev-{language}.jsonl"):
@@ -112,7 +112,7 @@ def xcsqa(folder: Path, language: str) -> list[Row]:
 
 
 @_local
-def flores(folder: Path, language: str) -> list[Row]:
+def flores(folder: Path, language: str) -> list[Document]:
     """``flores101_dataset/devtest/CODE.devtest``, line by line."""
     codes = {"ar": "ara", "el": "ell", "es": "spa", "fr": "fra", "hi": "hin", "ru": "rus", "tr": "tur", "vi": "vie"}
     code = {**codes, "zh": "zho_simpl"}[language]
@@ -121,7 +121,7 @@ def flores(folder: Path, language: str) -> list[Row]:
 
 
 @_local
-def wmt23(folder: Path, language: str) -> list[Row]:
+def wmt23(folder: Path, language: str) -> list[Document]:
     """``wmt23/generaltest2023.LANGUAGE-en.src.LANGUAGE`` and its ``.ref.refA.en``."""
     place = folder / "wmt23"
     source, target = f"{language}-en.src.{language}", f"{language}-en.ref.refA.en"
@@ -129,7 +129,7 @@ def wmt23(folder: Path, language: str) -> list[Row]:
 
 
 @_local
-def mzsre(folder: Path, language: str) -> list[Row]:
+def mzsre(folder: Path, language: str) -> list[Document]:
     """``mzsre/mzsre_test_LANGUAGE.jsonl``: objects with ``question`` and ``answer``, made from the release."""
     return [
         {"question": row["question"], "answer": str(row["answer"])}
@@ -137,17 +137,17 @@ def mzsre(folder: Path, language: str) -> list[Row]:
     ]
 
 
-def mzsre_scores(row: Row, results: list[str]) -> dict[str, float]:
+def mzsre_scores(row: Document, results: list[str]) -> dict[str, float]:
     """Exact match and F1 of one generated answer."""
     answer = results[0].strip().split("\n")[0]
     return {"exact_match": exact_match(answer, [row["answer"]]), "token_f1": token_f1(answer, [row["answer"]])}
 
 
-def _objects(path: Path) -> list[Row]:
+def _objects(path: Path) -> list[Document]:
     return [json.loads(line) for line in text_lines(path) if line.strip()]
 
 
-def _translations(source: Path, target: Path, language: str) -> list[Row]:
+def _translations(source: Path, target: Path, language: str) -> list[Document]:
     sides = [list(text_lines(path)) for path in (source, target)]
     if len(sides[0]) != len(sides[1]):
         raise TaskError(f"{source} has {len(sides[0])} lines, {target} {len(sides[1])}; line i belongs to line i")
