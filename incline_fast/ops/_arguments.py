@@ -12,7 +12,17 @@ from torch import Tensor
 from incline_fast.maps import MAP_DTYPES, AffineMap
 from incline_fast.packing import is_packed, packed_shape, rank_of
 
-__all__ = ["Inputs", "PerRow", "check", "check_in_place", "check_row_map", "num_rows", "op_tail", "per_row"]
+__all__ = [
+    "Constants",
+    "Inputs",
+    "PerRow",
+    "check",
+    "check_in_place",
+    "check_row_map",
+    "num_rows",
+    "op_tail",
+    "per_row",
+]
 
 PerRow = float | Tensor
 
@@ -40,6 +50,16 @@ class Inputs(NamedTuple):
     row_alpha: Tensor | None
     row_beta: Tensor | None
     row_map: Tensor | None
+
+
+class Constants(NamedTuple):
+    """The numbers of a call, in the order of the ops' schemas, and whether its norm is LayerNorm."""
+
+    alpha: float
+    beta: float
+    eps: float
+    weight_offset: float
+    centre: bool
 
 
 def _check_is_asked_for() -> bool:

@@ -10,29 +10,17 @@ Rounding of r' is taken as the identity.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from incline_fast.maps import dequantized
-from incline_fast.ops._arguments import Inputs
+from incline_fast.ops._arguments import Constants, Inputs
 from incline_fast.packing import is_packed, pack, rank_of, unpack
 from incline_fast.torch_modes import full_precision
 
-__all__ = ["Constants", "Gradients", "backward", "save"]
-
-
-@dataclass(frozen=True)
-class Constants:
-    """Numbers of a call, and which norm it ends in."""
-
-    alpha: float
-    beta: float
-    eps: float
-    weight_offset: float
-    centre: bool
+__all__ = ["Gradients", "backward", "save"]
 
 
 class Gradients(NamedTuple):

@@ -21,7 +21,16 @@ from torch.autograd import forward_ad
 
 from incline_fast.maps import AffineMap
 from incline_fast.ops import _autograd, reference
-from incline_fast.ops._arguments import Inputs, PerRow, check, check_in_place, check_row_map, op_tail, per_row
+from incline_fast.ops._arguments import (
+    Constants,
+    Inputs,
+    PerRow,
+    check,
+    check_in_place,
+    check_row_map,
+    op_tail,
+    per_row,
+)
 from incline_fast.ops._dispatch import Route, differentiates, route_of, triton_ops
 from incline_fast.ops._extension import EXTENSION
 from incline_fast.torch_modes import full_precision, functorch_level, is_wrapped
@@ -194,9 +203,8 @@ class NormOp:
         self._fake(y, residual, *rest)
 
     def _setup_context(self, ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-        alpha, beta, eps, weight_offset = inputs[-4:]
-        constants = _autograd.Constants(alpha, beta, eps, weight_offset, centre=self.centre)
-        _autograd.save(ctx, self._inputs(inputs), constants, output[1])
+        numbers = (*inputs[-4:], self.centre)
+        _autograd.save(ctx, self._inputs(inputs), Constants(*numbers), output[1])
 
     def _backward(self, ctx: Any, grad_y: Tensor, grad_edited: Tensor) -> tuple[Tensor | None, ...]:
         x, residual, weight, norm_bias, *rest = _autograd.backward(ctx, grad_y, grad_edited)

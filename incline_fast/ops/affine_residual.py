@@ -12,7 +12,7 @@ so that a compiled or captured graph reads what was written for the present step
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -25,48 +25,6 @@ from incline_fast.ops._extension import CUDA_EXTENSION, EXTENSION
 from incline_fast.packing import is_packed, rank_of, unpack
 
 __all__ = ["affine_residual_"]
-
-
-class _Arguments(NamedTuple):
-    """The op's arguments, in the order of its schema."""
-
-    x: Tensor
-    residual: Tensor | None
-    down: Tensor | None
-    up: Tensor
-    down_scale: Tensor | None
-    up_scale: Tensor | None
-    bias: Tensor | None
-    row_alpha: Tensor
-    row_beta: Tensor
-    row_map: Tensor
-
-    def cut(self) -> _Arguments:
-        """The same with row vectors as long as x has rows.
-
-        Raises:
-            ValueError: an argument is not allowed.
-        """
-        rows = num_rows(self.x)
-        cut = {}
-        for name in ("row_alpha", "row_beta", "row_map"):
-            vector = getattr(self, name)
-            if vector.dim() != 1 or vector.shape[0] < rows:
-                raise ValueError(
-                    f"{name} has shape {tuple(vector.shape)}; expected ({rows},), the number of rows of x, or more"
-                )
-            cut[name] = vector[:rows]
-        found = self._replace(**cut)
-        check(Inputs(self.x, self.residual, self.x.new_empty(self.x.shape[-1:]), None, *found[2:]))
-        return found
-
-    def write(self, edited: Tensor) -> None:
-        """Write the edited rows of r' where the op's caller finds them."""
-        chosen = (self.row_map >= 0).reshape(*self.x.shape[:-1], 1)
-        written = self.x if self.residual is None else self.residual
-        written.copy_(torch.where(chosen, edited, written))
-        if self.residual is not None:
-            self.x.masked_fill_(chosen, 0)
 
 
 def affine_residual_(
@@ -107,7 +65,37 @@ def affine_residual_(
     torch.ops.incline_fast.affine_residual_(x, residual, *weights, bias, row_alpha, row_beta, row_map)
 
 
-def _unpacked(given: _Arguments) -> tuple[Tensor | None, Tensor]:
+def _cut(x: Tensor, residual: Tensor | None, *arguments: Any) -> Inputs:
+    """The op's arguments as those of the fused op: row vectors as long as x has rows, the norm's weight ones.
+
+    Raises:
+        ValueError: an argument is not allowed.
+    """
+    rows = num_rows(x)
+    *maps, row_alpha, row_beta, row_map = arguments
+    for name, vector in (("row_alpha", row_alpha), ("row_beta", row_beta), ("row_map", row_map)):
+        if vector.dim() != 1 or vector.shape[0] < rows:
+            raise ValueError(
+                f"{name} has shape {tuple(vector.shape)}; expected ({rows},), the number of rows of x, or more"
+            )
+    others = (*maps, row_alpha[:rows], row_beta[:rows], row_map[:rows])
+    found = Inputs(x, residual, x.new_ones(x.shape[-1:]), None, *others)
+    check(found)
+    return found
+
+
+def _write(given: Inputs, edited: Tensor) -> None:
+    """Write the edited rows of r' where the op's caller finds them."""
+    x, residual, row_map = given.x, given.residual, given.row_map
+    assert row_map is not None
+    chosen = (row_map >= 0).reshape(*x.shape[:-1], 1)
+    written = x if residual is None else residual
+    written.copy_(torch.where(chosen, edited, written))
+    if residual is not None:
+        x.masked_fill_(chosen, 0)
+
+
+def _unpacked(given: Inputs) -> tuple[Tensor | None, Tensor]:
     """``down`` and ``up`` as ``[G, N, K]``."""
     hidden, down, up = given.x.shape[-1], given.down, given.up
     depth = hidden if down is None else rank_of(down, up)
@@ -119,20 +107,20 @@ def _unpacked(given: _Arguments) -> tuple[Tensor | None, Tensor]:
 
 def _in_plain_torch(*arguments: Any) -> None:
     """The definition of the op; a pure-Python installation runs it."""
-    given = _Arguments(*arguments).cut()
+    given = _cut(*arguments)
     check_row_map(given.row_map, given.up.shape[0])
-    down, up = _unpacked(given)
-    edit = reference.Edit(down, up, *given[4:])
+    scales_bias_and_rows: tuple[Any, ...] = given[6:]
+    edit = reference.Edit(*_unpacked(given), *scales_bias_and_rows)
     edited, _ = reference.affine_residual(given.x, given.residual, edit)
-    given.write(edited)
+    _write(given, edited)
 
 
 def _on_gpu(*arguments: Any) -> None:
     """The same on a GPU, from its fused op: no size depends on values, so a CUDA graph can be captured."""
-    given = _Arguments(*arguments).cut()
-    weight = given.x.new_ones(given.x.shape[-1])
-    _, edited = torch.ops.incline_fast.affine_rms_norm(given.x, given.residual, weight, *given[2:], 1.0, 1.0, 1.0, 0.0)
-    given.write(edited)
+    given = _cut(*arguments)
+    x, residual, weight, _, *rest = given
+    _, edited = torch.ops.incline_fast.affine_rms_norm(x, residual, weight, *rest, 1.0, 1.0, 1.0, 0.0)
+    _write(given, edited)
 
 
 def _fake(*arguments: Any) -> None:

@@ -15,7 +15,6 @@ keeps such calls in the one launch too.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from inspect import Parameter, Signature
 from typing import Any, get_type_hints
 
@@ -24,7 +23,7 @@ import triton
 from torch import Tensor
 from torch.library import triton_op, wrap_triton
 
-from incline_fast.ops._arguments import DECODE_TOKENS, Inputs, check
+from incline_fast.ops._arguments import DECODE_TOKENS, Constants, Inputs, check
 from incline_fast.ops._extension import batch_invariant
 from incline_fast.ops.triton_kernels import _counters
 from incline_fast.ops.triton_kernels._decode import (
@@ -46,59 +45,38 @@ _MAX_RESIDENT = 4096
 """Longest row that stays in registers, 32 a thread; longer ones are read twice."""
 
 
-@dataclass(frozen=True)
-class _Arguments:
-    """What all four forms share, named and ordered as in their schemas, but for ``centre``: LayerNorm."""
+def _check(inputs: Inputs) -> None:
+    """Refuse what the kernels do not take.
 
-    weight: Tensor
-    norm_bias: Tensor | None
-    down: Tensor | None
-    up: Tensor
-    down_scale: Tensor | None
-    up_scale: Tensor | None
-    bias: Tensor | None
-    row_alpha: Tensor | None
-    row_beta: Tensor | None
-    row_map: Tensor | None
-    alpha: float
-    beta: float
-    eps: float
-    weight_offset: float
-    centre: bool
-
-    def check(self, x: Tensor, residual: Tensor | None) -> None:
-        """Refuse what the kernels do not take.
-
-        Raises:
-            ValueError: as for every backend, and for fp64, packed maps and maps that are not contiguous.
-        """
-        maps = (self.down, self.up, self.down_scale, self.up_scale)
-        rows = (self.row_alpha, self.row_beta, self.row_map)
-        check(Inputs(x, residual, self.weight, self.norm_bias, *maps, self.bias, *rows))
-        for name, tensor in (("x", x), ("residual", residual)):
-            if tensor is not None and tensor.dtype is torch.float64:
-                raise ValueError(f"{name} has dtype float64; the Triton kernels take float32, bfloat16, float16")
-        for name, tensor in (("down", self.down), ("up", self.up)):
-            if tensor is not None and tensor.dim() != 3:
-                raise ValueError(
-                    f"{name} has shape {tuple(tensor.shape)}, packed for the CPU; expected [G, rows, columns]"
-                )
-            if tensor is not None and not tensor.is_contiguous():
-                raise ValueError(f"{name} has strides {tensor.stride()}; expected contiguous: pass {name}.contiguous()")
+    Raises:
+        ValueError: as for every backend, and for fp64, packed maps and maps that are not contiguous.
+    """
+    check(inputs)
+    for name, tensor in (("x", inputs.x), ("residual", inputs.residual)):
+        if tensor is not None and tensor.dtype is torch.float64:
+            raise ValueError(f"{name} has dtype float64; the Triton kernels take float32, bfloat16, float16")
+    for name, tensor in (("down", inputs.down), ("up", inputs.up)):
+        if tensor is not None and tensor.dim() != 3:
+            raise ValueError(f"{name} has shape {tuple(tensor.shape)}, packed for the CPU; expected [G, rows, columns]")
+        if tensor is not None and not tensor.is_contiguous():
+            raise ValueError(f"{name} has strides {tensor.stride()}; expected contiguous: pass {name}.contiguous()")
 
 
-def _functional(x: Tensor, residual: Tensor | None, arguments: _Arguments) -> tuple[Tensor, Tensor]:
+def _functional(inputs: Inputs, constants: Constants) -> tuple[Tensor, Tensor]:
     """``(y, r')`` in new memory."""
-    arguments.check(x, residual)
+    _check(inputs)
+    x, residual = inputs.x, inputs.residual
     y = x.new_empty(x.shape)
     edited = (x if residual is None else residual).new_empty(x.shape)
-    _run(x, residual, y, edited, arguments)
+    _run(inputs, y, edited, constants)
     return y, edited
 
 
-def _in_place(y: Tensor, residual: Tensor, add_y: bool, arguments: _Arguments) -> None:
-    """r is ``residual``, or ``y + residual`` with ``add_y``; ``residual <- r'`` and ``y <- y``."""
-    arguments.check(y, residual)
+def _in_place(inputs: Inputs, constants: Constants, add_y: bool) -> None:
+    """``x <- y`` and ``residual <- r'``; r is ``residual``, or ``x + residual`` with ``add_y``."""
+    _check(inputs)
+    y, residual = inputs.x, inputs.residual
+    assert residual is not None
     if y is residual:
         raise ValueError("y and residual are the same tensor; they receive two outputs and must be different")
     for name, output in (("y", y), ("residual", residual)):
@@ -107,26 +85,24 @@ def _in_place(y: Tensor, residual: Tensor, add_y: bool, arguments: _Arguments) -
                 raise ValueError(
                     f"{name} has stride 0 in dimension {dimension} of size {size}; an output must not overlap itself"
                 )
-    if add_y:
-        _run(y, residual, y, residual, arguments)
-    else:
-        _run(residual, None, y, residual, arguments)
+    _run(inputs if add_y else inputs._replace(x=residual, residual=None), y, residual, constants)
 
 
-def _run(x: Tensor, residual: Tensor | None, y: Tensor, edited: Tensor, arguments: _Arguments) -> None:
+def _run(inputs: Inputs, y: Tensor, edited: Tensor, constants: Constants) -> None:
     """Bring everything into the kernels' layout, launch, and bring outputs back that are not rows of one stride."""
+    x, residual = inputs.x, inputs.residual
     if x.numel() == 0:
         return
-    x_rows, y_rows, edited_rows = _as_rows(x), _as_rows(y), _as_rows(edited)
-    residual_rows = None if residual is None else _as_rows(residual)
+    rows = inputs._replace(x=_as_rows(x), residual=None if residual is None else _as_rows(residual))
+    y_rows, edited_rows = _as_rows(y), _as_rows(edited)
     with on_device_of(x):
-        if len(x_rows) <= DECODE_TOKENS or len(arguments.up) > 1 or batch_invariant():
-            _decode(x_rows, residual_rows, y_rows, edited_rows, arguments)
+        if len(rows.x) <= DECODE_TOKENS or len(inputs.up) > 1 or batch_invariant():
+            _decode(rows, y_rows, edited_rows, constants)
         else:
-            _prefill(x_rows, residual_rows, y_rows, edited_rows, arguments)
-    for rows, output in ((y_rows, y), (edited_rows, edited)):
+            _prefill(rows, y_rows, edited_rows, constants)
+    for computed, output in ((y_rows, y), (edited_rows, edited)):
         if not _is_rows(output):
-            output.copy_(rows.view(output.shape))
+            output.copy_(computed.view(output.shape))
 
 
 def _is_rows(tensor: Tensor) -> bool:
@@ -143,13 +119,13 @@ def _rounded_up(size: int, least: int, most: int) -> int:
     return max(least, min(most, int(triton.next_power_of_2(size))))
 
 
-def _tail(x: Tensor, residual: Tensor | None, y: Tensor, edited: Tensor, arguments: _Arguments) -> dict[str, Any]:
+def _tail(a: Inputs, y: Tensor, edited: Tensor, constants: Constants) -> dict[str, Any]:
     """The arguments that both kernels have, by name; x, residual, y and edited are ``[num_tokens, d]`` as rows."""
-    a, hidden = arguments, x.shape[-1]
+    hidden = a.x.shape[-1]
     block = _rounded_up(hidden, 16, _MAX_RESIDENT)
     return {
-        "x": x,
-        "residual": residual,
+        "x": a.x,
+        "residual": a.residual,
         "up_scale": _packed_vector(a.up_scale),
         "bias": _packed_vector(a.bias),
         "row_alpha": _packed_vector(a.row_alpha),
@@ -161,16 +137,16 @@ def _tail(x: Tensor, residual: Tensor | None, y: Tensor, edited: Tensor, argumen
         "edited": edited,
         "hidden": hidden,
         "num_maps": len(a.up),
-        "x_stride": x.stride(0),
-        "residual_stride": 0 if residual is None else residual.stride(0),
+        "x_stride": a.x.stride(0),
+        "residual_stride": 0 if a.residual is None else a.residual.stride(0),
         "y_stride": y.stride(0),
         "edited_stride": edited.stride(0),
         "bias_stride": hidden if a.bias is not None and a.bias.dim() == 2 else 0,
-        "alpha": a.alpha,
-        "beta": a.beta,
-        "eps": a.eps,
-        "weight_offset": a.weight_offset,
-        "CENTRE": a.centre,
+        "alpha": constants.alpha,
+        "beta": constants.beta,
+        "eps": constants.eps,
+        "weight_offset": constants.weight_offset,
+        "CENTRE": constants.centre,
         "BLOCK_D": block,
         "RESIDENT": hidden <= block,
     }
@@ -180,22 +156,22 @@ def _packed_vector(tensor: Tensor | None) -> Tensor | None:
     return None if tensor is None else tensor.contiguous()
 
 
-def _decode(x: Tensor, residual: Tensor | None, y: Tensor, edited: Tensor, arguments: _Arguments) -> None:
+def _decode(a: Inputs, y: Tensor, edited: Tensor, constants: Constants) -> None:
     """The whole op in one launch; arguments as in :func:`_tail`."""
-    a, (num_tokens, hidden) = arguments, x.shape
+    x, (num_tokens, hidden) = a.x, a.x.shape
     rank = 0 if a.down is None else a.down.shape[1]
     tokens = _rounded_up(num_tokens, _MIN_TOKENS, MAX_TOKENS_LOW_RANK if rank else MAX_TOKENS_DENSE)
     tiles = triton.cdiv(num_tokens, tokens)
     slots = 1 if a.row_map is None else min(tokens, len(a.up))
     splits = num_splits(hidden, rank)
-    input_product = operand(x.dtype if residual is None else torch.float32, a.up.dtype)
+    input_product = operand(x.dtype if a.residual is None else torch.float32, a.up.dtype)
     factor_product = operand(torch.float32, a.up.dtype) if rank else input_product
 
     def grid(meta: dict[str, Any]) -> tuple[int]:
         return (num_items(tiles, slots, splits, rank, hidden, num_tokens, meta["BLOCK_N"]),)
 
     wrap_triton(decode)[grid](
-        **_tail(x, residual, y, edited, a),
+        **_tail(a, y, edited, constants),
         down=a.down,
         up=a.up,
         down_scale=_packed_vector(a.down_scale),
@@ -215,37 +191,35 @@ def _decode(x: Tensor, residual: Tensor | None, y: Tensor, edited: Tensor, argum
     )
 
 
-def _prefill(x: Tensor, residual: Tensor | None, y: Tensor, edited: Tensor, arguments: _Arguments) -> None:
+def _prefill(a: Inputs, y: Tensor, edited: Tensor, constants: Constants) -> None:
     """A matrix product by torch, in as many parts as the rounding of r' can show, and one launch for the rest."""
-    a = arguments
     bits = SIGNIFICANT_BITS[edited.dtype]
-    value = x if residual is None else x.to(torch.float32) + residual.to(torch.float32)
+    value = a.x if a.residual is None else a.x.to(torch.float32) + a.residual.to(torch.float32)
     if a.down is not None:
         value = product(value, a.down[0], bits)
         if a.down_scale is not None:
             value *= a.down_scale[0]
     image = product(value, a.up[0], bits)
-    wrap_triton(epilogue)[(len(x),)](**_tail(x, residual, y, edited, a), image=image, num_warps=WARPS)
+    wrap_triton(epilogue)[(len(a.x),)](**_tail(a, y, edited, constants), image=image, num_warps=WARPS)
 
 
 def _registered(name: str, first: dict[str, Any], centre: bool, run: Callable[..., Any], returns: Any) -> Any:
-    """The op ``incline_fast_triton::<name>``, whose arguments are ``first`` and then the fields of _Arguments.
+    """The op ``incline_fast_triton::<name>``: ``first``, then the fields of Inputs and Constants that a schema has.
 
     ``triton_op`` reads the schema from a signature and no other way. The in-place form writes to y and residual.
     """
 
     def op(*given: Any) -> Any:
-        values = [*given[len(first) :], centre]
+        (x, residual, *options), values = given[: len(first)], [*given[len(first) :], centre]
         if not centre:
             values.insert(1, None)  # norm_bias
-        return run(*given[: len(first)], _Arguments(*values))
+        return run(Inputs(x, residual, *values[:-5]), Constants(*values[-5:]), *options)
 
-    types = {**first, **get_type_hints(_Arguments)}
-    left_out = {"centre"} if centre else {"centre", "norm_bias"}
+    rest = {**get_type_hints(Inputs), **get_type_hints(Constants)}
+    left_out = {"x", "residual", "centre"} if centre else {"x", "residual", "centre", "norm_bias"}
+    types = {**first, **{argument: kind for argument, kind in rest.items() if argument not in left_out}}
     parameters = [
-        Parameter(argument, Parameter.POSITIONAL_OR_KEYWORD, annotation=kind)
-        for argument, kind in types.items()
-        if argument not in left_out
+        Parameter(argument, Parameter.POSITIONAL_OR_KEYWORD, annotation=kind) for argument, kind in types.items()
     ]
     op.__signature__ = Signature(parameters, return_annotation=returns)  # type: ignore[attr-defined]
     written = ("y", "residual") if first is _IN_PLACE else ()
