@@ -55,13 +55,13 @@ COLUMNS = (
 
 
 @dataclass(frozen=True)
-class Rows:
+class TaskPart:
     """A part of a task in one language, and the same continuations behind the end of the prompt alone."""
 
     task: ContinuationTask
     alone: ContinuationTask
 
-    def select(self, numbers: Sequence[int]) -> Rows:
+    def select(self, numbers: Sequence[int]) -> TaskPart:
         """The rows with these numbers."""
 
         def part(task: ContinuationTask) -> ContinuationTask:
@@ -71,7 +71,7 @@ class Rows:
             }
             return replace(task, **picked)
 
-        return Rows(part(self.task), part(self.alone))
+        return TaskPart(part(self.task), part(self.alone))
 
 
 def last_words(task: ContinuationTask, name: str) -> ContinuationTask:
@@ -85,14 +85,14 @@ def last_words(task: ContinuationTask, name: str) -> ContinuationTask:
     return replace(task, prompts=[[end(prompt) for prompt in row] for row in task.prompts])
 
 
-def read(data: Path, name: str, language: str, development: int, test: int) -> tuple[Rows, Rows]:
+def read(data: Path, name: str, language: str, development: int, test: int) -> tuple[TaskPart, TaskPart]:
     """Rows to choose on and rows to report on."""
     if name == "xcopa":
         parts = [xcopa(data / "xcopa", language, split) for split in ("val", "test")]
-        rows = [Rows(task, last_words(task, name)) for task in parts]
+        rows = [TaskPart(task, last_words(task, name)) for task in parts]
         return rows[0].select(range(development)), rows[1].select(range(min(test, len(rows[1].task))))
     task = xwinograd(data / "xwinograd" / "dataset.tsv", language)
-    both = Rows(task, last_words(task, name))
+    both = TaskPart(task, last_words(task, name))
     # Rows of one schema stand behind each other: the parts are two ends of the file, not a draw.
     first = min(development, len(task) // 3)
     return both.select(range(first)), both.select(range(first, min(first + test, len(task))))
@@ -116,7 +116,9 @@ def adjusted(found: Tensor, counts: Tensor, prior: Tensor, score: str) -> Tensor
 class Language:
     """One language: its states, its rows, and scores of variants."""
 
-    def __init__(self, model: Any, tokenizer: Any, parts: tuple[Rows, Rows], states: tuple[HiddenStates, HiddenStates]):
+    def __init__(
+        self, model: Any, tokenizer: Any, parts: tuple[TaskPart, TaskPart], states: tuple[HiddenStates, HiddenStates]
+    ):
         self.model, self.tokenizer = model, tokenizer
         self.parts = parts
         self.states = states

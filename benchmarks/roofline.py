@@ -27,12 +27,11 @@ from benchmarks.report.plots import PLOTS
 from incline_fast.bench.problems import Problem
 from incline_fast.bench.rows import write_csv
 from incline_fast.files import replacing
+from incline_fast.ops._arguments import DECODE_TOKENS
 
 __all__ = ["EXPECTATIONS", "GPUS", "Gpu", "Prediction", "find_gpu", "predict", "predict_cholesky_block"]
 
 LABEL = "predicted, not measured"
-DECODE_TOKENS = 64
-"""More tokens, with one map, take torch's product and the epilogue."""
 PIVOT_CLOCKS = 300
 """Assumed clocks per pivot of the Cholesky block: two barriers, a reciprocal square root, a broadcast in sequence."""
 PAGE = Path(__file__).parents[1] / "docs" / "gpu_time.md"

@@ -178,7 +178,7 @@ def _product(data: DeviceData) -> Run:
 
 
 def _check_product(data: DeviceData, results: Results) -> float:
-    return largest_error(results, (ALPHA * (data.image() + data.bias.double()),), data.problem)
+    return largest_error(results, (ALPHA * (data.mapped() + data.bias.double()),), data.problem)
 
 
 def _matrix_vector_alone(data: DeviceData) -> Run:
@@ -192,7 +192,7 @@ def _matrix_vector_alone(data: DeviceData) -> Run:
 
 
 def _check_image(data: DeviceData, results: Results) -> float:
-    return largest_error(results, (data.image(),), data.problem)
+    return largest_error(results, (data.mapped(),), data.problem)
 
 
 def _norm_alone(data: DeviceData) -> Run:

@@ -141,7 +141,7 @@ class Data:
         norm_bias = self.norm_bias.double()
         return reference.affine_layer_norm(x, weight, norm_bias, map.down, map.up, bias=bias, alpha=ALPHA, eps=EPS)
 
-    def image(self) -> Tensor:
+    def mapped(self) -> Tensor:
         """fp64 ``M x``, for providers that compute the matrix product alone."""
         return self.weights.map.to(torch.float64).apply(self.x.double())
 

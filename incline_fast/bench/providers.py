@@ -139,8 +139,8 @@ def hook(data: Data) -> Run:
 
     def edit(module: torch.nn.Module, arguments: tuple[Tensor, ...], output: Tensor) -> Tensor:
         down, up = maps[current[0]]
-        image = output if down is None else output @ down
-        return output + ALPHA * (image @ up + bias)
+        mapped = output if down is None else output @ down
+        return output + ALPHA * (mapped @ up + bias)
 
     block.register_forward_hook(edit)
     norm = _ModelRMSNorm(data.weight) if data.norm_bias is None else _model_layer_norm(data.weight, data.norm_bias)
@@ -195,8 +195,8 @@ PROVIDERS: dict[str, Provider] = {
 def _unfused(
     x: Tensor, down: Tensor | None, up: Tensor, bias: Tensor, weight: Tensor, norm_bias: Tensor | None
 ) -> tuple[Tensor, Tensor]:
-    image = F.linear(x if down is None else F.linear(x, down), up, bias)
-    edited = torch.add(x, image, alpha=ALPHA)
+    mapped = F.linear(x if down is None else F.linear(x, down), up, bias)
+    edited = torch.add(x, mapped, alpha=ALPHA)
     size = (x.shape[-1],)
     if norm_bias is None:
         return F.rms_norm(edited, size, weight, EPS), edited

@@ -102,7 +102,7 @@ def largest_error(results: Sequence[Tensor], right: Sequence[Tensor], problem: P
 
 def _check(name: str, run: Run, data: Data) -> float:
     """:func:`largest_error` of one call of provider ``name``."""
-    right = (data.image(),) if PROVIDERS[name].gemm_only else data.expected()
+    right = (data.mapped(),) if PROVIDERS[name].gemm_only else data.expected()
     try:
         return largest_error(run(data.x.clone(), 0), right, data.problem)
     except ArithmeticError as error:

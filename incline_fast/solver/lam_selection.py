@@ -22,7 +22,7 @@ from torch import Tensor
 
 from incline_fast.solver.least_squares import gram
 
-__all__ = ["FOLDS", "Rows", "gcv_from_moments", "gcv_scores", "kfold_scores", "loo_scores"]
+__all__ = ["FOLDS", "PreparedRows", "gcv_from_moments", "gcv_scores", "kfold_scores", "loo_scores"]
 
 FOLDS = 5
 
@@ -34,7 +34,7 @@ _WIDTH = 256
 
 
 @dataclass(frozen=True)
-class Rows:
+class PreparedRows:
     """Prepared rows ``X [n, d]``, ``Y [n, t]`` and the direction ``q [n]`` that centring removed, or None."""
 
     X: Tensor
@@ -42,7 +42,7 @@ class Rows:
     q: Tensor | None
 
 
-def loo_scores(rows: Rows, kernel: Tensor, lams: Tensor) -> Tensor:
+def loo_scores(rows: PreparedRows, kernel: Tensor, lams: Tensor) -> Tensor:
     """``sum_i ||e_i||^2`` of the leave-one-out residuals for every absolute lam: fp64 ``[L]``; inf where undefined."""
     if len(rows.X) >= rows.X.shape[1]:
         return _loo_primal(rows, kernel, lams)
@@ -55,7 +55,7 @@ def loo_scores(rows: Rows, kernel: Tensor, lams: Tensor) -> Tensor:
     return _defined((squares / diagonal.square()).sum(1), S, lams)
 
 
-def gcv_scores(rows: Rows, kernel: Tensor, lams: Tensor) -> Tensor:
+def gcv_scores(rows: PreparedRows, kernel: Tensor, lams: Tensor) -> Tensor:
     """``n RSS / (n - trace H)^2`` for every absolute lam: fp64 ``[L]``; inf where undefined."""
     n, d = rows.X.shape
     if n >= d:
@@ -94,7 +94,10 @@ def gcv_from_moments(G: Tensor, M: Tensor, yy: Tensor, n: int, intercept: bool, 
 
 
 def kfold_scores(
-    n: int, lams: int, prepare: Callable[[Tensor, Tensor], tuple[Rows, Rows, Tensor]], device: torch.device
+    n: int,
+    lams: int,
+    prepare: Callable[[Tensor, Tensor], tuple[PreparedRows, PreparedRows, Tensor]],
+    device: torch.device,
 ) -> Tensor:
     """Sum over the folds of the squared errors on the rows left out: fp64 ``[L]``.
 
@@ -165,7 +168,7 @@ def _squares_many(U: Tensor, D: Tensor, Y: Tensor) -> Tensor:
     return torch.cat(squares)
 
 
-def _loo_primal(rows: Rows, kernel: Tensor, lams: Tensor) -> Tensor:
+def _loo_primal(rows: PreparedRows, kernel: Tensor, lams: Tensor) -> Tensor:
     S, V = torch.linalg.eigh(kernel)
     S = S.clamp(min=0)
     Z = rows.X @ V

@@ -22,9 +22,9 @@ from incline_fast.solver.solution import Solution
 
 __all__ = [
     "BLOCK",
-    "Form",
     "OnBreakdown",
     "RidgeBreakdownError",
+    "SolveForm",
     "add_gram",
     "gram",
     "is_dual",
@@ -34,7 +34,7 @@ __all__ = [
     "symmetric",
 ]
 
-Form = Literal["auto", "dual", "primal"]
+SolveForm = Literal["auto", "dual", "primal"]
 OnBreakdown = Literal["raise", "fp64", "eigh"]
 
 _EPS = torch.finfo(torch.float64).eps
@@ -62,7 +62,7 @@ def solve(
     Y: Tensor,
     lam: float,
     *,
-    form: Form = "auto",
+    form: SolveForm = "auto",
     on_breakdown: OnBreakdown = "fp64",
     kernel: Tensor | None = None,
 ) -> Solution:
@@ -109,7 +109,7 @@ def solve(
     return _by_data(X, Y, lam, attempt)
 
 
-def starts_with_qr(X: Tensor, lam: float, form: Form, on_breakdown: OnBreakdown) -> bool:
+def starts_with_qr(X: Tensor, lam: float, form: SolveForm, on_breakdown: OnBreakdown) -> bool:
     """Whether QR of X is tried before Cholesky: it keeps more digits, where it costs about as much or very little."""
     n, d = X.shape
     cheap = min(n, d) <= _SMALL or (d <= 2 * n and n < 2 * d)
@@ -144,7 +144,7 @@ def solve_moments(G: Tensor, M: Tensor, lam: float, *, on_breakdown: OnBreakdown
     return _eigh(kernel, M, attempt, None)
 
 
-def is_dual(X: Tensor, form: Form) -> bool:
+def is_dual(X: Tensor, form: SolveForm) -> bool:
     """Whether this form solves with the n x n Gram matrix."""
     return X.shape[0] < X.shape[1] if form == "auto" else form == "dual"
 

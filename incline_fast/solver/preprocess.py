@@ -11,7 +11,7 @@ from torch import Tensor
 
 from incline_fast.arguments import plain
 from incline_fast.packing import empty_on_huge_pages
-from incline_fast.solver.lam_selection import Rows
+from incline_fast.solver.lam_selection import PreparedRows
 
 __all__ = [
     "Frame",
@@ -242,7 +242,7 @@ def from_spread(
     return Frame(mean_x, mean_y, scale, constant, unit_y, tuple(notes))
 
 
-def prepare(X: Tensor, Y: Tensor, weight: Tensor | None, frame: Frame, *, intercept: bool) -> Rows:
+def prepare(X: Tensor, Y: Tensor, weight: Tensor | None, frame: Frame, *, intercept: bool) -> PreparedRows:
     """fp64 rows ``X [n, d]``, ``Y [n, t]`` centred and scaled by the frame, times the square root of their weight."""
     root = None if weight is None else weight.sqrt()
     q = None
@@ -254,7 +254,7 @@ def prepare(X: Tensor, Y: Tensor, weight: Tensor | None, frame: Frame, *, interc
         Y = Y - frame.mean_y
     if root is not None:
         X, Y = X * root.unsqueeze(-1), Y * root.unsqueeze(-1)
-    return Rows(X, Y, q)
+    return PreparedRows(X, Y, q)
 
 
 def _spread_and_mean(X: Tensor, weight: Tensor | None) -> tuple[Tensor, Tensor]:

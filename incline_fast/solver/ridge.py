@@ -19,11 +19,11 @@ import torch
 from torch import Tensor
 
 from incline_fast.arguments import is_listing, matrix
-from incline_fast.solver.lam_selection import Rows, gcv_from_moments, gcv_scores, kfold_scores, loo_scores
+from incline_fast.solver.lam_selection import PreparedRows, gcv_from_moments, gcv_scores, kfold_scores, loo_scores
 from incline_fast.solver.least_squares import (
-    Form,
     OnBreakdown,
     RidgeBreakdownError,
+    SolveForm,
     gram,
     is_dual,
     solve,
@@ -102,13 +102,13 @@ class Ridge:
         fit_intercept: bool = True,
         standardize: bool = False,
         select: Select | None = "loo",
-        form: Form = "auto",
+        form: SolveForm = "auto",
         on_breakdown: OnBreakdown = "fp64",
         relative: bool = True,
     ) -> None:
         for name, value, allowed in (
             ("select", select, (*get_args(Select), None)),
-            ("form", form, get_args(Form)),
+            ("form", form, get_args(SolveForm)),
             ("on_breakdown", on_breakdown, get_args(OnBreakdown)),
         ):
             if value not in allowed:
@@ -121,7 +121,7 @@ class Ridge:
         self.fit_intercept = fit_intercept
         self.standardize = standardize
         self.select = select
-        self.form: Form = form
+        self.form: SolveForm = form
         self.on_breakdown: OnBreakdown = on_breakdown
         self.relative = relative
 
@@ -274,7 +274,7 @@ class Ridge:
         return torch.tensor(self.lams, dtype=torch.float64, device=self.frame_.mean_x.device) * unit
 
     def _row_scores(
-        self, X: Tensor, Y: Tensor, weight: Tensor | None, frame: Frame, rows: Rows, kernel: Tensor, unit: float
+        self, X: Tensor, Y: Tensor, weight: Tensor | None, frame: Frame, rows: PreparedRows, kernel: Tensor, unit: float
     ) -> Tensor:
         """Mean squared error per row and target for every lam of the grid: fp64 ``[L]``.
 
@@ -293,7 +293,7 @@ class Ridge:
         size = Y.shape[1] * (float(n) if weight is None or self.select == "gcv" else float(weight.sum()))
         if self.select == "kfold":
 
-            def fold(inside: Tensor, held_out: Tensor) -> tuple[Rows, Rows, Tensor]:
+            def fold(inside: Tensor, held_out: Tensor) -> tuple[PreparedRows, PreparedRows, Tensor]:
                 w = None if weight is None else weight[inside]
                 own = frame_of(X[inside], Y[inside], w, intercept=self.fit_intercept, standardize=self.standardize)
                 own = replace(own, unit_y=frame.unit_y)
@@ -301,11 +301,11 @@ class Ridge:
                 for part in (inside, held_out):
                     w = None if weight is None else weight[part]
                     side = prepare(X[part], Y[part], w, own, intercept=self.fit_intercept)
-                    sides.append(Rows(side.X, side.Y / own.unit_y, side.q))
+                    sides.append(PreparedRows(side.X, side.Y / own.unit_y, side.q))
                 return sides[0], sides[1], self._grid(self._unit(sides[0].X.square().sum(), X.shape[1]))
 
             return kfold_scores(n, len(self.lams), fold, X.device) / size
-        scored = Rows(rows.X, rows.Y / frame.unit_y, rows.q) if self.standardize else rows
+        scored = PreparedRows(rows.X, rows.Y / frame.unit_y, rows.q) if self.standardize else rows
         return (loo_scores if self.select == "loo" else gcv_scores)(scored, kernel, grid) / size
 
     def _choose(self, scores: Tensor) -> None:

@@ -229,12 +229,12 @@ class AffineNormProblem {
       const std::int64_t g = row_map_[i];
       const double alpha = kAlpha * (case_.per_row ? alpha_.get(0, i) : 1.0);
       const double beta = kBeta * (case_.per_row ? beta_.get(0, i) : 1.0);
-      std::vector<double> image = r;
-      if (g >= 0 && case_.rank > 0) image = product(down_, g, case_.rank, image);
-      if (g >= 0) image = product(up_, g, case_.hidden, image);
+      std::vector<double> mapped = r;
+      if (g >= 0 && case_.rank > 0) mapped = product(down_, g, case_.rank, mapped);
+      if (g >= 0) mapped = product(up_, g, case_.hidden, mapped);
       for (std::int64_t j = 0; j < case_.hidden; ++j) {
         const double bias = case_.bias && g >= 0 ? bias_.get(g, j) : 0.0;
-        expected_.push_back(g < 0 ? r[j] : beta * r[j] + alpha * (image[j] + bias));
+        expected_.push_back(g < 0 ? r[j] : beta * r[j] + alpha * (mapped[j] + bias));
       }
     }
   }
