@@ -1,4 +1,4 @@
-// Registration for CUDA, nothing else; the schemas of what CPUs have too come with cpu_ops.cpp.
+// Registration for CUDA, nothing else; cpu_ops.cpp defines the schemas of all ops that CPUs have too.
 #include "batch_invariance.h"
 #include "ops.h"
 

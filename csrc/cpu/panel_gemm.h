@@ -97,7 +97,7 @@ struct Product {
   const BFloat16* const* states = nullptr;  // rows of bf16 to read instead of x, for a matrix unit
 };
 
-// Gives the chunks of one map's panels: where they are in a packed map, or a copy in panel layout of another map.
+// Gives the chunks of one map's panels: where they are in a packed map, or a copy in panel layout of an unpacked one.
 template <class W>
 class PanelReader {
  public:

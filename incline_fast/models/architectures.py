@@ -1,4 +1,4 @@
-"""Where a model's residual stream meets its norms: a table of what is known, and a probe for every other decoder.
+"""Which norms read a model's residual stream: a table of known architectures, and a probe for every other decoder.
 
 A pre-norm decoder reads its residual stream through norms: ``residual = h; x = norm(h); ...; h = residual + f(x)``.
 Site ``l`` of a model with L blocks is the input of the norm that reads state ``l``: the block's first norm for

@@ -45,7 +45,7 @@ class Edit:
         return prompt_length if self.positions == "last" else None
 
     def salt(self) -> str:
-        """Tells apart the cached states of everything that was edited differently."""
+        """Text that differs between any two edits: cached states of different edits must not be shared."""
         return f"{self.content}:{self.alpha!r}:{self.beta!r}:{self.positions}"
 
     def wire(self) -> dict[str, Any]:

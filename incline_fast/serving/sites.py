@@ -1,4 +1,4 @@
-"""Where a vLLM model's residual stream meets its norms, and the edit in front of each of them.
+"""Which norms of a vLLM model read its residual stream, and the edit in front of each of them.
 
 vLLM's models name their modules as transformers does, so the table of architectures is used here too. A norm keeps its
 parameters and computes what it did; before it runs one op, which edits the rows that the step's plan names. Where the
