@@ -22,6 +22,7 @@ from dataclasses import dataclass
 import torch
 
 from incline_fast.bench.problems import Problem
+from incline_fast.ops._arguments import DECODE_TOKENS, GEMM_TOKENS
 
 __all__ = ["DESIGNS", "GPUS", "Design", "Gpu", "decode_us", "pair_us", "peak", "prefill_us"]
 
@@ -119,6 +120,8 @@ class Design:
     """Blocks count themselves at their end also where a second launch follows."""
     short_pieces: int
     """Depth of a piece of ``down`` for ranks up to 128; 1024 otherwise."""
+    decode_tokens: int
+    """More tokens, with one map, take torch's product."""
 
     @property
     def publish_clocks(self) -> int:
@@ -143,6 +146,7 @@ BEFORE = Design(
     tiles_at_once=1,
     exits_published=True,
     short_pieces=1024,
+    decode_tokens=DECODE_TOKENS,
 )
 
 NOW = Design(
@@ -159,6 +163,7 @@ NOW = Design(
     tiles_at_once=4,
     exits_published=False,
     short_pieces=512,
+    decode_tokens=GEMM_TOKENS,
 )
 
 DESIGNS = (BEFORE, NOW)
@@ -247,9 +252,12 @@ def pair_us(gpu: Gpu, problem: Problem) -> float:
 
 
 def prefill_us(gpu: Gpu, problem: Problem) -> float:
-    """Vendor products with an fp32 result, then the epilogue: as the pair's kernel, but it reads four bytes for two."""
+    """Vendor products, then the epilogue, which moves what the pair's kernel moves.
+
+    Above :data:`DECODE_TOKENS` it is Triton's, for which the product is written and read in fp32.
+    """
     m, d = problem.num_tokens, problem.hidden_size
-    more = m * d * (4 - problem.dtype.itemsize)
+    more = m * d * (4 - problem.dtype.itemsize) if m > DECODE_TOKENS else 0
     return pair_us(gpu, problem) + 2 * more / (gpu.bandwidth * ATTAINABLE_BANDWIDTH) / 1e6
 
 

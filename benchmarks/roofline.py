@@ -3,7 +3,7 @@
 Every number that this prints, writes or draws is a PREDICTION of a model, none is a measurement. The model is there to
 be checked: when the kernels run on a GPU, ``make gpu`` puts its times beside these.
 
-Up to 64 tokens it is that of ``benchmarks/decode_model.py``, which counts bytes in flight, traffic from L2 and the
+Up to 8 tokens it is that of ``benchmarks/decode_model.py``, which counts bytes in flight, traffic from L2 and the
 chain of dependent steps; docs/gpu_time.md shows it. Above, torch's product and the epilogue take their bytes or flops,
 and a launch each. The datasheet's limit, bytes over bandwidth or flops over peak, stands beside both.
 """
@@ -64,8 +64,8 @@ def find_gpu(device_name: str) -> Gpu | None:
 
 
 def predict(gpu: Gpu, problem: Problem, design: Design = DESIGNS[-1]) -> Prediction:
-    """The fused op: decode kernels up to 64 tokens, torch's product and the epilogue above."""
-    decode = problem.num_tokens <= DECODE_TOKENS
+    """The fused op: the decode kernels up to the design's number of tokens, torch's product and the epilogue above."""
+    decode = problem.num_tokens <= design.decode_tokens
     ours = model.decode_us(gpu, problem, design) if decode else model.prefill_us(gpu, problem)
     unfused = model.pair_us(gpu, problem)
     form = "dense" if problem.rank is None else "low_rank"
@@ -73,7 +73,7 @@ def predict(gpu: Gpu, problem: Problem, design: Design = DESIGNS[-1]) -> Predict
         status=LABEL,
         gpu=gpu.name,
         kernel=f"decode_{form}" if decode else f"gemm_{form}+epilogue",
-        design=design.name if decode else "",
+        design=design.name,
         dtype=str(problem.dtype).removeprefix("torch."),
         num_tokens=problem.num_tokens,
         hidden_size=problem.hidden_size,
@@ -145,11 +145,10 @@ def _draw(rows: Sequence[Prediction], path: Path) -> None:
     import matplotlib.pyplot as plt
 
     figure, axes = plt.subplots(1, 2, figsize=(11, 4.2), sharey=True)
-    current = (DESIGNS[-1].name, "")
     for axis, rank in zip(axes, (None, 500), strict=True):
         for gpu in GPUS:
             line = [r for r in rows if (r.gpu, r.rank, r.hidden_size, r.dtype) == (gpu, rank, 4096, "bfloat16")]
-            line = [r for r in line if r.kernel != "cholesky_block" and r.design in current]
+            line = [r for r in line if r.design == DESIGNS[-1].name]
             (drawn,) = axis.plot([r.num_tokens for r in line], [r.us_predicted for r in line], "o-", label=gpu)
             axis.plot([r.num_tokens for r in line], [r.us_unfused for r in line], "--", color=drawn.get_color())
         axis.set(xscale="log", yscale="log", xlabel="tokens", title="dense" if rank is None else f"rank {rank}")

@@ -23,6 +23,7 @@ from incline_fast.bench.problems import ALPHA, EPS, Problem
 from incline_fast.bench.providers import PROVIDERS as PLAIN
 from incline_fast.bench.providers import Run
 from incline_fast.bench.timing import largest_error
+from incline_fast.ops._arguments import GEMM_TOKENS
 
 __all__ = ["GPU_PROVIDERS", "GpuProvider", "ours"]
 
@@ -71,6 +72,25 @@ def ours(backend: str) -> GpuProvider:
         return lambda x, i: (ops.affine_layer_norm_(x, weight, norm_bias, maps[i], **options), x)
 
     return GpuProvider(make, kind="ours")
+
+
+def _decode_kernels(data: DeviceData) -> Run:
+    """The in-place op whose decode kernels keep calls that torch's product would take: is the threshold right?"""
+    run = ours("cuda").make(data)
+
+    def kept(x: Tensor, i: int) -> Results:
+        ops.set_batch_invariant(True)
+        try:
+            return run(x, i)
+        finally:
+            ops.set_batch_invariant(False)
+
+    return kept
+
+
+def _always_decoded(problem: Problem) -> str:
+    few = problem.num_tokens <= GEMM_TOKENS
+    return f"up to {GEMM_TOKENS} tokens the decode kernels serve every call" if few else ""
 
 
 def _pair(norm: str) -> GpuProvider:
@@ -217,6 +237,7 @@ def _no_pdl(problem: Problem) -> str:
 GPU_PROVIDERS: dict[str, GpuProvider] = {
     "cuda": ours("cuda"),
     "triton": ours("triton"),
+    "cuda, decode kernels": GpuProvider(_decode_kernels, _always_decoded),
     **{f"cublas+{norm}": _pair(norm) for norm in ADD_NORMS},
     "cublas, residual as C": GpuProvider(_residual_in_gemm),
     "addmv": GpuProvider(_matrix_vector, _one_token),

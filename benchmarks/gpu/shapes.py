@@ -17,6 +17,7 @@ BASELINE = "cublas+compiled"
 """The provider that ratios are relative to; it is timed twice, and the ratio of the two shows the machine's drift."""
 
 PAIRS = (BASELINE, "cublas+liger", "cublas+quack", "cublas+flashinfer", "cublas, residual as C", "addmv")
+CUDA = ("cuda", "cuda, decode kernels")
 PARTS = ("empty kernel", "read alone", "product alone", "mv alone", "norm alone")
 COMPILED = ("compile", "compile, max-autotune", "compile, max-autotune, PDL")
 FOLDED = "folded (other rounding)"
@@ -38,8 +39,8 @@ def _decode(ranks: tuple[int | None, ...]) -> tuple[Problem, ...]:
 
 
 SETS: dict[str, ShapeSet] = {
-    "dense": ShapeSet(_decode((None,)), ("cuda", *PAIRS, FOLDED, *PARTS)),
-    "low-rank": ShapeSet(_decode((500,)) + _decode((64,)), ("cuda", *PAIRS, *PARTS)),
+    "dense": ShapeSet(_decode((None,)), (*CUDA, *PAIRS, FOLDED, *PARTS)),
+    "low-rank": ShapeSet(_decode((500,)) + _decode((64,)), (*CUDA, *PAIRS, *PARTS)),
     "epilogue": ShapeSet(
         tuple(Problem("rms", m, 4096, r, BF16, BF16) for m, r in product((2048, 128), (None, 500))),
         ("cuda", BASELINE, "cublas+liger", "cublas, residual as C", "product alone", "norm alone"),

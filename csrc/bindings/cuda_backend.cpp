@@ -14,12 +14,15 @@ namespace {
 
 using torch::headeronly::ScalarType;
 
-// Whether torch's GEMM should multiply instead of the decode kernels. It is faster above kMaxRows rows, where the
-// decode kernels would read the map more than once. It rounds to the type of its operands, so all of them must have the
+// A tile of the tensor cores holds as many rows. With more, every block of the decode kernels reads more of x from L2
+// and has more products in a row; above kMaxRows rows they read the map again.
+constexpr std::int64_t kGemmRows = 8;
+
+// Whether torch's GEMM should multiply instead of the decode kernels, as is faster above kGemmRows rows. It rounds to the type of its operands, so all of them must have the
 // type of the residual stream: otherwise more would be lost than in an unfused layer. And it takes one map for all
 // rows.
 bool takes_gemm(const AffineNorm& op) {
-  return !cuda::batch_invariant && op.num_rows > cuda::kMaxRows && op.num_maps == 1 && op.up.dtype == op.x.dtype &&
+  return !cuda::batch_invariant && op.num_rows > kGemmRows && op.num_maps == 1 && op.up.dtype == op.x.dtype &&
          op.x.dtype == op.edited.dtype;
 }
 

@@ -33,6 +33,9 @@ SINGLE_MAP_DTYPES = tuple(dtype for dtype in MAP_DTYPES if dtype is not torch.fl
 DECODE_TOKENS = 64
 """A call with up to so many tokens is a decode step: one call of the GPUs' decode kernels (kMaxRows in csrc/cuda).
 Above it, torch's product is faster than weights that are read again for every tile of tokens."""
+GEMM_TOKENS = 8
+"""With more tokens than one tile of the tensor cores holds, the CUDA kernels leave the product with a single map to
+torch where it loses no digits (kGemmRows in csrc/bindings): by the model of docs/gpu_time.md the faster way."""
 
 
 class Inputs(NamedTuple):

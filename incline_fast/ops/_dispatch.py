@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from incline_fast.maps import AffineMap
-from incline_fast.ops._arguments import DECODE_TOKENS, num_rows
+from incline_fast.ops._arguments import DECODE_TOKENS, GEMM_TOKENS, num_rows
 from incline_fast.ops._extension import CUDA_EXTENSION, CUDA_PROBLEM, EXTENSION, TRITON, batch_invariant
 
 __all__ = [
@@ -138,7 +138,7 @@ def explain(backend: str = "auto", *, device: torch.device | str = "cpu", num_to
             "every call"
         )
     why = _why_on_gpu(route, num_tokens) if backend == "auto" else f'backend="{backend}" was asked for'
-    return f"{route}: {why}. {_bits_on_gpu(num_tokens)}This choice has not yet been measured on a GPU"
+    return f"{route}: {why}. {_bits_on_gpu(route, num_tokens)}This choice has not yet been measured on a GPU"
 
 
 def _why_on_gpu(route: str, num_tokens: int) -> str:
@@ -153,9 +153,9 @@ def _why_on_gpu(route: str, num_tokens: int) -> str:
     return f"Triton is installed, and {num_tokens} tokens are more than a decode step (up to {DECODE_TOKENS})"
 
 
-def _bits_on_gpu(num_tokens: int) -> str:
+def _bits_on_gpu(route: str, num_tokens: int) -> str:
     if batch_invariant():
         return "A row's bits do not depend on the number of tokens (set_batch_invariant(True)). "
-    if num_tokens > DECODE_TOKENS:
+    if num_tokens > (GEMM_TOKENS if route == "cuda" else DECODE_TOKENS):
         return "With one map the product is torch's, and its rounding may depend on the number of tokens. "
     return ""
