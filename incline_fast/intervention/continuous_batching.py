@@ -79,12 +79,8 @@ class Requests:
             count, requests = self._rows.alpha.numel(), hints.num_requests
             requests //= getattr(generation, "num_return_sequences", None) or 1
             if requests != count:
-                raise ValueError(f"{self._name} {count} values; this batch has {requests} requests")
+                raise ValueError(f"{self._rows.name} has {count} values; this batch has {requests} requests")
         arguments["continuous_batching_config"] = _config(model, arguments, generation)
-
-    @property
-    def _name(self) -> str:
-        return "languages has" if self._rows is not None and self._rows.language is not None else "alpha has"
 
     def watch(self, manager: Any) -> None:
         """Number the requests of this manager as they are added."""
@@ -139,9 +135,8 @@ class Requests:
         if rows is None or settings is None:
             return ForwardPass(rows)
         index = torch.tensor(numbers, device=settings.alpha.device)
-        beta = None if settings.beta is None else settings.beta[index]
-        language = None if settings.language is None else settings.language[index]
-        return ForwardPass(rows, settings.alpha[index], beta, None, language)
+        picked = settings.each(lambda per_row: per_row[index])
+        return ForwardPass(rows, picked.alpha, picked.beta, picked.maps)
 
     def _chosen(self, positions: list[int]) -> tuple[list[int], list[str]]:
         """Columns of the pass that are edited, ascending, and the request of each."""
@@ -177,7 +172,7 @@ class Requests:
         count = self._rows.alpha.numel()
         with self._numbered:
             if self._given == count:
-                raise ValueError(f"{self._name} {count} values; this is request {count + 1}")
+                raise ValueError(f"{self._rows.name} has {count} values; this is request {count + 1}")
             self._given += 1
             return self._given - 1
 

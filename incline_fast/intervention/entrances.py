@@ -190,14 +190,12 @@ class Calls:
         if self._positions == "last" and prompt_length == 0:
             return ForwardPass()
         per_row = self._expanded(call.batch)
-        active = None if per_row is None or bool((per_row.alpha != 0).all()) else per_row.alpha != 0
+        active = None if per_row is None else per_row.active
         rows = select(call, self._positions, prompt_length, tokens=self._tokens)
-        row_map, untouched = None, False
+        untouched = False
         if active is not None and rows is not None:
             if rows.batch is None and bool(active.any()):  # a block stays one: its rows with alpha = 0 have no map
                 untouched = True
-                if per_row is None or per_row.language is None:
-                    row_map = rows.per_token(active.int() - 1, call.length)
             else:
                 rows = select(call, self._positions, prompt_length, tokens=self._tokens, active=active)
         if rows is None:
@@ -208,10 +206,8 @@ class Calls:
             arguments["inputs_embeds"] = embeddings.clone()
         if per_row is None:
             return ForwardPass(rows)
-        alpha = rows.per_token(per_row.alpha, call.length)
-        beta = None if per_row.beta is None else rows.per_token(per_row.beta, call.length)
-        language = None if per_row.language is None else rows.per_token(per_row.language, call.length)
-        return ForwardPass(rows, alpha, beta, row_map, language, untouched)
+        picked = per_row.each(lambda per_row: rows.per_token(per_row, call.length))
+        return ForwardPass(rows, picked.alpha, picked.beta, picked.maps, untouched)
 
     def _prompt_length(self, length: int, past: int) -> int:
         control = self.control
@@ -241,9 +237,8 @@ class Calls:
         count = rows.alpha.numel()
         repeats, rest = divmod(batch, count)
         if rest or repeats == 0 or (repeats > 1 and not self.control.generations):
-            name = "alpha has" if rows.language is None else "languages has"
-            raise ValueError(f"{name} {count} values; this forward pass has {batch} rows")
-        return rows if repeats == 1 else rows.repeated(repeats)
+            raise ValueError(f"{rows.name} has {count} values; this forward pass has {batch} rows")
+        return rows if repeats == 1 else rows.each(lambda per_row: per_row.repeat_interleave(repeats))
 
 
 class Entrance:

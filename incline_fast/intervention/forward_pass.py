@@ -35,9 +35,8 @@ class ForwardPass:
     Attributes:
         rows: what is edited, None: nothing.
         alpha, beta: ``[N]``, one per edited row, or None (each site's own number).
-        row_map: int32 ``[N]``, -1 for a row that keeps its bits, else 0; None: 0 for all, or ``language`` says it.
-        language: ``[N]``, the number of each row's language, -1 for a row that keeps its bits; None: there is one
-            alignment.
+        row_maps: per kind of site int32 ``[N]``, the map of each row in the site's stack, -1 for a row that keeps its
+            bits; None: every row has map 0 at every site.
         untouched: whether some of these rows keep their bits.
         stage: see :class:`Stage`.
         entrance: number of the innermost entrance of the model that the pass has come through, see ``entrances``.
@@ -50,16 +49,14 @@ class ForwardPass:
         rows: Rows | None = None,
         alpha: Tensor | None = None,
         beta: Tensor | None = None,
-        row_map: Tensor | None = None,
-        language: Tensor | None = None,
+        row_maps: tuple[Tensor, ...] | None = None,
         untouched: bool = False,
         entrance: int = 0,
     ) -> None:
         self.rows = rows
         self.alpha = alpha
         self.beta = beta
-        self.row_map = row_map
-        self.language = language
+        self.row_maps = row_maps
         self.untouched = untouched
         self.stage = Stage.EDIT
         self.entrance = entrance

@@ -13,13 +13,13 @@ from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
 from typing import Any, Literal, Self, cast, get_args
 
-from torch import nn
+from torch import Tensor, nn
 
 from incline_fast.alignment.alignment import Alignment
 from incline_fast.intervention.clean import clean_forward
 from incline_fast.intervention.entrances import Calls, Entrance, entrances
 from incline_fast.intervention.forward_pass import Control, ForwardPass
-from incline_fast.intervention.mixture import Mixture, RowSettings
+from incline_fast.intervention.mixture import Mixture, RowSettings, SiteStack
 from incline_fast.intervention.positions import Positions
 from incline_fast.intervention.site_edits import InterventionError, Places, Shared, SiteEdit, Taps, backend_for
 from incline_fast.intervention.strength import Alpha, row_alpha, site_alpha
@@ -128,8 +128,7 @@ class Intervention:
             strengths = row_alpha(cast(Alpha, alpha))
             self.alpha = site_alpha(cast(Alpha, alpha), alignment, layers)
             self._forms: str = alignment.form
-            beta = 1 - strengths if strengths is not None and alignment.form == "interpolate" else None
-            self._rows = None if strengths is None else RowSettings(strengths, beta)
+            self._rows = None if strengths is None else RowSettings.of_one_alignment(strengths, alignment.form)
             check = [alignment]
         else:
             if languages is None:
@@ -173,18 +172,30 @@ class Intervention:
         if mixture is None:
             raise ValueError("this intervention has one alignment; languages belong to {language: alignment}")
         known = len(mixture.languages)
-        rows = mixture.rows(languages)
-        if len(mixture.languages) > known:
-            for name in mixture.languages[known:]:
-                mixture.read()[name].check(self.model)
-            missing = [site for site in self._mixed_sites() if site not in self.alpha]
-            if missing:
-                raise ValueError(f"the sites {missing} have maps in these languages alone; name them when entering")
-            for edit in self._edits:
-                edit.take(mixture.stack(edit.index))
+        try:
+            rows = mixture.rows(languages)
+            stacks = self._stacks_with(mixture.languages[known:])
+        except BaseException:
+            del mixture.languages[known:]  # a refused assignment leaves maps and rows as they were
+            raise
+        for edit, stack in zip(self._edits, stacks, strict=False):
+            edit.take(stack)
         self._languages, self._rows = list(languages), rows
         if self._calls is not None:
-            self._calls.rows = rows.to(self._device)
+            self._calls.rows = rows.each(self._to_device)
+
+    def _stacks_with(self, names: Sequence[str]) -> list[SiteStack]:
+        """The stack of each edited site when languages have just been read; none where none has been."""
+        mixture = self._mixture
+        assert mixture is not None
+        if not names:
+            return []
+        for name in names:
+            mixture.read()[name].check(self.model)
+        missing = [site for site in self._mixed_sites() if site not in self.alpha]
+        if missing:
+            raise ValueError(f"the sites {missing} have maps in these languages alone; name them when entering")
+        return [mixture.stack(edit.index) for edit in self._edits]
 
     def _mixed_sites(self) -> list[int]:
         assert self._mixture is not None
@@ -279,6 +290,9 @@ class Intervention:
             raise InterventionError(message)
         error.add_note(message)
 
+    def _to_device(self, per_row: Tensor) -> Tensor:
+        return per_row.to(self._device)
+
     def _sites(self) -> list[Site]:
         return [self._architecture.sites[index] for index in self.layers]
 
@@ -293,7 +307,7 @@ class Intervention:
             architecture,
             Control(),
             self._positions,
-            rows=None if self._rows is None else self._rows.to(self._device),
+            rows=None if self._rows is None else self._rows.each(self._to_device),
             clone_embeddings=0 in self.layers,
             clean=self._mode == "clean",
             after=self._measure if self._watch else None,

@@ -5,8 +5,9 @@ One launch of the op per site edits the whole batch; ``row_map`` names each row'
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -25,13 +26,13 @@ class SiteStack:
     Attributes:
         map: a stack of G maps.
         bias: ``[G, d]``, zeros for a map without one; None if none has one.
-        place: int32, per language its map in the stack, -1 for a language without a map here; one more entry at the
-            end, -1, is for rows without a language.
+        kind: number of this kind of site: those at which the same languages have a map, so that a row uses the same
+            map of the stack at all of them. See :attr:`RowSettings.maps`.
     """
 
     map: AffineMap
     bias: Tensor | None
-    place: Tensor
+    kind: int
 
 
 @dataclass(frozen=True)
@@ -41,24 +42,33 @@ class RowSettings:
     Attributes:
         alpha: strength, 0 for a row that keeps its bits.
         beta: factor of the state itself, None: 1 for all.
-        language: int64 number of the language, -1 for a row that keeps its bits; None: there is one alignment.
+        maps: per kind of site int32, each row's map in the stack, -1 for one that keeps its bits; None: all have map 0.
+        name: the argument of ``intervene`` that has one value per row.
     """
 
     alpha: Tensor
     beta: Tensor | None = None
-    language: Tensor | None = None
+    maps: tuple[Tensor, ...] | None = None
+    name: str = "languages"
 
-    def to(self, device: torch.device) -> RowSettings:
-        """The same on another device."""
-        parts = (self.alpha, self.beta, self.language)
-        return RowSettings(*(None if part is None else part.to(device) for part in parts))  # type: ignore[arg-type]
+    @classmethod
+    def of_one_alignment(cls, alpha: Tensor, form: str) -> RowSettings:
+        """Strengths of one alignment, which has one map per site."""
+        active = alpha != 0
+        maps = None if bool(active.all()) else (active.int() - 1,)
+        return cls(alpha, 1 - alpha if form == "interpolate" else None, maps, "alpha")
 
-    def repeated(self, repeats: int) -> RowSettings:
-        """Every row ``repeats`` times, for beams and several sequences per prompt."""
-        parts = (self.alpha, self.beta, self.language)
-        return RowSettings(
-            *(None if part is None else part.repeat_interleave(repeats) for part in parts)  # type: ignore[arg-type]
-        )
+    @cached_property
+    def active(self) -> Tensor | None:
+        """bool, False for rows that keep their bits; None: there are none. Kept, because every pass asks."""
+        active = self.alpha != 0
+        return None if bool(active.all()) else active
+
+    def each(self, function: Callable[[Tensor], Tensor]) -> RowSettings:
+        """The same with ``function`` applied to every tensor, for other rows or another device."""
+        beta = None if self.beta is None else function(self.beta)
+        maps = None if self.maps is None else tuple(map(function, self.maps))
+        return RowSettings(function(self.alpha), beta, maps, self.name)
 
 
 class Mixture:
@@ -103,9 +113,19 @@ class Mixture:
         rest = torch.where(torch.tensor(blended, device="cpu"), 1 - alpha, torch.ones_like(alpha))
         # By all languages read so far, not by these rows: code compiled with a beta also runs batches without one.
         beta = rest if any(self._alignments[name].form == "interpolate" for name in self.languages) else None
-        edited = zip(languages, chosen, strict=True)
-        number_of = [self.languages.index(name) if name is not None and strength else -1 for name, strength in edited]
-        return RowSettings(alpha, beta, torch.tensor(number_of, device="cpu"))
+        edited = [name if strength else None for name, strength in zip(languages, chosen, strict=True)]
+        maps = []
+        for kind in self._kinds():
+            places = [kind.index(name) if name in kind else -1 for name in edited]
+            maps.append(torch.tensor(places, dtype=torch.int32, device="cpu"))
+        return RowSettings(alpha, beta, tuple(maps))
+
+    def _kinds(self) -> list[tuple[str, ...]]:
+        """For each kind of site the languages that have a map there, in the order of the stack."""
+        return list(dict.fromkeys(self._here(site) for site in self.sites()))
+
+    def _here(self, site: int) -> tuple[str, ...]:
+        return tuple(name for name, one in self.read().items() if site in one.maps)
 
     def _strength(self, name: str, row: int) -> float:
         if self._row_alpha is not None:
@@ -130,17 +150,16 @@ class Mixture:
         Maps of one form, rank and dtype stay as they are; factors of different ranks are filled up with zeros; factors
         beside dense maps, and int8 beside floats, are multiplied out.
         """
-        here = {name: one for name, one in self.read().items() if site in one.maps}
-        place = torch.full((len(self.languages) + 1,), -1, dtype=torch.int32, device="cpu")
-        for index, name in enumerate(here):
-            place[self.languages.index(name)] = index
-        map = AffineMap.stack(_alike([one.maps[site] for one in here.values()]))
-        biases = [one.bias.get(site) for one in here.values()]
+        here = self._here(site)
+        kind = self._kinds().index(here)
+        read = [self._alignments[name] for name in here]
+        map = AffineMap.stack(_alike([one.maps[site] for one in read]))
+        biases = [one.bias.get(site) for one in read]
         if all(bias is None for bias in biases):
-            return SiteStack(map, None, place)
+            return SiteStack(map, None, kind)
         dtype = torch.float64 if any(b is not None and b.dtype is torch.float64 for b in biases) else torch.float32
         none = torch.zeros(map.hidden_size, dtype=dtype, device="cpu")
-        return SiteStack(map, torch.stack([none if bias is None else bias.to("cpu", dtype) for bias in biases]), place)
+        return SiteStack(map, torch.stack([none if bias is None else bias.to("cpu", dtype) for bias in biases]), kind)
 
 
 def _alike(maps: Sequence[AffineMap]) -> list[AffineMap]:

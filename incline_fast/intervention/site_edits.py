@@ -18,6 +18,7 @@ from torch.nn.modules.module import _has_any_global_hook
 
 from incline_fast.intervention.forward_pass import Control, ForwardPass, Stage
 from incline_fast.intervention.mixture import SiteStack
+from incline_fast.intervention.positions import Rows
 from incline_fast.maps import AffineMap
 from incline_fast.models.sites import (
     Site,
@@ -61,7 +62,7 @@ class SiteEdit:
         alpha, beta: of this site, where the pass has none per row.
         control: what the thread that calls is doing.
         watch: whether states are measured before and after.
-        place: int32, per language its map in the stack, and behind them -1 for no language; None: there is one map.
+        kind: which of a pass's ``row_maps`` says what is done with each row here.
     """
 
     def __init__(
@@ -83,14 +84,14 @@ class SiteEdit:
         self.beta = beta
         self.control = control
         self.watch = watch
-        self.place: Tensor | None = None
+        self.kind = 0
         self._source = (map, bias)
         self._shared = shared
         self._fit(map.device, map.dtype is torch.float64)
 
     def take(self, stack: SiteStack) -> None:
         """Edit with a stack of maps from now on, each row with that of its language."""
-        self._source, self.place = (stack.map, stack.bias), stack.place
+        self._source, self.kind = (stack.map, stack.bias), stack.kind
         self._fit(self._device, self._double)
         if self._device.type == "cpu":
             # A new stack has no layout yet. Code compiled without one would be compiled again once there is one.
@@ -102,12 +103,12 @@ class SiteEdit:
         dtype = torch.float64 if double else torch.float32 if map.dtype is torch.float64 else None
         self.map = map.to(dtype, device)
         self.bias = None if bias is None else bias.to(device)
-        self.place = None if self.place is None else self.place.to(device)
         wide = torch.float64 if double else torch.float32
-        self._unit = self._shared.ones(map.hidden_size, wide, device)
+        self._no_norm = (self._shared.ones(map.hidden_size, wide, device),)
         # Tensors, because compiled code treats a Python number as a constant and compiles again for another value.
         self._numbers = torch.tensor([self.alpha, self.beta], dtype=wide, device=device)
         self._device, self._double = device, double
+        self._backend = backend_for(device, wide)
 
     def pending(self, hidden: Tensor) -> ForwardPass | None:
         """The pass that edits or records rows of ``hidden`` now.
@@ -138,18 +139,26 @@ class SiteEdit:
             return
         rows = running.rows
         assert rows is not None
-        if running.stage is Stage.RECORD:
+        if running.stage is Stage.EDIT:
+            state = rows.take(hidden)
+            self._transform(running, state, RMS_NORM, self._no_norm, 0.0, 0.0)
+            if rows.batch is not None:  # pairs are a copy; a block was edited where it is
+                rows.put(hidden, state)
+        elif running.stage is Stage.RECORD:
             running.states[self.index] = rows.take(hidden).clone()
-            return
-        state = running.states.pop(self.index) if running.stage is Stage.SET else rows.take(hidden)
-        self._transform(running, state, RMS_NORM, (self._unit,), 0.0, 0.0)
+        else:
+            self._set(running, rows, hidden)
+
+    def _set(self, running: ForwardPass, rows: Rows, hidden: Tensor) -> None:
+        """Put the edited value of the remembered state in the place of the rows."""
+        state = running.states.pop(self.index)
+        self._transform(running, state, RMS_NORM, self._no_norm, 0.0, 0.0)
         row_map = self._row_map(running)
-        if running.stage is Stage.SET and row_map is not None:
+        if row_map is not None:
             # A row whose language has no map here is not set to the state of the unedited run.
             absent = (row_map < 0).view(*state.shape[:-1], 1)
             state = torch.where(absent, rows.take(hidden), state)
-        if running.stage is Stage.SET or rows.batch is not None:
-            rows.put(hidden, state)
+        rows.put(hidden, state)
 
     def edited(self, hidden: Tensor) -> Tensor:
         """``hidden`` with its rows edited, for a state that no norm reads; ``hidden`` itself where nothing is edited.
@@ -189,7 +198,7 @@ class SiteEdit:
             or running.rows.batch is not None
             or running.untouched
             # So that the same compiled code runs batches with and without rows that keep their bits.
-            or (running.language is not None and torch.compiler.is_compiling())
+            or (running.row_maps is not None and torch.compiler.is_compiling())
             or running.rows.top is not None
             or running.rows.bottom is not None
             or not _is_bare(norm)
@@ -200,7 +209,7 @@ class SiteEdit:
         site = self.site
         weight = getattr(norm, "weight", None)
         if weight is None:
-            weight = self._unit
+            (weight,) = self._no_norm
         elif weight.device != hidden.device:  # offloaded
             self.edit(hidden)
             return None
@@ -223,38 +232,40 @@ class SiteEdit:
         if state.device != self._device or double is not self._double:
             self._fit(state.device, double)
         alpha, beta = self._strengths(running, state)
-        before = torch.linalg.vector_norm(state, dim=-1, dtype=torch.float32) if self.watch else None
-        backend = backend_for(self._device, state.dtype)
         row_map = self._row_map(running)
+        before = torch.linalg.vector_norm(state, dim=-1, dtype=torch.float32) if self.watch else None
         normed = op.in_place(
-            state, vectors, self.map, None, self.bias, alpha, beta, row_map, eps, weight_offset, backend
+            state, vectors, self.map, None, self.bias, alpha, beta, row_map, eps, weight_offset, self._backend
         )
         if before is not None:
-            after = torch.linalg.vector_norm(state, dim=-1, dtype=torch.float32)
-            growth = after / before.clamp_min(torch.finfo(torch.float32).tiny)
-            peak, growth = state.abs().amax(-1).flatten(), growth.flatten()
-            if row_map is not None:  # rows that were not edited are not measured
-                untouched = row_map < 0
-                peak, growth = peak.masked_fill(untouched, 0), growth.masked_fill(untouched, 0)
-            running.measures[self.index] = peak, growth
+            running.measures[self.index] = _measures(state, before, row_map)
         return normed
 
     def _row_map(self, running: ForwardPass) -> Tensor | None:
         """int32, for each row its map in the stack, -1: none; None where every row has map 0."""
-        if self.place is not None and running.language is not None:
-            return self.place[running.language.to(self._device)]
-        return None if running.row_map is None else running.row_map.to(self._device)
+        return None if running.row_maps is None else running.row_maps[self.kind].to(self._device)
 
     def _strengths(self, running: ForwardPass, state: Tensor) -> tuple[PerRow, PerRow]:
         alpha, beta = running.alpha, running.beta
         if alpha is not None:
-            alpha = alpha.to(state.device)
-            return alpha, 1.0 if beta is None else beta.to(state.device)
+            alpha = alpha.to(self._device)
+            return alpha, 1.0 if beta is None else beta.to(self._device)
         if torch.compiler.is_compiling():
             rows = state.shape[:-1].numel()
             numbers = self._numbers.unsqueeze(1).expand(2, rows)
             return numbers[0], numbers[1]
         return self.alpha, self.beta
+
+
+def _measures(state: Tensor, before: Tensor, row_map: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Of each edited row its largest magnitude, and its norm over the norm ``before``."""
+    after = torch.linalg.vector_norm(state, dim=-1, dtype=torch.float32)
+    growth = (after / before.clamp_min(torch.finfo(torch.float32).tiny)).flatten()
+    peak = state.abs().amax(-1).flatten()
+    if row_map is None:
+        return peak, growth
+    untouched = row_map < 0  # rows that were not edited are not measured
+    return peak.masked_fill(untouched, 0), growth.masked_fill(untouched, 0)
 
 
 def backend_for(device: torch.device, dtype: torch.dtype = torch.float32) -> str:

@@ -98,6 +98,45 @@ def test_languages_change_without_entering_again():
             assert torch.equal(with_others, torch.cat(expected))
 
 
+def test_languages_that_were_refused_leave_no_trace():
+    """A language with maps at more sites would be another kind of site, and shift the numbers of the others."""
+    model, inputs = tiny("llama"), prompts((5, 5, 5))
+    wide = {"sw": ALIGNMENTS["sw"], "fr": ALIGNMENTS["fr"], "de": ALIGNMENTS["de"]}
+    two_sites = {name: Alignment.from_maps({site: one.maps[site] for site in (1, 3)}) for name, one in wide.items()}
+    given = {**two_sites, "fr": wide["fr"]}
+    with intervene(model, given, alpha=0.5, languages=["sw", "de", "sw"]) as run:
+        expected = model(**inputs).logits
+        for _ in range(2):
+            with pytest.raises(ValueError, match="have maps in these languages alone"):
+                run.languages = ["fr", "de", "sw"]
+        assert run.languages == ["sw", "de", "sw"]
+        assert torch.equal(model(**inputs).logits, expected)
+        run.languages = ["sw", "de", "sw"]
+        assert torch.equal(model(**inputs).logits, expected)
+    refused = intervene(model, given, alpha=0.5, languages=["sw", "de", "sw"])
+    with pytest.raises(ValueError, match="have maps in these languages alone"):
+        refused.languages = ["fr", "de", "sw"]
+    with refused:
+        assert torch.equal(model(**inputs).logits, expected)
+
+
+def test_sites_at_which_other_languages_have_maps():
+    """Three kinds of site in one pass, each with its own numbers of the same rows' maps."""
+    model, inputs = tiny("llama"), prompts((6, 4, 5), side="right")
+    parts = {"fr": (0, 1, 3), "sw": (1, 2), "tr": (0, 2, 3)}
+    given = {
+        name: Alignment.from_maps({site: random_maps(seed)[site] for site in sites})
+        for seed, (name, sites) in enumerate(parts.items())
+    }
+    with intervene(model, given, alpha=0.5, languages=["tr", "fr", "sw"]):
+        together = model(**inputs).logits
+    for row, name in enumerate(("tr", "fr", "sw")):
+        with intervene(model, given[name], alpha=0.5):
+            expected = model(**alone(inputs, row)).logits[0, -1]
+        last = int(inputs["attention_mask"][row].sum()) - 1
+        torch.testing.assert_close(together[row, last], expected, **CLOSE)
+
+
 def test_beams_and_several_sequences_repeat_rows():
     model, inputs = tiny("llama"), prompts((6, 5))
     settings = {"num_beams": 3, "num_return_sequences": 2}

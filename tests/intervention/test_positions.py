@@ -63,6 +63,20 @@ def test_selection_is_the_definition(case, positions, past):
     assert pairs(rows, call) == expected
 
 
+@settings(max_examples=200, deadline=None)
+@given(case=passes(), past=st.sampled_from([0, 4]))
+def test_the_last_column_without_a_mask_is_the_definition(case, past):
+    """Token 0 pads, without a mask: what one look at the last column decides, and what it leaves to the long way."""
+    _, ids, _, _ = case
+    call = Call(len(ids), len(ids[0]), past, None, torch.tensor(ids))
+    mask = []
+    for row in ids:
+        text = [column for column, token in enumerate(row) if token != 0]
+        mask.append([int(bool(text) and text[0] <= column <= text[-1]) for column in range(len(row))])
+    expected = by_loops(mask, ids, past, "last", len(ids[0]), [True] * len(ids))
+    assert pairs(select(call, "last", len(ids[0]), tokens=SpecialTokens((BOS,), (0,))), call) == expected
+
+
 @pytest.mark.parametrize("positions", ["last", "generated"])
 def test_prompts_without_right_padding_are_a_column(positions):
     call = call_of([[1, 1, 1], [0, 0, 1]])
