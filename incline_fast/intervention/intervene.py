@@ -23,6 +23,7 @@ from incline_fast.intervention.mixture import Mixture, RowSettings, SiteStack
 from incline_fast.intervention.positions import Positions
 from incline_fast.intervention.site_edits import InterventionError, Places, Shared, SiteEdit, Taps, backend_for
 from incline_fast.intervention.strength import Alpha, row_alpha, site_alpha
+from incline_fast.maps import AffineMap
 from incline_fast.models.active import ACTIVE
 from incline_fast.models.architectures import Site, describe
 from incline_fast.models.block_parts import SiteKind
@@ -313,9 +314,14 @@ class Intervention:
             after=self._measure if self._watch else None,
         )
         self._calls = calls
-        shared = Shared()
-        for site in self._sites():
-            edit = self._edit(site, calls.control, shared)
+        sites = self._sites()
+        strengths = [self._strengths(site.index) for site in sites]
+        shared = Shared(strengths)
+        for position, site in enumerate(sites):
+            map, bias, stack = self._map_of(site.index)
+            edit = SiteEdit(site, map, bias, strengths[position], position, calls.control, shared, self._watch)
+            if stack is not None:
+                edit.take(stack)
             self._edits.append(edit)
             # A block that was compiled on its own is called through its wrapper.
             module: Any = site.owner._modules[site.name]
@@ -328,17 +334,18 @@ class Intervention:
             if module is architecture.backbone and self._mode == "clean":
                 entrance.clean = clean_forward(entrance)
 
-    def _edit(self, site: Site, control: Control, shared: Shared) -> SiteEdit:
-        if self._mixture is not None:
-            stack = self._mixture.stack(site.index)
-            edit = SiteEdit(site, stack.map, stack.bias, 1.0, 1.0, control, shared, self._watch)
-            edit.take(stack)
-            return edit
-        alpha = self.alpha[site.index]
-        value = 1.0 if alpha is None else alpha
-        beta = 1.0 - value if self._alignment.form == "interpolate" else 1.0
-        map, bias = self._alignment.maps[site.index], self._alignment.bias.get(site.index)
-        return SiteEdit(site, map, bias, value, beta, control, shared, self._watch)
+    def _strengths(self, site: int) -> tuple[float, float]:
+        """Alpha and beta of a site, 1 where each row has its own."""
+        value = self.alpha[site]
+        if value is None:
+            return 1.0, 1.0
+        return value, 1.0 - value if self._alignment.form == "interpolate" else 1.0
+
+    def _map_of(self, site: int) -> tuple[AffineMap, Tensor | None, SiteStack | None]:
+        if self._mixture is None:
+            return self._alignment.maps[site], self._alignment.bias.get(site), None
+        stack = self._mixture.stack(site)
+        return stack.map, stack.bias, stack
 
     def _map(self, site: Site) -> str:
         if self._mixture is None:

@@ -14,7 +14,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from incline_fast.models.architectures import Architecture, text_config
+from incline_fast.models.architectures import Architecture
 from incline_fast.text.prompts import leading_bos
 
 __all__ = ["Call", "Positions", "Rows", "SpecialTokens", "read_call", "rows_where", "select"]
@@ -100,7 +100,8 @@ class SpecialTokens:
     def of(cls, architecture: Architecture) -> SpecialTokens:
         """Those of a model, from its configuration and its generation config."""
         model = architecture.model
-        configs = (text_config(model), getattr(model, "config", None), getattr(model, "generation_config", None))
+        known = (architecture.config, getattr(model, "config", None), getattr(model, "generation_config", None))
+        configs = {id(config): config for config in known}.values()
 
         def ids(name: str) -> tuple[int, ...]:
             found: set[int] = set()

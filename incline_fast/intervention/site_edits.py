@@ -8,9 +8,9 @@ before (or after) the module runs, so that its parameters, hooks, submodules and
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import lru_cache
-from typing import Any, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 import torch
 from torch import Tensor, nn
@@ -40,17 +40,41 @@ class InterventionError(RuntimeError):
 
 
 class Shared:
-    """Tensors that the sites of one intervention share."""
+    """Tensors that the sites of one intervention share.
 
-    def __init__(self) -> None:
-        self._ones: dict[tuple[int, torch.dtype, torch.device], Tensor] = {}
+    Args:
+        strengths: (alpha, beta) of each site, by its position among the edited ones.
+    """
 
-    def ones(self, hidden_size: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-        """The weight of a norm that has none."""
+    def __init__(self, strengths: Sequence[tuple[float, float]]) -> None:
+        self._strengths = strengths
+        self._made: dict[tuple[int, torch.dtype, torch.device], _Placed] = {}
+
+    def at(self, hidden_size: int, dtype: torch.dtype, device: torch.device) -> _Placed:
+        """What sites use whose states are on ``device`` and summed in ``dtype``."""
         key = (hidden_size, dtype, device)
-        if key not in self._ones:
-            self._ones[key] = torch.ones(hidden_size, dtype=dtype, device=device)
-        return self._ones[key]
+        found = self._made.get(key)
+        if found is None:
+            found = self._made[key] = _Placed(
+                torch.ones(hidden_size, dtype=dtype, device=device),
+                torch.tensor(self._strengths, dtype=dtype, device=device).unbind(),
+                backend_for(device, dtype),
+            )
+        return found
+
+
+class _Placed(NamedTuple):
+    """What sites share that have their states on the same device and sums in the same dtype.
+
+    Attributes:
+        ones: the weight of a norm that has none.
+        numbers: per site a tensor ``[2]``, alpha and beta; one tensor is made for all of them.
+        backend: which kernels edit.
+    """
+
+    ones: Tensor
+    numbers: tuple[Tensor, ...]
+    backend: str
 
 
 class SiteEdit:
@@ -70,8 +94,8 @@ class SiteEdit:
         site: Site,
         map: AffineMap,
         bias: Tensor | None,
-        alpha: float,
-        beta: float,
+        strengths: tuple[float, float],
+        position: int,
         control: Control,
         shared: Shared,
         watch: bool,
@@ -80,8 +104,8 @@ class SiteEdit:
         self.index = site.index
         self.map = map
         self.bias = bias
-        self.alpha = alpha
-        self.beta = beta
+        self.alpha, self.beta = strengths
+        self._position = position
         self.control = control
         self.watch = watch
         self.kind = 0
@@ -100,15 +124,16 @@ class SiteEdit:
     def _fit(self, device: torch.device, double: bool) -> None:
         """Bring the map to where the states are; a model may be moved or converted while it is edited."""
         map, bias = self._source
-        dtype = torch.float64 if double else torch.float32 if map.dtype is torch.float64 else None
-        self.map = map.to(dtype, device)
-        self.bias = None if bias is None else bias.to(device)
         wide = torch.float64 if double else torch.float32
-        self._no_norm = (self._shared.ones(map.hidden_size, wide, device),)
-        # Tensors, because compiled code treats a Python number as a constant and compiles again for another value.
-        self._numbers = torch.tensor([self.alpha, self.beta], dtype=wide, device=device)
+        if double or map.dtype is torch.float64:
+            map = map.to(wide)
+        self.map = map if map.device == device else map.to(device=device)
+        self.bias = None if bias is None else bias.to(device)
+        shared = self._shared.at(map.hidden_size, wide, device)
+        self._no_norm, self._backend = (shared.ones,), shared.backend
+        # A tensor, because compiled code treats a Python number as a constant and compiles again for another value.
+        self._numbers = shared.numbers[self._position]
         self._device, self._double = device, double
-        self._backend = backend_for(device, wide)
 
     def pending(self, hidden: Tensor) -> ForwardPass | None:
         """The pass that edits or records rows of ``hidden`` now.

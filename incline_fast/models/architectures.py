@@ -145,6 +145,7 @@ def from_table(model: nn.Module) -> Architecture | None:
 def from_probe(model: nn.Module) -> Architecture:
     """The sites that :func:`~incline_fast.models.probe.probe` finds; raises what it raises."""
     found = probe(model)
+    config = text_config(model)
     sites = tuple(_probed_site(model, index, found) for index in range(len(found.sites)))
     return Architecture(
         _model_type(model),
@@ -153,7 +154,8 @@ def from_probe(model: nn.Module) -> Architecture:
         tuple(unwrap(block) for block in cast(nn.ModuleList, model.get_submodule(found.blocks))),
         sites,
         found.hidden_size,
-        _bos_token_ids(model),
+        config,
+        _bos_token_ids(model, config),
         "probe",
         found.note,
     )
@@ -175,8 +177,8 @@ def _model_type(model: nn.Module) -> str:
     return str(config.model_type)
 
 
-def _bos_token_ids(model: nn.Module) -> tuple[int, ...]:
-    configs = (text_config(model), getattr(model, "generation_config", None))
+def _bos_token_ids(model: nn.Module, config: Any) -> tuple[int, ...]:
+    configs = (config, getattr(model, "generation_config", None))
     found: set[int] = set()
     for config in configs:
         ids = getattr(config, "bos_token_id", None)
@@ -190,7 +192,7 @@ class _SitesByTable:
     def __init__(self, row: NormRow, model: nn.Module) -> None:
         self._row = row
         self._model = model
-        config = text_config(model)
+        self._config = config = text_config(model)
         self._num_layers, self._hidden_size = int(config.num_hidden_layers), int(config.hidden_size)
         self._pre_norm = row.norm is not None and row.pre_norm(config)
 
@@ -217,7 +219,8 @@ class _SitesByTable:
             tuple(modules),
             known,
             self._hidden_size,
-            _bos_token_ids(self._model),
+            self._config,
+            _bos_token_ids(self._model, self._config),
         )
 
     def _block_site(self, index: int, block: nn.Module, blocks: nn.ModuleList, prefix: str) -> Site | None:

@@ -5,13 +5,13 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
-from incline_fast.models.architectures import Architecture, describe, text_config
+from incline_fast.models.architectures import Architecture, describe
 from incline_fast.models.errors import UnsupportedModelError
 from incline_fast.models.wrappers import has_part_of_weights, plain_model, raw_bytes
 
@@ -56,10 +56,10 @@ def identify(model: nn.Module) -> ModelIdentity:
 
 def identity_of(architecture: Architecture) -> ModelIdentity:
     """:func:`identify` for a model that has been described."""
-    config = text_config(architecture.model)
-    identity = identify_config(config, str(getattr(config, "_name_or_path", "") or ""))
-    # Some models pass on states that are wider than their hidden_size.
-    return replace(identity, num_layers=architecture.num_layers, hidden_size=architecture.hidden_size)
+    config = architecture.config
+    name = _model_id(str(getattr(config, "_name_or_path", "") or ""))
+    # Not the sizes of the config: some models pass on states that are wider than their hidden_size.
+    return ModelIdentity(name, config_hash(config), architecture.num_layers, architecture.hidden_size)
 
 
 def identify_config(config: Any, name: str) -> ModelIdentity:

@@ -38,9 +38,9 @@ NormKind = Literal["rms", "layer"]
 Tap = Literal["norm", "block_input", "block_output", "module_output"]
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False, slots=True)
 class Site:
-    """One place where the residual stream can be read or edited.
+    """One place where the residual stream can be read or edited; not frozen, which would be a third of entering.
 
     Attributes:
         index: l, from 0 (embedding output) to L (output of the last block).
@@ -114,6 +114,7 @@ class Architecture:
         blocks: its L blocks in order.
         sites: ``L + 1`` sites in order.
         hidden_size: d.
+        config: of the text decoder; asking the model for it takes longer than everything else that is read from it.
         bos_token_ids: tokens that mark the beginning of a text.
         found_by: ``"table"`` of known architectures, or ``"probe"``.
         note: why some sites are not norms although the blocks have norms; empty if there is nothing to say.
@@ -125,6 +126,7 @@ class Architecture:
     blocks: tuple[nn.Module, ...]
     sites: tuple[Site, ...]
     hidden_size: int
+    config: Any
     bos_token_ids: tuple[int, ...]
     found_by: Literal["table", "probe"] = "table"
     note: str = field(default="")

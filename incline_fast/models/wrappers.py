@@ -8,6 +8,7 @@ from __future__ import annotations
 import io
 import sys
 from collections.abc import Iterable, Iterator, Mapping
+from functools import cache
 from itertools import chain
 from numbers import Number
 from typing import Any
@@ -43,9 +44,16 @@ _EPSILONS = ("variance_epsilon", "eps", "epsilon", "norm_eps")
 
 def unwrap(module: nn.Module) -> nn.Module:
     """The module inside the wrapper that ``torch.compile(module)`` returns; other modules as they are."""
-    while isinstance(module, torch._dynamo.eval_frame.OptimizedModule):
+    wrapper = _compilation_wrapper()
+    while isinstance(module, wrapper):
         module = module._orig_mod
     return module
+
+
+@cache
+def _compilation_wrapper() -> type[Any]:
+    # Looked up at the first use, because it imports the compiler; and once, because unwrap runs for every site.
+    return torch._dynamo.eval_frame.OptimizedModule
 
 
 def plain_model(model: Any) -> nn.Module:
@@ -210,7 +218,7 @@ def weight_offset(norm: nn.Module, usual: float) -> float:
     """What a norm adds to its weight: its attribute ``offset``, as Liger's norms have it, otherwise ``usual``."""
     # Not by Module.__getattr__, which builds an error message for every name that is missing.
     said = vars(norm).get("offset", getattr(type(norm), "offset", None))
-    return float(said) if isinstance(said, int | float) else usual
+    return float(said) if isinstance(said, (int, float)) else usual
 
 
 def raw_bytes(value: Any, samples: int) -> Iterator[bytes]:
