@@ -59,7 +59,8 @@ def test_selection_is_the_definition(case, positions, past):
     expected = set()
     if positions != "last" or prompt_length:
         expected = by_loops(mask, ids, past, positions, prompt_length, active)
-    rows = select(call, positions, prompt_length, tokens=SpecialTokens((BOS,)), active=torch.tensor(active))
+    chosen = None if all(active) else torch.tensor(active)
+    rows = select(call, positions, prompt_length, tokens=SpecialTokens((BOS,)), active=chosen)
     assert pairs(rows, call) == expected
 
 
@@ -75,6 +76,11 @@ def test_the_last_column_without_a_mask_is_the_definition(case, past):
         mask.append([int(bool(text) and text[0] <= column <= text[-1]) for column in range(len(row))])
     expected = by_loops(mask, ids, past, "last", len(ids[0]), [True] * len(ids))
     assert pairs(select(call, "last", len(ids[0]), tokens=SpecialTokens((BOS,), (0,))), call) == expected
+
+
+def test_one_row_that_ends_before_the_last_column_sends_all_the_long_way():
+    call = call_of([[1, 1, 1], [1, 1, 0]])
+    assert pairs(select(call, "last", 3, tokens=SpecialTokens((BOS,))), call) == {(0, 2), (1, 1)}
 
 
 @pytest.mark.parametrize("positions", ["last", "generated"])
