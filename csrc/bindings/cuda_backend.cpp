@@ -18,9 +18,9 @@ using torch::headeronly::ScalarType;
 // and has more products in a row; above kMaxRows rows they read the map again.
 constexpr std::int64_t kGemmRows = 8;
 
-// Whether torch's GEMM should multiply instead of the decode kernels, as is faster above kGemmRows rows. It rounds to the type of its operands, so all of them must have the
-// type of the residual stream: otherwise more would be lost than in an unfused layer. And it takes one map for all
-// rows.
+// Whether torch's GEMM should multiply instead of the decode kernels, as is faster above kGemmRows rows. It rounds to
+// the type of its operands, so all of them must have the type of the residual stream: otherwise more would be lost than
+// in an unfused layer. And it takes one map for all rows.
 bool takes_gemm(const AffineNorm& op) {
   return !cuda::batch_invariant && op.num_rows > kGemmRows && op.num_maps == 1 && op.up.dtype == op.x.dtype &&
          op.x.dtype == op.edited.dtype;
