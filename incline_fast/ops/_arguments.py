@@ -35,7 +35,7 @@ DECODE_TOKENS = 64
 Above it, torch's product is faster than weights that are read again for every tile of tokens."""
 GEMM_TOKENS = 8
 """With more tokens than one tile of the tensor cores holds, the CUDA kernels leave the product with a single map to
-torch where all operands have one dtype (kGemmRows in csrc/bindings): by the model of docs/gpu_time.md the faster way."""
+torch where all operands have one dtype (kGemmRows in csrc/bindings): by docs/gpu_time.md the faster way."""
 
 
 class Inputs(NamedTuple):
