@@ -84,7 +84,7 @@ def variants() -> Iterator[Variant]:
         for kind in KINDS:
             yield from decode_variants(kind, low_rank)
     pointers = dict.fromkeys(("x", "residual", "weight", "norm_bias", "y", "edited", "bias"), "*bf16")
-    pointers |= {"image": "*fp32", "row_map": "*i32"}
+    pointers |= {"mapped": "*fp32", "row_map": "*i32"}
     for resident in (True, False):
         constants = {"CENTRE": True, "BLOCK_D": 4096, "RESIDENT": resident}
         name = f"epilogue, bf16 + bf16, {'d = 4096' if resident else 'd > 4096'}"
@@ -103,7 +103,7 @@ def decode_variants(kind: str, low_rank: bool) -> Iterator[Variant]:
     outer, inner = operand(value, DTYPES[weights]), operand(torch.float32, DTYPES[weights])
     depth = block_depth(outer, inner if low_rank else outer)
     pointers = dict.fromkeys(("x", "weight", "y", "edited", "bias"), activations) | {"up": weights}
-    pointers |= {"z": "*fp32", "image": "*fp32", "counters": "*i32", "row_map": "*i32", "row_alpha": "*fp32"}
+    pointers |= {"z": "*fp32", "mapped": "*fp32", "counters": "*i32", "row_map": "*i32", "row_alpha": "*fp32"}
     pointers |= {"residual": activations} if residual else {}
     pointers |= {"down": weights} if low_rank else {}
     if weights == "*i8":

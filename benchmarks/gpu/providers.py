@@ -211,7 +211,7 @@ def _matrix_vector_alone(data: DeviceData) -> Run:
     return run
 
 
-def _check_image(data: DeviceData, results: Results) -> float:
+def _check_mapped(data: DeviceData, results: Results) -> float:
     return largest_error(results, (data.mapped(),), data.problem)
 
 
@@ -252,7 +252,7 @@ GPU_PROVIDERS: dict[str, GpuProvider] = {
     "empty kernel": GpuProvider(_empty, check=lambda data, results: 0.0, kind="part"),
     "read alone": GpuProvider(_read, _read_unfit, _check_read, "part"),
     "product alone": GpuProvider(_product, check=_check_product, kind="part"),
-    "mv alone": GpuProvider(_matrix_vector_alone, _one_token, _check_image, "part"),
+    "mv alone": GpuProvider(_matrix_vector_alone, _one_token, _check_mapped, "part"),
     "norm alone": GpuProvider(_norm_alone, kind="part"),
 }
 """All providers by name."""

@@ -1,6 +1,6 @@
 // One source for nvcc and for the emulator of the test suite: a kernel is launched with LAUNCH and nothing else.
 //
-//   LAUNCH((kernel<T, 256>), grid, block, dynamic_bytes, stream, arguments...)
+//   LAUNCH((kernel<T, 256>), grid, block, dynamic_bytes, cuda_stream, arguments...)
 //   DYNAMIC_SHARED(float, name);   in a kernel: its dynamic shared memory
 //
 // Under INCLINE_FAST_EMULATED, kernels are ordinary functions that g++ compiles and fibers execute.
@@ -13,8 +13,8 @@
 #include <cuda_fp16.h>
 #include <cuda_runtime.h>
 
-#define LAUNCH(kernel, grid, block, dynamic_bytes, stream, ...) \
-  kernel<<<(grid), (block), (dynamic_bytes), (stream)>>>(__VA_ARGS__)
+#define LAUNCH(kernel, grid, block, dynamic_bytes, cuda_stream, ...) \
+  kernel<<<(grid), (block), (dynamic_bytes), (cuda_stream)>>>(__VA_ARGS__)
 
 #define DYNAMIC_SHARED(T, name)                                         \
   extern __shared__ __align__(16) unsigned char dynamic_shared_bytes[]; \

@@ -13,7 +13,7 @@ from typing import Any
 
 from torch import Tensor
 
-from incline_fast.intervention.positions import Rows
+from incline_fast.intervention.positions import EditedTokens
 
 __all__ = ["AtWork", "Control", "ForwardPass", "Generation", "Stage"]
 
@@ -46,7 +46,7 @@ class ForwardPass:
 
     def __init__(
         self,
-        rows: Rows | None = None,
+        rows: EditedTokens | None = None,
         alpha: Tensor | None = None,
         beta: Tensor | None = None,
         row_maps: tuple[Tensor, ...] | None = None,

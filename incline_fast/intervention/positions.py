@@ -17,7 +17,7 @@ from torch import Tensor
 from incline_fast.models.architectures import Architecture
 from incline_fast.text.prompts import leading_bos
 
-__all__ = ["Call", "Positions", "Rows", "SpecialTokens", "read_call", "rows_where", "select"]
+__all__ = ["Call", "EditedTokens", "Positions", "SpecialTokens", "read_call", "rows_where", "select"]
 
 Positions = Literal["last", "generated", "all"]
 
@@ -27,7 +27,7 @@ _CACHES = ("past_key_values", "cache_params", "state")
 
 
 @dataclass(frozen=True)
-class Rows:
+class EditedTokens:
     """Tokens of states ``[B, T, d]``: a block of rows and columns, or single (row, column) pairs.
 
     The last column is the common case (decode steps, prompts without right padding). A block is a view, so an in-place
@@ -60,11 +60,11 @@ class Rows:
         else:
             self.take(states).copy_(values)
 
-    def as_only_column(self) -> Rows:
+    def as_only_column(self) -> EditedTokens:
         """These rows of states that were cut down to their last column."""
         if self.time is not None:
-            return Rows(self.batch, torch.zeros_like(self.time))
-        return Rows(top=self.top, bottom=self.bottom)
+            return EditedTokens(self.batch, torch.zeros_like(self.time))
+        return EditedTokens(top=self.top, bottom=self.bottom)
 
     def per_token(self, per_row: Tensor, length: int) -> Tensor:
         """For each of these tokens the entry of a tensor ``[B]`` that belongs to its row, in states of ``length``."""
@@ -85,7 +85,7 @@ class Rows:
         return (self.top or 0) + index if self.batch is None else int(self.batch[index])
 
 
-_LAST_COLUMN = Rows()
+_LAST_COLUMN = EditedTokens()
 
 
 @dataclass(frozen=True)
@@ -269,7 +269,7 @@ def select(
     *,
     tokens: SpecialTokens | None = None,
     active: Tensor | None = None,
-) -> Rows | None:
+) -> EditedTokens | None:
     """The rows to edit, None if there are none.
 
     Args:
@@ -316,7 +316,7 @@ def _ends_in_text(call: Call, tokens: SpecialTokens) -> bool:
     return ids is None or not special or special.isdisjoint(ids[:, -1].tolist())
 
 
-def rows_where(chosen: Tensor) -> Rows | None:
+def rows_where(chosen: Tensor) -> EditedTokens | None:
     """The chosen tokens ``[B, T]`` as a block where they are one, otherwise as pairs; None: no token."""
     batch, time = chosen.nonzero(as_tuple=True)
     count = batch.numel()
@@ -326,9 +326,9 @@ def rows_where(chosen: Tensor) -> Rows | None:
     bounds = torch.stack([batch.amin(), batch.amax() + 1, time.amin(), time.amax() + 1]).tolist()
     top, bottom, left, right = (int(bound) for bound in bounds)
     if (bottom - top) * (right - left) != count:
-        return Rows(batch, time)
+        return EditedTokens(batch, time)
     # Sizes are not read where it can be avoided: compiled code that reads "the last column" is right for every length.
-    return Rows(
+    return EditedTokens(
         top=top or None,
         bottom=None if bottom == rows else bottom,
         left=-1 if left == columns - 1 else left or None,

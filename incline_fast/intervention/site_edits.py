@@ -18,7 +18,7 @@ from torch.nn.modules.module import _has_any_global_hook
 
 from incline_fast.intervention.forward_pass import Control, ForwardPass, Stage
 from incline_fast.intervention.mixture import SiteStack
-from incline_fast.intervention.positions import Rows
+from incline_fast.intervention.positions import EditedTokens
 from incline_fast.maps import AffineMap
 from incline_fast.models.sites import (
     Site,
@@ -174,7 +174,7 @@ class SiteEdit:
         else:
             self._set(running, rows, hidden)
 
-    def _set(self, running: ForwardPass, rows: Rows, hidden: Tensor) -> None:
+    def _set(self, running: ForwardPass, rows: EditedTokens, hidden: Tensor) -> None:
         """Put the edited value of the remembered state in the place of the rows."""
         state = running.states.pop(self.index)
         self._transform(running, state, RMS_NORM, self._no_norm, 0.0, 0.0)

@@ -64,9 +64,9 @@ class Counted:
         ]
 
 
-def compulsory_bytes(case: Case, results: Sequence[Tensor], image: Tensor | None = None) -> int:
-    """Every operand once and both results once; where a GEMM has made the image, it stands in the place of the maps."""
-    maps = (case.map.down, case.map.up, case.map.down_scale, case.map.up_scale) if image is None else (image,)
+def compulsory_bytes(case: Case, results: Sequence[Tensor], mapped: Tensor | None = None) -> int:
+    """Every operand once and both results once; where a GEMM has computed M r, it stands in the place of the maps."""
+    maps = (case.map.down, case.map.up, case.map.down_scale, case.map.up_scale) if mapped is None else (mapped,)
     options = [value for value in case.options.values() if isinstance(value, Tensor)]
     operands = (case.x, case.weight, case.norm_bias, *options, *maps, *results)
     return sum(tensor.numel() * tensor.element_size() for tensor in operands if tensor is not None)
@@ -76,15 +76,15 @@ def bf16_case(rank: int | None, num_tokens: int) -> Case:
     return make("rms", HIDDEN, (num_tokens,), rank=rank, dtype=BF16, alpha=0.4)
 
 
-def cuda(name: str, case: Case, image: Tensor | None = None) -> Counted:
+def cuda(name: str, case: Case, mapped: Tensor | None = None) -> Counted:
     """nvcc's code for sm_80."""
-    y, edited, report = run_ptx(prepare(case, mapped=image), "sm_80")
+    y, edited, report = run_ptx(prepare(case, mapped=mapped), "sm_80")
     maps = [buffer for buffer in ("down", "up") if buffer in report.reads]
-    return Counted(name, case, (y, edited), compulsory_bytes(case, (y, edited), image), report, maps)
+    return Counted(name, case, (y, edited), compulsory_bytes(case, (y, edited), mapped), report, maps)
 
 
 def cuda_after_a_gemm(name: str) -> Counted:
-    """The image is torch's, in the type of its operands."""
+    """M r is torch's, in the type of its operands."""
     case = bf16_case(None, AFTER_A_GEMM)
     return cuda(name, case, (case.x.double() @ case.map.up[0].double().T).to(BF16))
 
@@ -104,8 +104,8 @@ def triton(name: str, case: Case) -> Counted:
     (launch,) = launches
     sizes = {map.numel() * map.element_size() for map in (case.map.down, case.map.up) if map is not None}
     maps = [buffer for buffer, traffic in launch.report.reads.items() if traffic.bytes in sizes]
-    image = None if launch.name == "decode" else torch.empty(case.x.shape)
-    return Counted(name, case, results, compulsory_bytes(case, results, image), launch.report, maps)
+    mapped = None if launch.name == "decode" else torch.empty(case.x.shape)
+    return Counted(name, case, results, compulsory_bytes(case, results, mapped), launch.report, maps)
 
 
 CASES: dict[str, Callable[[str], Counted]] = {

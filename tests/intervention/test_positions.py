@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import DynamicCache
 
-from incline_fast.intervention.positions import Call, Rows, SpecialTokens, read_call, select
+from incline_fast.intervention.positions import Call, EditedTokens, SpecialTokens, read_call, select
 
 BOS = 1
 
@@ -87,21 +87,21 @@ def test_one_row_that_ends_before_the_last_column_sends_all_the_long_way():
 def test_prompts_without_right_padding_are_a_column(positions):
     call = call_of([[1, 1, 1], [0, 0, 1]])
     rows = select(call, positions, 3, tokens=SpecialTokens((BOS,)))
-    assert rows == Rows()
+    assert rows == EditedTokens()
     assert rows.in_last_column(3)
     states = torch.arange(12.0).view(2, 3, 2)
     assert rows.take(states).data_ptr() == states[:, -1].data_ptr(), "a view: in-place ops edit the states"
 
 
 def test_rows_take_put_and_per_row_values():
-    rows = Rows(torch.tensor([0, 2]), torch.tensor([1, 0]))
+    rows = EditedTokens(torch.tensor([0, 2]), torch.tensor([1, 0]))
     states = torch.zeros(3, 2, 4)
     rows.put(states, torch.tensor([[1.0] * 4, [2.0] * 4], dtype=torch.float64))
     assert rows.take(states).tolist() == [[1.0] * 4, [2.0] * 4]
     assert float(states.sum()) == 12
     assert rows.per_token(torch.tensor([5, 6, 7]), 2).tolist() == [5, 7]
     assert not rows.in_last_column(2)
-    assert Rows(torch.tensor([2]), torch.tensor([6])).as_only_column().time.tolist() == [0]
+    assert EditedTokens(torch.tensor([2]), torch.tensor([6])).as_only_column().time.tolist() == [0]
 
 
 def causal(mask, past=0, width=None, window=None, additive=False):
@@ -218,7 +218,7 @@ def test_positions_of_padding_pack_nothing(fill):
     mask = torch.tensor([[0, 0, 1, 1, 1], [1, 1, 1, 1, 1]])
     positions = (mask.cumsum(1) - 1).masked_fill(mask == 0, fill)
     call = read_call({"input_ids": torch.full((2, 5), 7), "attention_mask": mask, "position_ids": positions})
-    assert select(call, "last", 5) == Rows()
+    assert select(call, "last", 5) == EditedTokens()
 
 
 @pytest.mark.parametrize(("cache", "expected"), [(False, {(0, 1), (0, 3)}), (None, {(0, 3)})])
@@ -231,7 +231,7 @@ def test_a_gap_in_the_positions_is_a_new_text_where_transformers_takes_it_for_on
 def test_positions_with_an_axis_per_kind_go_by_time():
     image = torch.tensor([[[0, 1, 1, 1, 2]], [[0, 1, 1, 2, 3]], [[0, 1, 2, 1, 3]]])
     call = read_call({"input_ids": torch.full((1, 5), 7), "position_ids": image})
-    assert select(call, "last", 5) == Rows()
+    assert select(call, "last", 5) == EditedTokens()
 
 
 @pytest.mark.parametrize("name", ["block_table", "read_index", "write_index", "logits_indices"])
@@ -252,7 +252,7 @@ def test_pad_tokens_at_the_ends_are_padding_without_a_mask():
     inner = {(0, 2), (0, 3), (0, 4), (1, 0), (1, 1), (1, 2)}
     assert pairs(select(call, "all", 5, tokens=TOKENS), call) == inner | {(3, c) for c in range(5)}
     masked = read_call({"input_ids": ids, "attention_mask": torch.ones_like(ids)})
-    assert select(masked, "last", 5, tokens=TOKENS) == Rows()
+    assert select(masked, "last", 5, tokens=TOKENS) == EditedTokens()
 
 
 def test_a_pad_token_that_also_ends_texts_is_refused_without_a_mask():
@@ -260,9 +260,9 @@ def test_a_pad_token_that_also_ends_texts_is_refused_without_a_mask():
     ids = torch.tensor([[5, 2, 6], [7, 8, 2]])
     with pytest.raises(ValueError, match="a row ends in token 2, which is both padding and the end of a text"):
         select(read_call({"input_ids": ids}), "last", 3, tokens=tokens)
-    assert select(read_call({"input_ids": ids[:1]}), "last", 3, tokens=tokens) == Rows(left=-1)
+    assert select(read_call({"input_ids": ids[:1]}), "last", 3, tokens=tokens) == EditedTokens(left=-1)
     masked = read_call({"input_ids": ids, "attention_mask": torch.ones_like(ids)})
-    assert select(masked, "last", 3, tokens=tokens) == Rows()
+    assert select(masked, "last", 3, tokens=tokens) == EditedTokens()
 
 
 def test_one_row_or_column_is_a_view():

@@ -18,24 +18,24 @@ struct Type {
 // Rows are exact in the tensor cores' type when they come in it and nothing is added to them.
 template <DType kMap, class Choose>
 Kernel with_tensor_cores(const AffineCall& call, Choose choose) {
-  constexpr DType stream = kMap == DType::kFloat16 ? DType::kFloat16 : DType::kBFloat16;
+  constexpr DType rows = kMap == DType::kFloat16 ? DType::kFloat16 : DType::kBFloat16;
   using Exact = TensorCoreProduct<kMap, true>;
   using Any = TensorCoreProduct<kMap, false>;
   const bool residual = call.residual.first.data != nullptr;
   const bool wide = call.down.data == nullptr ? call.up.wide : call.down.wide;
-  if (wide && is_uniform(call, stream)) {
-    if (residual) return choose(Type<UniformRows<stream, true>>(), Type<Any>(), Type<Any>());
-    return choose(Type<UniformRows<stream, false>>(), Type<Exact>(), Type<Any>());
+  if (wide && is_uniform(call, rows)) {
+    if (residual) return choose(Type<UniformRows<rows, true>>(), Type<Any>(), Type<Any>());
+    return choose(Type<UniformRows<rows, false>>(), Type<Exact>(), Type<Any>());
   }
   // In bf16 the three parts of a number that is exact are itself and two zeros: the same sums. In fp16 the map would be
   // split as well, and the sums be others.
   if constexpr (kMap == DType::kFloat16) {
-    if (!residual && call.x.first.dtype == stream) return choose(Type<AnyRows>(), Type<Exact>(), Type<Any>());
+    if (!residual && call.x.first.dtype == rows) return choose(Type<AnyRows>(), Type<Exact>(), Type<Any>());
   }
   return choose(Type<AnyRows>(), Type<Any>(), Type<Any>());
 }
 
-// choose(kind of rows, the product for rows of the stream, the product for other fp32 rows).
+// choose(kind of rows, the product for rows of its type, the product for other rows, as fp32).
 template <class Choose>
 Kernel with_products(const AffineCall& call, DType map, Choose choose) {
   switch (map) {

@@ -57,7 +57,7 @@ __global__ void __launch_bounds__(kThreads, 2) dense_kernel(const __grid_constan
   __shared__ WarpSums shared;
   const int tile = static_cast<int>(blockIdx.x);
   const Members members = find_members<Types>(call, static_cast<int>(blockIdx.y), group);
-  const StreamSource<Types> source{call, group};
+  const RowSource<Types> source{call, group};
   constexpr int together = Types::kUniform && row_tiles > 1 ? Product::kTogether : 1;
   edit_tile<Types, Product, row_tiles, together>(call, Types::of(call.up), members, group, source, tile, shared, [] {});
   if (blockIdx.y == 0) store_unedited<Types>(call, tile);

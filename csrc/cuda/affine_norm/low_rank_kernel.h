@@ -53,8 +53,8 @@ __device__ __forceinline__ void inner_piece(const AffineCall& call, const Member
     const auto prepare = [&] {
       if (first == 0) fill<Types>(call, group);
     };
-    project<Product, row_tiles, 1>(Types::of(call.down), members.map, column, begin, end,
-                                   StreamSource<Types>{call, group}, first, prepare, sums);
+    project<Product, row_tiles, 1>(Types::of(call.down), members.map, column, begin, end, RowSource<Types>{call, group},
+                                   first, prepare, sums);
     combine<Product, row_tiles>(shared, sums, first, members.count, [&](int index, int place, float sum) {
       if (index >= members.count) return;
       if (call.down.scale != nullptr && column + place < call.rank) {

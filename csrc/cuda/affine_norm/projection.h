@@ -10,13 +10,13 @@ namespace incline_fast::cuda {
 
 // r = x (+ residual) of a group's rows.
 template <class Types>
-struct StreamSource {
+struct RowSource {
   static constexpr bool kFewRegisters = !Types::kUniform;
   const AffineCall& call;
   const Group& group;
 
   template <int n>
-  using Raw = RawStream<Types, n>;
+  using Raw = RawTerms<Types, n>;
 
   __device__ int count() const { return group.count; }
 

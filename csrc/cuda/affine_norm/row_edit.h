@@ -42,12 +42,12 @@ __device__ __forceinline__ Edit edit_of(const AffineCall& call, int map, std::in
 // r = x (+ residual), not yet added up, of elements k to k + count - 1 of the row that begins `x` and `residual`
 // elements from the first ones.
 template <class Types, int count>
-struct RawStream {
+struct RawTerms {
   typename Types::template Raw<count> x, residual;
 
-  static __device__ __forceinline__ RawStream request(const AffineCall& call, std::int64_t x, std::int64_t residual,
-                                                      int k) {
-    RawStream raw;
+  static __device__ __forceinline__ RawTerms request(const AffineCall& call, std::int64_t x, std::int64_t residual,
+                                                     int k) {
+    RawTerms raw;
     raw.x = Types::template request<count>(call, Types::of(row_at(call.x, x)), k);
     if (Types::has_residual(call)) {
       raw.residual = Types::template request<count>(call, Types::of(row_at(call.residual, residual)), k);
@@ -69,7 +69,7 @@ template <class Types>
 struct Pending {
   bool valid = false;
   int row = 0;  // within the launch
-  RawStream<Types, 1> r = {};
+  RawTerms<Types, 1> r = {};
   Edit edit = {};
 
   static __device__ __forceinline__ Pending request(const AffineCall& call, const Group& group, int index, int tile,
@@ -79,15 +79,15 @@ struct Pending {
     if (!pending.valid) return pending;
     const int place = tile * kTileColumns + column;
     pending.row = group.rows[index];
-    pending.r = RawStream<Types, 1>::request(call, group.x[index], group.residual[index], place);
+    pending.r = RawTerms<Types, 1>::request(call, group.x[index], group.residual[index], place);
     pending.edit = edit_of(call, group.map, call.first_row + pending.row, place);
     return pending;
   }
 
   __device__ __forceinline__ float edited(const AffineCall& call, float product) const {
-    float stream[1];
-    r.widen_to(call, stream);
-    return edit(stream[0], product);
+    float summed[1];
+    r.widen_to(call, summed);
+    return edit(summed[0], product);
   }
 };
 
@@ -120,12 +120,12 @@ __device__ inline void store_unedited(const AffineCall& call, int tile) {
     const int map = row < call.num_rows ? map_of(call, row) : 0;
     const bool valid = row < call.num_rows && !is_map(call, map) && column < columns_of(call, tile);
     const std::int64_t whole = call.first_row + row;
-    float stream[1] = {};
+    float summed[1] = {};
     if (valid) {
-      RawStream<Types, 1>::request(call, Types::offset(call.x, whole), Types::offset(call.residual, whole), place)
-          .widen_to(call, stream);
+      RawTerms<Types, 1>::request(call, Types::offset(call.x, whole), Types::offset(call.residual, whole), place)
+          .widen_to(call, summed);
     }
-    const float value = valid ? unedited(map, stream[0]) : 0.0f;
+    const float value = valid ? unedited(map, summed[0]) : 0.0f;
     store_tile<Types>(call, row, tile, column, valid, value);
   }
 }

@@ -3,7 +3,7 @@
 The kernel is a list of work items in three phases, of which a later one reads what an earlier one wrote:
 
     down    z[s, i, :] = down_g r_i over the s-th piece of the hidden size      (low rank only)
-    up      image[i, :] = up_g (sum_s z[s, i, :]), or up_g r_i for a dense map
+    up      mapped[i, :] = up_g (sum_s z[s, i, :]), or up_g r_i for a dense map
     rows    r' and its norm, one row per item
 
 A program draws its item from a counter, so that items begin in the order of their numbers, whatever order the hardware
@@ -184,9 +184,9 @@ def _project_factor(
 
 
 @triton.jit
-def _store_image(image, sums, columns, rows, mine, hidden):
+def _store_mapped(mapped, sums, columns, rows, mine, hidden):
     mask = (columns < hidden)[:, None] & mine[None, :]
-    tl.store(image + rows[None, :] * hidden + columns[:, None], sums, mask=mask)
+    tl.store(mapped + rows[None, :] * hidden + columns[:, None], sums, mask=mask)
 
 
 @triton.jit
@@ -211,10 +211,10 @@ def _down_item(
 
 @triton.jit
 def _up_item(
-    z, down_scale, up, image, group, block, num_tokens, rank, hidden, SPLITS: tl.constexpr,
+    z, down_scale, up, mapped, group, block, num_tokens, rank, hidden, SPLITS: tl.constexpr,
     TOKENS: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, OPERAND: tl.constexpr, PARTS: tl.constexpr
 ):  # fmt: skip
-    """``image[rows, block] = up[block] z[rows]``."""
+    """``mapped[rows, block] = up[block] z[rows]``."""
     rows, mine, map = group
     if map >= 0:
         matrix = up + map * hidden * rank
@@ -225,15 +225,15 @@ def _up_item(
             z, down_scale, matrix, columns, hidden, rows, mine, num_tokens, rank, SPLITS,
             TOKENS, BLOCK_N, BLOCK_K, OPERAND, PARTS
         )  # fmt: skip
-        _store_image(image, sums, columns, rows, mine, hidden)
+        _store_mapped(mapped, sums, columns, rows, mine, hidden)
 
 
 @triton.jit
 def _dense_item(
-    inputs, up, image, group, block, hidden,
+    inputs, up, mapped, group, block, hidden,
     TOKENS: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, OPERAND: tl.constexpr, PARTS: tl.constexpr
 ):  # fmt: skip
-    """``image[rows, block] = up[block] r[rows]``."""
+    """``mapped[rows, block] = up[block] r[rows]``."""
     rows, mine, map = group
     if map >= 0:
         matrix = up + map * hidden * hidden
@@ -241,7 +241,7 @@ def _dense_item(
         sums = _project_input(
             inputs, matrix, columns, hidden, rows, mine, hidden, 0, hidden, TOKENS, BLOCK_N, BLOCK_K, OPERAND, PARTS
         )
-        _store_image(image, sums, columns, rows, mine, hidden)
+        _store_mapped(mapped, sums, columns, rows, mine, hidden)
 
 
 def suitable(configs: list[triton.Config], named_args: dict, **kwargs) -> list[triton.Config]:
@@ -297,7 +297,7 @@ def decode(
     edited,
     # workspace
     z,
-    image,
+    mapped,
     counters,
     # sizes
     num_tokens,
@@ -329,7 +329,7 @@ def decode(
     BLOCK_D: tl.constexpr,
     RESIDENT: tl.constexpr,
 ):
-    """One work item per program. z is fp32 ``[SPLITS, num_tokens, rank]``, image fp32 ``[num_tokens, hidden]``."""
+    """One work item per program. z is fp32 ``[SPLITS, num_tokens, rank]``, mapped fp32 ``[num_tokens, hidden]``."""
     inputs = (x, residual, x_stride, residual_stride)
     item = tl.atomic_add(counters, 1, sem="relaxed", scope="gpu")
     tiles = tl.cdiv(num_tokens, TOKENS)
@@ -351,11 +351,11 @@ def decode(
         slot, block = item_of_tile // (up_items // SLOTS), item_of_tile % (up_items // SLOTS)
         group = _rows_of_slot(row_map, tile, slot, num_maps, num_tokens, TOKENS)
         if down is None:
-            _dense_item(inputs, up, image, group, block, hidden, TOKENS, BLOCK_N, BLOCK_K, OPERAND, PARTS)
+            _dense_item(inputs, up, mapped, group, block, hidden, TOKENS, BLOCK_N, BLOCK_K, OPERAND, PARTS)
         else:
             _wait(_finished_down(counters, tile), down_items)
             _up_item(
-                z, down_scale, up, image, group, block, num_tokens, rank, hidden, SPLITS,
+                z, down_scale, up, mapped, group, block, num_tokens, rank, hidden, SPLITS,
                 TOKENS, BLOCK_N, BLOCK_K, FACTOR_OPERAND, FACTOR_PARTS
             )  # fmt: skip
         _arrive(_finished_up(counters, tile))
@@ -364,7 +364,7 @@ def decode(
         _wait(_finished_up(counters, row // TOKENS), up_items)
         vectors, edit = (up_scale, bias, bias_stride), (row_alpha, row_beta, row_map, alpha, beta, num_maps)
         norm, outputs = (weight, norm_bias, eps, weight_offset), (y, edited, y_stride, edited_stride)
-        finish_row(row, inputs, image, vectors, edit, norm, outputs, hidden, CENTRE, BLOCK_D, RESIDENT)
+        finish_row(row, inputs, mapped, vectors, edit, norm, outputs, hidden, CENTRE, BLOCK_D, RESIDENT)
         tl.debug_barrier()
         if tl.atomic_add(counters + 1, 1, sem="acq_rel", scope="gpu") == num_tokens - 1:
             for counter in range(2 + 2 * tiles):

@@ -1,6 +1,6 @@
 """What follows the product: the edit of a row, its rounding, and its norm.
 
-    r' = round(beta r + alpha (scale image + bias)),   y = norm(r')        r = x (+ residual)
+    r' = round(beta r + alpha (scale mapped + bias)),   y = norm(r')        r = x (+ residual)
 
 ``epilogue`` does it for the rows of a GEMM's result, one program per row; the last phase of ``decode`` is the
 same code. Arguments that belong together travel in tuples:
@@ -46,14 +46,14 @@ def _row_edit(row, edit):
 
 
 @triton.jit
-def _edit_piece(x, residual, image, up_scale, bias, row_edit, edited, columns, mask):
-    """One piece of ``r' = beta r + alpha (scale image + bias)``: stored rounded, returned as the rounded values."""
+def _edit_piece(x, residual, mapped, up_scale, bias, row_edit, edited, columns, mask):
+    """One piece of ``r' = beta r + alpha (scale mapped + bias)``: stored rounded, returned as the rounded values."""
     alpha, beta, edits = row_edit
     value = tl.load(x + columns, mask=mask, other=0.0).to(tl.float32)
     if residual is not None:
         value += tl.load(residual + columns, mask=mask, other=0.0).to(tl.float32)
-    # A row without a map has no image: that part of the buffer was never written. ".cg": others wrote it, read from L2.
-    change = tl.load(image + columns, mask=mask & edits, other=0.0, cache_modifier=".cg")
+    # For a row without a map that part of the buffer was never written. ".cg": others wrote it, read from L2.
+    change = tl.load(mapped + columns, mask=mask & edits, other=0.0, cache_modifier=".cg")
     if up_scale is not None:
         change *= tl.load(up_scale + columns, mask=mask & edits, other=0.0)
     if bias is not None:
@@ -87,10 +87,10 @@ def _norm_piece(value, mean, squares, hidden, norm, y, columns, mask):
 
 @triton.jit
 def finish_row(
-    row, inputs, image, vectors, edit, norm, outputs, hidden,
+    row, inputs, mapped, vectors, edit, norm, outputs, hidden,
     CENTRE: tl.constexpr, BLOCK_D: tl.constexpr, RESIDENT: tl.constexpr
 ):  # fmt: skip
-    """r' and y of one row from the image of its r. RESIDENT rows stay in registers; longer ones are read again."""
+    """r' and y of one row from its M r. RESIDENT rows stay in registers; longer ones are read again."""
     x, residual, x_stride, residual_stride = inputs
     y, edited, y_stride, edited_stride = outputs
     up_scale, bias, bias_stride = vectors
@@ -101,21 +101,21 @@ def finish_row(
     if bias is not None:
         bias += map * bias_stride
     row = row.to(tl.int64)
-    x, image = x + row * x_stride, image + row * hidden
+    x, mapped = x + row * x_stride, mapped + row * hidden
     if residual is not None:
         residual += row * residual_stride
     y, edited = y + row * y_stride, edited + row * edited_stride
     columns = tl.arange(0, BLOCK_D)
     if RESIDENT:
         mask = columns < hidden
-        value = _edit_piece(x, residual, image, up_scale, bias, row_edit, edited, columns, mask)
+        value = _edit_piece(x, residual, mapped, up_scale, bias, row_edit, edited, columns, mask)
         mean, squares = _piece_statistics(value, mask, hidden, CENTRE)
         _norm_piece(value, mean, squares, hidden, norm, y, columns, mask)
     else:
         mean, squares, seen = 0.0, 0.0, 0.0
         for begin in range(0, hidden, BLOCK_D):
             piece = begin + columns
-            value = _edit_piece(x, residual, image, up_scale, bias, row_edit, edited, piece, piece < hidden)
+            value = _edit_piece(x, residual, mapped, up_scale, bias, row_edit, edited, piece, piece < hidden)
             size = tl.minimum(hidden - begin, BLOCK_D).to(tl.float32)
             piece_mean, piece_squares = _piece_statistics(value, piece < hidden, size, CENTRE)
             # Chan, Golub and LeVeque, Updating formulae and a pairwise algorithm for computing sample variances (1979)
@@ -135,7 +135,7 @@ def epilogue(
     # inputs; None where absent
     x,
     residual,
-    image,
+    mapped,
     up_scale,
     bias,
     row_alpha,
@@ -165,8 +165,8 @@ def epilogue(
     BLOCK_D: tl.constexpr,
     RESIDENT: tl.constexpr,
 ):
-    """Rows of a finished product, one program each; ``image`` is contiguous fp32 ``[num_tokens, hidden]``."""
+    """Rows of a finished product, one program each; ``mapped`` is contiguous fp32 ``[num_tokens, hidden]``."""
     inputs = (x, residual, x_stride, residual_stride)
     vectors, edit = (up_scale, bias, bias_stride), (row_alpha, row_beta, row_map, alpha, beta, num_maps)
     norm, outputs = (weight, norm_bias, eps, weight_offset), (y, edited, y_stride, edited_stride)
-    finish_row(tl.program_id(0), inputs, image, vectors, edit, norm, outputs, hidden, CENTRE, BLOCK_D, RESIDENT)
+    finish_row(tl.program_id(0), inputs, mapped, vectors, edit, norm, outputs, hidden, CENTRE, BLOCK_D, RESIDENT)

@@ -176,7 +176,7 @@ def _decode(a: Inputs, y: Tensor, edited: Tensor, constants: Constants) -> None:
         up=a.up,
         down_scale=_packed_vector(a.down_scale),
         z=x.new_empty((splits, num_tokens, rank), dtype=torch.float32),
-        image=x.new_empty((num_tokens, hidden), dtype=torch.float32),
+        mapped=x.new_empty((num_tokens, hidden), dtype=torch.float32),
         counters=_counters.zeroed(x, num_counters(tiles)),
         num_tokens=num_tokens,
         rank=rank,
@@ -199,8 +199,8 @@ def _prefill(a: Inputs, y: Tensor, edited: Tensor, constants: Constants) -> None
         value = product(value, a.down[0], bits)
         if a.down_scale is not None:
             value *= a.down_scale[0]
-    image = product(value, a.up[0], bits)
-    wrap_triton(epilogue)[(len(a.x),)](**_tail(a, y, edited, constants), image=image, num_warps=WARPS)
+    mapped = product(value, a.up[0], bits)
+    wrap_triton(epilogue)[(len(a.x),)](**_tail(a, y, edited, constants), mapped=mapped, num_warps=WARPS)
 
 
 def _registered(name: str, first: dict[str, Any], centre: bool, run: Callable[..., Any], returns: Any) -> Any:
