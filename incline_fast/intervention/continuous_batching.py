@@ -27,7 +27,7 @@ from torch import nn
 from incline_fast.intervention.forward_pass import ForwardPass
 from incline_fast.intervention.mixture import RowSettings
 from incline_fast.intervention.positions import Positions, rows_where
-from incline_fast.intervention.site_edits import InterventionError
+from incline_fast.intervention.taps import InterventionError
 from incline_fast.models.architectures import text_config
 
 __all__ = ["Requests", "edited_requests", "watched_manager"]

@@ -27,7 +27,7 @@ from incline_fast.intervention.forward_pass import AtWork, Control, ForwardPass,
 from incline_fast.intervention.generation_modes import refuse_generation_modes
 from incline_fast.intervention.mixture import RowSettings
 from incline_fast.intervention.positions import Positions, SpecialTokens, read_call, select
-from incline_fast.intervention.site_edits import InterventionError, refuse_copy, with_class
+from incline_fast.intervention.taps import InterventionError, refuse_copy, with_class
 from incline_fast.models.architectures import Architecture, unwrap
 
 __all__ = ["Calls", "Entrance", "by_name", "entrances", "outside_compiled_code"]

@@ -21,8 +21,9 @@ from incline_fast.intervention.entrances import Calls, Entrance, entrances
 from incline_fast.intervention.forward_pass import Control, ForwardPass
 from incline_fast.intervention.mixture import Mixture, RowSettings, SiteStack
 from incline_fast.intervention.positions import Positions
-from incline_fast.intervention.site_edits import InterventionError, Places, Shared, SiteEdit, Taps, backend_for
+from incline_fast.intervention.site_edits import Shared, SiteEdit, backend_for
 from incline_fast.intervention.strength import Alpha, row_alpha, site_alpha
+from incline_fast.intervention.taps import InterventionError, Places, Taps
 from incline_fast.maps import AffineMap
 from incline_fast.models.active import ACTIVE
 from incline_fast.models.architectures import Site, describe
@@ -183,7 +184,7 @@ class Intervention:
             edit.take(stack)
         self._languages, self._rows = list(languages), rows
         if self._calls is not None:
-            self._calls.rows = rows.each(self._to_device)
+            self._calls.rows = rows.each(lambda per_row: per_row.to(self._device))
 
     def _stacks_with(self, names: Sequence[str]) -> list[SiteStack]:
         """The stack of each edited site when languages have just been read; none where none has been."""
@@ -291,9 +292,6 @@ class Intervention:
             raise InterventionError(message)
         error.add_note(message)
 
-    def _to_device(self, per_row: Tensor) -> Tensor:
-        return per_row.to(self._device)
-
     def _sites(self) -> list[Site]:
         return [self._architecture.sites[index] for index in self.layers]
 
@@ -308,7 +306,7 @@ class Intervention:
             architecture,
             Control(),
             self._positions,
-            rows=None if self._rows is None else self._rows.each(self._to_device),
+            rows=None if self._rows is None else self._rows.each(lambda per_row: per_row.to(self._device)),
             clone_embeddings=0 in self.layers,
             clean=self._mode == "clean",
             after=self._measure if self._watch else None,
