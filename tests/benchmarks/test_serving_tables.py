@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 
 from benchmarks.report import serving_tables
+from benchmarks.serving import overhead
 from benchmarks.serving.results import add_lines
 
 KEY = ("model", "requests", "measure")
@@ -37,3 +38,16 @@ def test_tables_name_the_processor_and_what_is_missing(tmp_path, monkeypatch):
     assert "| tiny, last | batch | 1.004 | 0.990 to 1.020 | 1.5 | 9 |" in made["serving-overhead"]
     assert "Processor: a processor." in made["serving-overhead"]
     assert made["serving-load"].startswith("Not yet measured: `python -m benchmarks.serving.load")
+
+
+def test_each_engine_begins_as_often_and_ratios_are_of_neighbours():
+    """The machine becomes slower from turn to turn; the second engine takes half as long again in each."""
+    begun: list[str] = []
+
+    def turn(name: str, factor: float) -> float:
+        begun.append(name)
+        return factor * (1 + (len(begun) - 1) // 2)
+
+    found = overhead._paired(lambda: turn("plain", 1.0), lambda: turn("second", 1.5), 4)
+    assert found == (1.5, 1.5, 1.5, 3.5)
+    assert begun[2:] == ["plain", "second", "second", "plain"] * 2
