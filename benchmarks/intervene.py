@@ -15,8 +15,8 @@ d = 640, fp32), or a Llama (12 layers, d = 2048, bf16), both with a small vocabu
 and with ``--rivals`` the libraries of ``benchmarks/rivals.py``. With padding on the right the hook edits the last
 column: the same work, another token.
 
-Rounds are paired: every way once, in turn, in changing order. Extra milliseconds are medians over rounds of the
-difference to the plain model in the same round. Before timing, the tokens of ``ours`` are compared with the hook's.
+Rounds are paired: every way once, in turn, in changing order; every fourth round times tokens too. Extra milliseconds
+are medians over rounds of the difference to the plain model in the same round. Before timing, the tokens of ``ours`` are compared with the hook's.
 ``enter_ms`` is entering and leaving alone.
 """
 
@@ -42,6 +42,8 @@ from incline_fast.bench.machine import about, threads
 from incline_fast.files import write_table
 
 ALPHA, NEW_TOKENS, VOCABULARY = 0.3, 8, 4096
+PROMPTS_PER_DECODE = 4
+"""A prompt moves by more than an edit takes, so it is timed more often than tokens are."""
 
 
 def random_llama() -> Any:
@@ -257,27 +259,34 @@ def check_tokens(hook: Way, others: dict[str, Way]) -> None:
 def measure(case: Case, rounds: int, with_rivals: bool) -> list[dict[str, Any]]:
     """One row per way."""
     ways = ways_of(case, with_rivals)
-    taken: dict[str, list[tuple[float, float]]] = {name: [] for name in ways}
+    prompts: dict[str, list[float]] = {name: [] for name in ways}
+    tokens: dict[str, list[float]] = {name: [] for name in ways}
     entering: list[float] = []
     for turn in tqdm(range(rounds), desc=f"batch {case.batch}, {case.length} tokens, {case.side}", unit="round"):
         names = list(ways)
-        for name in names[turn % len(names) :] + names[: turn % len(names)]:
-            taken[name].append((ways[name](1)[1], ways[name](NEW_TOKENS)[1]))
+        names = names[turn % len(names) :] + names[: turn % len(names)]
+        for name in names:
+            prompts[name].append(ways[name](1)[1])
+        if turn % PROMPTS_PER_DECODE == 0:
+            for name in names:
+                tokens[name].append((ways[name](NEW_TOKENS)[1] - prompts[name][-1]) / (NEW_TOKENS - 1))
         begin = time.perf_counter()
         with case.edited():
             pass
         entering.append(time.perf_counter() - begin)
-    rows = [row_of(case, name, times, taken["plain"]) for name, times in taken.items()]
+    rows = [row_of(case, name, prompts, tokens) for name in ways]
     for row in rows:
         row["enter_ms"] = round(1e3 * statistics.median(entering), 3) if row["way"] == "ours+" else ""
     return rows
 
 
-def row_of(case: Case, name: str, times: list[tuple[float, float]], plain: list[tuple[float, float]]) -> dict[str, Any]:
-    """Medians over rounds of one way, and of its differences to the plain model."""
-    pairs = list(zip(times, plain, strict=True))
-    prompt = statistics.median(a - p for (a, _), (p, _) in pairs)
-    token = statistics.median(((b - a) - (q - p)) / (NEW_TOKENS - 1) for (a, b), (p, q) in pairs)
+def extra(times: dict[str, list[float]], name: str) -> float:
+    """Median over rounds of the difference to the plain model in the same round, milliseconds."""
+    return 1e3 * statistics.median(a - p for a, p in zip(times[name], times["plain"], strict=True))
+
+
+def row_of(case: Case, name: str, prompts: dict[str, list[float]], tokens: dict[str, list[float]]) -> dict[str, Any]:
+    """What one way takes for a prompt and for a token, and how much more than the plain model."""
     return {
         "way": name,
         "hidden_size": case.model.config.hidden_size,
@@ -286,10 +295,10 @@ def row_of(case: Case, name: str, times: list[tuple[float, float]], plain: list[
         "batch": case.batch,
         "prompt_tokens": case.length,
         "padding": case.side,
-        "prompt_ms": round(1e3 * statistics.median(a for a, _ in times), 2),
-        "extra_prompt_ms": round(1e3 * prompt, 2),
-        "extra_token_ms": round(1e3 * token, 3),
-        "rounds": len(times),
+        "prompt_ms": round(1e3 * statistics.median(prompts[name]), 2),
+        "extra_prompt_ms": round(extra(prompts, name), 2),
+        "extra_token_ms": round(extra(tokens, name), 3),
+        "rounds": len(prompts[name]),
         **about(),
     }
 
@@ -299,7 +308,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", choices=("gemma", "llama"), default="gemma")
     parser.add_argument("--threads", type=int, default=2, help="threads of torch's pool")
-    parser.add_argument("--rounds", type=int, default=7, help="paired rounds")
+    parser.add_argument("--rounds", type=int, default=40, help="paired rounds")
     parser.add_argument("--prompts", default="1x20,1x60,1x200,8x60,8x60r", help="batch x tokens, r: padded right")
     parser.add_argument("--rivals", action="store_true", help="pyvene, nnsight and steering-vectors too")
     parser.add_argument("-o", "--output", type=Path, help="CSV to write")
