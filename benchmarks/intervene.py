@@ -16,7 +16,8 @@ and with ``--rivals`` the libraries of ``benchmarks/rivals.py``. With padding on
 column: the same work, another token.
 
 Rounds are paired: every way once, in turn, in changing order; every fourth round times tokens too. Extra milliseconds
-are medians over rounds of the difference to the plain model in the same round. Before timing, the tokens of ``ours`` are compared with the hook's.
+are medians over rounds of the difference to the plain model in the same round. Before timing, the tokens of ``ours``
+are compared with the hook's.
 ``enter_ms`` is entering and leaving alone.
 """
 

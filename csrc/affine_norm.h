@@ -38,7 +38,9 @@ struct Maps {
   const float* scale = nullptr;    // [G, columns], multiplies the finished sums of int8 maps; null for others
 };
 
-enum class Norm : std::int8_t { kRms, kLayer };
+// kNone, which the CPU's kernels alone know: the edit without a norm. Rows without a map are not touched, and y, where
+// there is one, receives zeros in the others.
+enum class Norm : std::int8_t { kRms, kLayer, kNone };
 
 struct AffineNorm {
   Norm norm = Norm::kRms;
@@ -47,8 +49,8 @@ struct AffineNorm {
   Rows x;
   Rows residual;   // optional
   Rows edited;     // r', out; may be x or residual
-  Rows y;          // out; may be x when there is a residual
-  Rows weight;     // one row
+  Rows y;          // out; may be x when there is a residual; optional without a norm
+  Rows weight;     // one row; absent without a norm
   Rows norm_bias;  // optional, one row
   Rows bias;       // optional, one row or one per map
   Maps down;       // optional: absent for dense maps

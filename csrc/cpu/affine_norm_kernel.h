@@ -23,27 +23,29 @@ namespace {
 // A row's stride in scratch: whole panels, plus one cache line so that rows do not collide in the cache's sets.
 constexpr std::int64_t row_stride(std::int64_t size) { return ceil_div(size, kPanel) * kPanel + kPanel; }
 
-// Rows in the order of their maps: those of map g are order[begin[g]] .. order[begin[g + 1]]; the rows without a map
-// come last.
+// Rows in the order of their maps: those of map g are order[begin[g]] .. order[begin[g + 1]]. Rows without a map come
+// last; where they are not even normalised, they are left out.
 struct Grouping {
   std::vector<std::int64_t> order;
   std::vector<std::int64_t> begin;
 
-  explicit Grouping(const AffineNorm& op) : order(op.num_rows), begin(op.num_maps + 1, 0) {
-    const auto map_of = [&](std::int64_t i) -> std::int64_t {
+  explicit Grouping(const AffineNorm& op) : begin(op.num_maps + 2, 0) {
+    const auto group_of = [&](std::int64_t i) -> std::int64_t {
       if (op.row_map == nullptr) return 0;
       const std::int64_t map = op.row_map[i * op.row_map_stride];
       return map < 0 ? op.num_maps : map;
     };
-    std::iota(order.begin(), order.end(), 0);
-    if (op.row_map != nullptr) {
-      std::stable_sort(order.begin(), order.end(), [&](auto a, auto b) { return map_of(a) < map_of(b); });
-    }
-    for (std::int64_t i = 0; i < op.num_rows; ++i) {
-      if (map_of(i) < op.num_maps) ++begin[map_of(i) + 1];
-    }
+    for (std::int64_t i = 0; i < op.num_rows; ++i) ++begin[group_of(i) + 1];
     std::partial_sum(begin.begin(), begin.end(), begin.begin());
+    order.resize(op.norm == Norm::kNone ? begin[op.num_maps] : op.num_rows);
+    std::vector<std::int64_t> next(begin);
+    for (std::int64_t i = 0; i < op.num_rows; ++i) {
+      const std::int64_t place = next[group_of(i)]++;
+      if (place < size()) order[place] = i;
+    }
   }
+
+  std::int64_t size() const { return static_cast<std::int64_t>(order.size()); }
 };
 
 // Bounds the scratch memory; enough rows to make reading the map once more per block cheap beside the products.
@@ -66,7 +68,7 @@ class AffineNormKernel {
         size_(op.hidden_size),
         padded_(ceil_div(op.hidden_size, kPanel) * kPanel),
         stride_(row_stride(op.hidden_size)),
-        block_(std::min(op.num_rows, kBlockRows)),
+        block_(std::min(groups_.size(), kBlockRows)),
         buffer_((2 * block_ + 3) * stride_),
         r_{buffer_.get(), stride_},
         z_{r_.row(block_), stride_},
@@ -81,11 +83,12 @@ class AffineNormKernel {
       if (bias_ != nullptr) load_row<V>(op_.bias, op_.bias.ndim == 1 ? 0 : g, size_, padded_, bias_);
       run_group(groups_.begin[g], groups_.begin[g + 1], g);
     }
-    run_group(groups_.begin[op_.num_maps], op_.num_rows, kNoMap);
+    run_group(groups_.begin[op_.num_maps], groups_.size(), kNoMap);
   }
 
  private:
   void load_vectors() {
+    if (op_.norm == Norm::kNone) return;
     load_row<V>(op_.weight, 0, size_, padded_, weight_);
     const auto offset = V::broadcast(static_cast<T>(op_.weight_offset));
     for (std::int64_t i = 0; i < padded_; i += V::kLanes) V::store(weight_ + i, V::add(V::load(weight_ + i), offset));
@@ -187,6 +190,11 @@ class AffineNormKernel {
       store_values<V, true>(op_.edited, token, size_, row, combination<V>(row, r, bias_, alpha, beta));
     } else {
       store_values<V, true>(op_.edited, token, size_, row, [=](std::int64_t j) { return V::load(r + j); });
+    }
+    if (op_.norm == Norm::kNone) {
+      if (op_.y.data == nullptr) return;
+      std::fill_n(row, padded_, T(0));
+      return store_values<V, false>(op_.y, token, size_, row, [=](std::int64_t j) { return V::load(row + j); });
     }
     const T centre = op_.norm == Norm::kLayer ? mean<V>(row, size_) : T(0);
     const T rstd = T(1) / std::sqrt(mean_square<V>(row, size_, centre) + static_cast<T>(op_.eps));

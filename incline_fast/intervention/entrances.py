@@ -370,11 +370,11 @@ def _decoding(method: Callable[..., Any]) -> Callable[..., Any]:
 
 def _checked(method: Callable[..., Any]) -> Callable[..., Any]:
     """A step of generate that knows all settings of the generation, whichever way it was reached."""
-    signature = inspect.signature(method)  # once per class: it takes as long as three edits
+    names = tuple(inspect.signature(method).parameters)  # once per class: it takes as long as three edits
 
     @functools.wraps(method)
     def check_and_run(self: Any, *args: Any, **kwargs: Any) -> Any:
-        given = signature.bind(self, *args, **kwargs).arguments
+        given = {**dict(zip(names, (self, *args), strict=False)), **kwargs}
         known = {**given, **(given.get("generation_mode_kwargs") or {})}
         refuse_generation_modes(known, [given.get("generation_config")])
         return method(self, *args, **kwargs)

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from enum import Enum
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from incline_fast.intervention.positions import EditedTokens
@@ -62,6 +63,29 @@ class ForwardPass:
         self.entrance = entrance
         self.states: dict[int, Tensor] = {}
         self.measures: dict[int, tuple[Tensor, Tensor]] = {}
+        self._per_token: dict[tuple[int, torch.Size], tuple[Tensor, Tensor | None, Tensor | None]] = {}
+
+    def per_token(self, kind: int, shape: torch.Size) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """``row_map``, alpha and beta of all ``[B T]`` tokens of states ``[B, T, d]`` on the CPU.
+
+        -1 is the map of a token that keeps its bits. Alpha and beta are None where each site has its own. Made once for
+        all sites of a ``kind``.
+        """
+        key = (kind, shape)
+        found = self._per_token.get(key)
+        if found is None:
+            rows, (batch, length, _) = self.rows, shape
+            assert rows is not None
+            maps = torch.zeros((), dtype=torch.int32, device="cpu") if self.row_maps is None else self.row_maps[kind]
+            alpha, beta = (
+                None if per_row is None else rows.spread(per_row, batch, length, 0)
+                for per_row in (self.alpha, self.beta)
+            )
+            row_map = rows.spread(maps, batch, length, -1)
+            if alpha is not None and beta is None:
+                beta = torch.ones_like(alpha)
+            found = self._per_token[key] = (row_map, alpha, beta)
+        return found
 
 
 class Generation:

@@ -27,6 +27,8 @@ REFUSED_SETTINGS: dict[str, tuple[str, tuple[Any, ...]]] = {
     "dola_layers": ("DoLa decoding", ()),
 }
 
+_ASKED = (*REFUSED_SETTINGS, "cache_implementation")
+
 
 def refuse_generation_modes(arguments: Mapping[str, Any], configs: Sequence[Any]) -> None:
     """Raise for generation modes whose forward passes are not a prompt followed by single tokens.
@@ -35,14 +37,15 @@ def refuse_generation_modes(arguments: Mapping[str, Any], configs: Sequence[Any]
         ValueError: names the setting, its value and the mode.
     """
 
-    def setting(name: str) -> Any:
-        known = (arguments.get(name), *(getattr(config, name, None) for config in configs if config is not None))
-        return next((value for value in known if value is not None), None)
-
+    # Every generation comes by here several times: what is not among a config's attributes is not asked for one by one.
+    sources = [arguments, *(getattr(config, "__dict__", {}) for config in configs)]
+    given = {name: value for source in reversed(sources) for name in _ASKED if (value := source.get(name)) is not None}
+    if not given:
+        return
     for name, (mode, neutral) in REFUSED_SETTINGS.items():
-        value = setting(name)
+        value = given.get(name)
         if value is not None and value is not False and value not in neutral:
             shown = type(value).__name__ if isinstance(value, nn.Module) else repr(value)
             raise ValueError(f"{name}={shown} asks generate for {mode}, which intervene does not support")
-    if setting("cache_implementation") == "paged":
+    if given.get("cache_implementation") == "paged":
         raise ValueError("cache_implementation='paged' asks generate for continuous batching; use generate_batch")

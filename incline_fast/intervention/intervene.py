@@ -317,7 +317,7 @@ class Intervention:
         shared = Shared(strengths)
         for position, site in enumerate(sites):
             map, bias, stack = self._map_of(site.index)
-            edit = SiteEdit(site, map, bias, strengths[position], position, calls.control, shared, self._watch)
+            edit = SiteEdit(site, map, bias, strengths[position], position, shared, self._watch)
             if stack is not None:
                 edit.take(stack)
             self._edits.append(edit)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Literal
 
 import torch
@@ -59,6 +60,22 @@ class EditedTokens:
             states[self.batch, self.time] = values.to(states.dtype)
         else:
             self.take(states).copy_(values)
+
+    @cached_property
+    def sparse(self) -> bool:
+        """Whether they are single tokens among others: pairs, or one column of a prompt."""
+        one_column = self.left is not None and len(range(self.left, 0 if self.right is None else self.right)) == 1
+        return self.batch is not None or one_column
+
+    def spread(self, values: Tensor, batch: int, length: int, rest: int) -> Tensor:
+        """``[B T]``: one of ``values [N]`` (or the only one, without a dimension) at each token, ``rest`` elsewhere."""
+        everywhere = torch.full((batch, length), rest, dtype=values.dtype, device=values.device)
+        if self.batch is not None:
+            everywhere[self.batch, self.time] = values
+        else:
+            block = self.take(everywhere)
+            block.copy_(values.view(block.shape) if values.dim() else values)
+        return everywhere.view(-1)
 
     def as_only_column(self) -> EditedTokens:
         """These rows of states that were cut down to their last column."""
@@ -246,16 +263,20 @@ def _beginnings(arguments: Mapping[str, Any], batch: int, length: int) -> Tensor
         return None
     step = positions.diff(dim=-1)
     if positions.dim() == 3:  # one axis per kind of position; the temporal one is constant within an image
-        return _some(_differs(step[0] < 0))
+        return _differs_somewhere(step[0] < 0)
     # Without a mask and a cache, transformers keeps texts apart wherever positions do not go up by one.
     apart = arguments.get("attention_mask") is None and arguments.get("past_key_values") is None
     alone = apart and arguments.get("use_cache") is False
-    return _some(_differs(step != 1 if alone else step <= 0))
+    return _differs_somewhere(step != 1 if alone else step <= 0)
 
 
 def _differs(from_the_one_before: Tensor) -> Tensor:
     first = from_the_one_before.new_zeros(from_the_one_before.shape[0], 1)
     return torch.cat([first, from_the_one_before], dim=1)
+
+
+def _differs_somewhere(from_the_one_before: Tensor) -> Tensor | None:
+    return _differs(from_the_one_before) if bool(from_the_one_before.any()) else None
 
 
 def _some(texts: Tensor) -> Tensor | None:

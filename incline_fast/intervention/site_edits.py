@@ -10,18 +10,24 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 from torch.nn.modules.module import _has_any_global_hook
 
-from incline_fast.intervention.forward_pass import Control, ForwardPass, Stage
+from incline_fast.intervention.forward_pass import ForwardPass, Stage
 from incline_fast.intervention.mixture import SiteStack
 from incline_fast.intervention.positions import EditedTokens
 from incline_fast.maps import AffineMap
 from incline_fast.models.sites import Site
+from incline_fast.ops import affine_residual
 from incline_fast.ops._arguments import PerRow
 from incline_fast.ops._dispatch import has_kernels
+from incline_fast.ops._extension import EXTENSION
 from incline_fast.ops.affine_norm import LAYER_NORM, RMS_NORM, NormOp
+from incline_fast.torch_modes import functorch_level, is_plain
 
 __all__ = ["Shared", "SiteEdit", "backend_for"]
+
+_DOUBLE = torch.float64
 
 
 class Shared:
@@ -34,6 +40,7 @@ class Shared:
     def __init__(self, strengths: Sequence[tuple[float, float]]) -> None:
         self._strengths = strengths
         self._made: dict[tuple[int, torch.dtype, torch.device], _Placed] = {}
+        self._constants: dict[tuple[float, torch.dtype], Tensor] = {}
 
     def at(self, hidden_size: int, dtype: torch.dtype, device: torch.device) -> _Placed:
         """What sites use whose states are on ``device`` and summed in ``dtype``."""
@@ -45,6 +52,16 @@ class Shared:
                 torch.tensor(self._strengths, dtype=dtype, device=device).unbind(),
                 backend_for(device, dtype),
             )
+        return found
+
+    def constant(self, value: float, dtype: torch.dtype, count: int) -> Tensor:
+        """``count`` or more times ``value``, on the CPU."""
+        found = self._constants.get((value, dtype))
+        if found is None or len(found) < count:
+            with torch.inference_mode(False):
+                found = torch.full((count,), value, dtype=dtype, device="cpu")
+            if is_plain(found):
+                self._constants[value, dtype] = found
         return found
 
 
@@ -69,7 +86,7 @@ class SiteEdit:
         site: where it is; ``index`` its number.
         map, bias: M and b, where the states are and in a dtype that the op takes with theirs.
         alpha, beta: of this site, where the pass has none per row.
-        control: what the thread that calls is doing.
+        reads_norm: whether the norm of the site reads the state, so that one kernel can do both.
         watch: whether states are measured before and after.
         kind: which of a pass's ``row_maps`` says what is done with each row here.
     """
@@ -81,7 +98,6 @@ class SiteEdit:
         bias: Tensor | None,
         strengths: tuple[float, float],
         position: int,
-        control: Control,
         shared: Shared,
         watch: bool,
     ) -> None:
@@ -91,7 +107,7 @@ class SiteEdit:
         self.bias = bias
         self.alpha, self.beta = strengths
         self._position = position
-        self.control = control
+        self.reads_norm = site.tap == "norm"
         self.watch = watch
         self.kind = 0
         self._source = (map, bias)
@@ -119,15 +135,16 @@ class SiteEdit:
         # A tensor, because compiled code treats a Python number as a constant and compiles again for another value.
         self._numbers = shared.numbers[self._position]
         self._device, self._double = device, double
+        self._finds_rows = EXTENSION is not None and device.type == "cpu" and not self.watch
+        self._room = 0
 
-    def pending(self, hidden: Tensor) -> ForwardPass | None:
-        """The pass that edits or records rows of ``hidden`` now.
+    def pending(self, running: ForwardPass | None, hidden: Tensor) -> ForwardPass | None:
+        """The pass under way, if it edits or records rows of ``hidden``.
 
         Raises:
             RuntimeError: the site was reached without a call of the model, so the rows to edit are not known; or a
                 gradient would have to flow through the edit.
         """
-        running = self.control.running
         if running is None:
             raise RuntimeError(
                 f"{self.site.path} ran outside a call of the model. During intervene, call the model or its generate; "
@@ -142,9 +159,11 @@ class SiteEdit:
             )
         return running
 
-    def edit(self, hidden: Tensor) -> None:
+    def edit(self, running: ForwardPass | None, hidden: Tensor) -> None:
         """Edit or record the rows of a state ``[B, T, d]`` in place."""
-        running = self.pending(hidden)
+        if self.edit_rows(running, hidden):
+            return
+        running = self.pending(running, hidden)
         if running is None:
             return
         rows = running.rows
@@ -159,6 +178,47 @@ class SiteEdit:
         else:
             self._set(running, rows, hidden)
 
+    def edit_rows(self, running: ForwardPass | None, hidden: Tensor) -> bool:
+        """Edit single tokens of longer texts in place; the CPU's kernel finds them without a gather and a scatter.
+
+        False: nothing was done, and the other ways are to be taken. Written flat, because beside the products it is
+        most of what a prompt pays.
+        """
+        if (
+            running is None
+            or torch.compiler.is_compiling()
+            or not self._finds_rows
+            or running.rows is None
+            or not running.rows.sparse
+            or running.stage is not Stage.EDIT
+            or hidden.shape[1] == 1
+            or torch.is_grad_enabled()
+            or not hidden.is_cpu
+            or (hidden.dtype is _DOUBLE) is not self._double
+            or functorch_level() is not None
+            or forward_ad._current_level >= 0
+        ):
+            return False
+        row_map, alpha, beta = running.per_token(self.kind, hidden.shape)
+        if alpha is None:
+            if len(row_map) > self._room:
+                self._make_room(len(row_map))
+            alpha, beta = self._constants
+        map = self.map
+        down, up = map.packed()
+        affine_residual.OP(hidden, None, down, up, map.down_scale, map.up_scale, self.bias, alpha, beta, row_map)
+        torch._C._increment_version((hidden,))
+        return True
+
+    def _make_room(self, tokens: int) -> None:
+        """Alpha and beta for passes of up to so many tokens."""
+        dtype = _DOUBLE if self._double else torch.float32
+        self._constants = (
+            self._shared.constant(self.alpha, dtype, tokens),
+            self._shared.constant(self.beta, dtype, tokens),
+        )
+        self._room = tokens
+
     def _set(self, running: ForwardPass, rows: EditedTokens, hidden: Tensor) -> None:
         """Put the edited value of the remembered state in the place of the rows."""
         state = running.states.pop(self.index)
@@ -170,19 +230,19 @@ class SiteEdit:
             state = torch.where(absent, rows.take(hidden), state)
         rows.put(hidden, state)
 
-    def edited(self, hidden: Tensor) -> Tensor:
+    def edited(self, running: ForwardPass | None, hidden: Tensor) -> Tensor:
         """``hidden`` with its rows edited, for a state that no norm reads; ``hidden`` itself where nothing is edited.
 
         Other code that holds ``hidden`` (a skip connection over several blocks) continues with the unedited state.
         """
-        running = self.pending(hidden)
+        running = self.pending(running, hidden)
         if running is None:
             return hidden
         axis, rows = self.site.stream_axis, running.rows
         assert rows is not None
         new = hidden.clone() if axis is None else hidden.mean(axis)
         before = None if axis is None else rows.take(new).clone()
-        self.edit(new)
+        self.edit(running, new)
         if running.stage is Stage.RECORD:
             return hidden
         if axis is None or before is None:
@@ -193,18 +253,17 @@ class SiteEdit:
             rows.put(stream, rows.take(stream) + change)
         return streams
 
-    def edit_and_normalise(self, norm: nn.Module, hidden: Tensor) -> Tensor | None:
+    def edit_and_normalise(self, running: ForwardPass | None, norm: nn.Module, hidden: Tensor) -> Tensor | None:
         """Edit a state that ``norm`` is about to read; the normalised state where one kernel does both.
 
         That is possible where all tokens of the pass are edited, as in a decode step, and the norm has no hooks that
         the kernel would skip. Otherwise the norm runs itself, on the edited state, and None is returned.
         """
-        running = self.control.running
         if (
             running is None
             or running.rows is None
-            or running.stage is not Stage.EDIT
             or hidden.shape[1] != 1
+            or running.stage is not Stage.EDIT
             or running.rows.batch is not None
             or running.untouched
             # So that the same compiled code runs batches with and without rows that keep their bits.
@@ -213,15 +272,15 @@ class SiteEdit:
             or running.rows.bottom is not None
             or not _is_bare(norm)
         ):
-            self.edit(hidden)
+            self.edit(running, hidden)
             return None
-        self.pending(hidden)
+        self.pending(running, hidden)
         site = self.site
         weight = getattr(norm, "weight", None)
         if weight is None:
             (weight,) = self._no_norm
         elif weight.device != hidden.device:  # offloaded
-            self.edit(hidden)
+            self.edit(running, hidden)
             return None
         if site.kind == "rms":
             return self._transform(running, hidden, RMS_NORM, (weight,), site.eps, site.weight_offset)

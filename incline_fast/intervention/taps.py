@@ -117,14 +117,15 @@ def _tapped(cls: type) -> type:
         before, after = taps.before, taps.after
         if before is not None:
             hidden = state_argument(args, kwargs)
-            if before.site.tap == "norm":
-                normed = before.edit_and_normalise(self, hidden)
-                if normed is not None:
-                    return normed
+            if before.reads_norm:
+                if not before.edit_rows(running, hidden):
+                    normed = before.edit_and_normalise(running, self, hidden)
+                    if normed is not None:
+                        return normed
             else:
-                args, kwargs = with_state_argument(args, kwargs, before.edited(hidden))
+                args, kwargs = with_state_argument(args, kwargs, before.edited(running, hidden))
         output = cls.__call__(self, *args, **kwargs)
-        return output if after is None else with_block_output(output, after.edited(block_output(output)))
+        return output if after is None else with_block_output(output, after.edited(running, block_output(output)))
 
     return type(
         cls.__name__,

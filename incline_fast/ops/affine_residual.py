@@ -1,4 +1,4 @@
-"""Affine residual intervention on chosen rows, in place and without the norm: what a serving engine needs.
+"""Affine residual intervention on chosen rows, in place and without the norm: for prompts, whose edits are few.
 
     r   = x (+ residual)
     r'  = beta_i r_i + alpha_i (M_{g(i)} r_i + b_{g(i)})        rows with g(i) < 0 are not touched, to the bit
@@ -24,7 +24,7 @@ from incline_fast.ops._dispatch import choose
 from incline_fast.ops._extension import CUDA_EXTENSION, EXTENSION
 from incline_fast.packing import is_packed, rank_of, unpack
 
-__all__ = ["affine_residual_"]
+__all__ = ["OP", "affine_residual_"]
 
 
 def affine_residual_(
@@ -41,7 +41,7 @@ def affine_residual_(
     """Edit the rows of a residual stream that ``row_map`` names, in place.
 
     Args:
-        x: ``[..., d]``, rows contiguous: the residual stream, or with ``residual`` what is about to be added to it.
+        x: ``[..., d]``, any strides: the residual stream, or with ``residual`` what is about to be added to it.
         map: the stack of maps.
         row_alpha, row_beta: floats ``[n]`` with n at least the number of rows of x.
         row_map: int32 ``[n]``, each row's map in the stack; negative: the row is not touched.
@@ -62,7 +62,7 @@ def affine_residual_(
         weights = (down, up, map.down_scale, map.up_scale)
     else:
         weights = map.aligned()
-    torch.ops.incline_fast.affine_residual_(x, residual, *weights, bias, row_alpha, row_beta, row_map)
+    OP(x, residual, *weights, bias, row_alpha, row_beta, row_map)
 
 
 def _cut(x: Tensor, residual: Tensor | None, *arguments: Any) -> Inputs:
@@ -139,3 +139,6 @@ if EXTENSION is None:  # graphs name the op, so that it has to exist without the
 elif CUDA_EXTENSION is not None:
     torch.library.impl(_NAME, "cuda", _on_gpu)
 torch.library.register_fake(_NAME, _fake)
+
+OP = torch.ops.incline_fast.affine_residual_.default
+"""The op itself, whose CPU form takes packed maps. Looked up once: each attribute is a part of a small call."""

@@ -10,6 +10,8 @@ from tiny_models import CONFIGS, prompts, tiny
 
 from incline_fast.alignment.alignment import Alignment
 from incline_fast.intervention.intervene import intervene
+from incline_fast.ops import affine_residual
+from incline_fast.ops._extension import EXTENSION
 
 SOME = ["llama", "gemma3", "gpt2", "falcon-rw", "opt-post", "olmo2"]
 
@@ -60,6 +62,18 @@ def test_equals_output_hooks_with_right_padding(name):
     maps = random_maps()
     inputs = prompts(side="right")
     assert_same_pass(tiny(name), Alignment.from_maps(maps), HookedEdit(maps, 0.6), inputs, alpha=0.6)
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_a_prompt_costs_one_call_a_site(side, monkeypatch):
+    if EXTENSION is None:
+        pytest.skip("a way of the compiled kernels")
+    calls, op = [], affine_residual.OP
+    monkeypatch.setattr(affine_residual, "OP", lambda *arguments: calls.append(op(*arguments)))
+    model, maps = tiny("llama"), random_maps()
+    with intervene(model, Alignment.from_maps(maps), alpha=0.6), torch.inference_mode():
+        model(**prompts(side=side))
+    assert len(calls) == len(maps)
 
 
 @pytest.mark.parametrize("name", CONFIGS)

@@ -82,7 +82,7 @@ def test_a_step_without_edits_touches_nothing(backend):
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_rows_of_a_wider_buffer(backend):
+def test_rows_of_a_wider_buffer_and_of_any_strides(backend):
     given = problem(8, None, torch.float32, False, torch.bfloat16)
     contiguous, _ = run(given, backend)
     wide = torch.zeros(len(ROW_MAP), 20)
@@ -91,6 +91,9 @@ def test_rows_of_a_wider_buffer(backend):
     torch.testing.assert_close(wide[:, 5:13], contiguous, rtol=0, atol=1e-6)
     assert not wide[:, :5].any()
     assert not wide[:, 13:].any()
+    columns = torch.empty(8, len(ROW_MAP)).T.copy_(given["x"])
+    affine_residual_(**{**given, "x": columns, "backend": backend})
+    torch.testing.assert_close(columns, contiguous, rtol=0, atol=1e-6)
 
 
 def test_bits_of_a_row_do_not_depend_on_the_other_edited_rows():

@@ -45,13 +45,16 @@ struct Case {
   bool strided = false;
   bool row_map = false;
   bool bias = true;
-  bool per_row = false;  // alpha and beta
-  bool in_place = false;
+  bool per_row = false;   // alpha and beta
+  bool in_place = false;  // always, without a norm
 
   std::string text() const {
     std::ostringstream out;
-    out << (norm == Norm::kRms ? "rms" : "layer") << ' ' << rows << " x " << hidden << " rank " << rank << " maps "
-        << maps << ' ' << name_of(x) << " map " << name_of(map);
+    out << (norm == Norm::kRms     ? "rms"
+            : norm == Norm::kLayer ? "layer"
+                                   : "none")
+        << ' ' << rows << " x " << hidden << " rank " << rank << " maps " << maps << ' ' << name_of(x) << " map "
+        << name_of(map);
     if (has_residual) out << " residual " << name_of(residual);
     const std::pair<bool, const char*> flags[] = {{packed, "packed"}, {strided, "strided"}, {row_map, "row_map"},
                                                   {bias, "bias"},     {per_row, "per_row"}, {in_place, "in_place"}};
@@ -135,9 +138,10 @@ class AffineNormProblem {
       : case_(c),
         random_(1),
         x_(drawn(c.x, c.rows)),
+        x_before_(x_),
         residual_(drawn(c.residual, c.has_residual ? c.rows : 0)),
         edited_(residual_dtype(), c.in_place ? 0 : c.rows, c.hidden, c.strided),
-        y_(c.x, y_is_x() ? 0 : c.rows, c.hidden, c.strided),
+        y_(c.x, y_is_x() || c.norm == Norm::kNone ? 0 : c.rows, c.hidden, c.strided),
         weight_(drawn(c.x, 1)),
         norm_bias_(drawn(DType::kFloat32, c.norm == Norm::kLayer ? 1 : 0)),
         bias_(drawn(c.x, c.bias ? c.maps : 0)),
@@ -159,8 +163,8 @@ class AffineNormProblem {
     op.x = x_.matrix();
     if (case_.has_residual) op.residual = residual_.matrix();
     op.edited = edited().matrix();
-    op.y = y().matrix();
-    op.weight = weight_.matrix();
+    if (case_.norm != Norm::kNone) op.weight = weight_.matrix();
+    if (case_.norm != Norm::kNone || case_.has_residual) op.y = y().matrix();
     if (case_.norm == Norm::kLayer) op.norm_bias = norm_bias_.matrix();
     if (case_.bias) op.bias = bias_.matrix();
     if (case_.rank > 0) op.down = down_.maps();
@@ -187,12 +191,14 @@ class AffineNormProblem {
       if (!array->gaps_untouched()) return "wrote between the elements of an array";
     }
     for (std::int64_t i = 0; i < case_.rows; ++i) {
-      const std::vector<double> normed = norm_of_edited(i);
+      const std::vector<double> normed = case_.norm == Norm::kNone ? emptied(i) : norm_of_edited(i);
       for (std::int64_t j = 0; j < case_.hidden; ++j) {
-        const double edited_value = edited().get(i, j), y_value = y().get(i, j);
+        const double edited_value = edited().get(i, j);
         if (!close(edited_value, expected_[i * case_.hidden + j], residual_dtype())) {
           return mismatch("r'", i, j, edited_value, expected_[i * case_.hidden + j]);
         }
+        if (case_.norm == Norm::kNone && !case_.has_residual) continue;  // there is no y
+        const double y_value = y().get(i, j);
         if (!close(y_value, normed[j], case_.x)) return mismatch("y", i, j, y_value, normed[j]);
       }
     }
@@ -234,6 +240,8 @@ class AffineNormProblem {
       if (g >= 0) mapped = product(up_, g, case_.hidden, mapped);
       for (std::int64_t j = 0; j < case_.hidden; ++j) {
         const double bias = case_.bias && g >= 0 ? bias_.get(g, j) : 0.0;
+        const bool untouched = g < 0 && case_.norm == Norm::kNone && case_.has_residual;
+        if (untouched) r[j] = residual_.get(i, j);
         expected_.push_back(g < 0 ? r[j] : beta * r[j] + alpha * (mapped[j] + bias));
       }
     }
@@ -246,6 +254,13 @@ class AffineNormProblem {
       for (std::size_t k = 0; k < v.size(); ++k) result[n] += map.value(g, n, static_cast<std::int64_t>(k)) * v[k];
     }
     return result;
+  }
+
+  // Without a norm, what is left of a row of x beside the residual that it was added to.
+  std::vector<double> emptied(std::int64_t i) {
+    std::vector<double> v(case_.hidden, 0.0);
+    for (std::int64_t j = 0; row_map_[i] < 0 && j < case_.hidden; ++j) v[j] = x_before_.get(i, j);
+    return v;
   }
 
   // The norm of what the call stored as r': y must be close to it however r' was rounded.
@@ -296,7 +311,7 @@ class AffineNormProblem {
 
   Case case_;
   std::mt19937 random_;
-  Array x_, residual_, edited_, y_, weight_, norm_bias_, bias_, alpha_, beta_;
+  Array x_, x_before_, residual_, edited_, y_, weight_, norm_bias_, bias_, alpha_, beta_;
   MapArray down_, up_;
   std::vector<std::int32_t> row_map_;
   std::vector<double> expected_;

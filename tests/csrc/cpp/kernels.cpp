@@ -68,6 +68,8 @@ std::string check_affine_norm(const Case& c) {
   return same ? "" : "three threads give other bits than one";
 }
 
+constexpr Norm kNorms[] = {Norm::kRms, Norm::kLayer, Norm::kNone};
+
 struct Dtypes {
   DType x, map, residual;
 };
@@ -88,7 +90,8 @@ void check_affine_norms(Report& report) {
       for (const std::int64_t rank : {0, 1, 7, 64}) {
         for (const Dtypes& dtypes : kDtypes) {
           if (hidden == 515 && rows == 33 && !coin()) continue;  // the dearest
-          const Case c{.norm = coin() ? Norm::kRms : Norm::kLayer,
+          const Norm norm = kNorms[random() % 3];
+          const Case c{.norm = norm,
                        .rows = rows,
                        .hidden = hidden,
                        .rank = rank,
@@ -102,7 +105,7 @@ void check_affine_norms(Report& report) {
                        .row_map = coin(),
                        .bias = coin(),
                        .per_row = coin(),
-                       .in_place = coin()};
+                       .in_place = coin() || norm == Norm::kNone};
           report.add(c.text(), [&] { return check_affine_norm(c); });
         }
       }
