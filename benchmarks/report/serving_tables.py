@@ -37,16 +37,16 @@ def _where(rows: Rows) -> str:
 
 
 def _parity(rows: Rows) -> str:
-    head = ["model, engine", "requests (edited)", "comparable", "equal", r"\|dlogp\|", r"\|dlogp\| plain"]
-    head += ["preemptions", "cached tokens"]
+    maps = {"plain": "plain", "fr-en": "adding", "tr-en": "adding, a third of the sites", "de-en": "interpolating"}
+    head = ["model, engine", "requests (edited)", "comparable", "equal"]
+    head += [rf"\|dlogp\| {kind}" for kind in maps.values()] + ["preemptions", "cached tokens"]
     lines = [
         [
             f"{row['model']}, {row['configuration']}",
             f"{row['requests']} ({row['edited']})",
             row["comparable"],
             row["equal"],
-            row["max_dlogp"],
-            row["max_dlogp_plain"],
+            *(f"{float(row[f'max_dlogp {map}']):.1e} ({float(row[f'rounding {map}']):.1e})" for map in maps),
             row["preemptions"],
             row["cached_tokens"],
         ]

@@ -2,7 +2,9 @@
 
 Every configuration of the engine gets the same requests, edited and plain, in one continuous batch. Edited tokens have
 to equal the reference wherever plain vLLM's equal plain transformers'; where two tokens are so close that rounding
-decides, vLLM's plain tokens leave transformers' as well, and such requests are counted apart.
+decides, vLLM's plain tokens leave transformers' as well, and such requests are counted apart. Log-probabilities are
+compared by map, and beside them stands what rounding does to the reference itself: transformers in fp32 against
+transformers in fp64, with the same edits.
 """
 
 from __future__ import annotations
@@ -14,11 +16,13 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from benchmarks.serving.results import add_lines
 from benchmarks.serving.workload import Ask, Result, ask_engine, asks, engine, fetched, reference, synthetic_maps
 from incline_fast.bench.machine import commit, cpu_name
 
-__all__ = ["CONFIGURATIONS", "Parity", "compare", "run"]
+__all__ = ["CONFIGURATIONS", "Parity", "compare", "moved", "run"]
 
 TINY = 24
 """Blocks of a cache that 32 requests overfill. Gemma 3 needs 128 to start: its six kinds of layers have their own."""
@@ -49,11 +53,11 @@ class Parity:
         comparable: requests whose plain tokens are those of plain transformers.
         equal: of these, requests whose tokens are the reference's.
         changed: requests whose tokens, or whose first log-probability by 0.001, differ from plain ones: edits matter.
-        max_dlogp: largest difference of a log-probability before the first unequal token.
+        max_dlogp: largest difference of a log-probability before the first unequal token, by map; "plain": without.
         preemptions: requests that lost their cache and were computed again.
         cached_tokens: prompt tokens that came from the prefix cache.
         accepted_drafts: speculated tokens that the model confirmed.
-        max_dlogp_plain: the same difference between plain vLLM and plain transformers.
+        rounding: the same between the reference in fp32 and in fp64.
         cpu, commit: where this was run.
     """
 
@@ -64,29 +68,35 @@ class Parity:
     comparable: int
     equal: int
     changed: int
-    max_dlogp: float
+    max_dlogp: dict[str, float]
     preemptions: int
     cached_tokens: int
     accepted_drafts: int
-    max_dlogp_plain: float
+    rounding: dict[str, float]
     cpu: str
     commit: str
 
 
 def compare(
     got: Sequence[Result], expected: Sequence[Result], plain: Sequence[Result], plain_expected: Sequence[Result]
-) -> tuple[int, int, int, float]:
-    """``(comparable, equal, changed, max_dlogp)`` of :class:`Parity`."""
+) -> tuple[int, int, int]:
+    """``(comparable, equal, changed)`` of :class:`Parity`."""
     comparable = equal = changed = 0
-    worst = 0.0
     for ours, theirs, without, without_expected in zip(got, expected, plain, plain_expected, strict=True):
         changed += ours.tokens != without.tokens or abs(ours.logprobs[0] - without.logprobs[0]) > SEEN
-        if without.tokens != without_expected.tokens:
-            continue
-        comparable += 1
-        equal += ours.tokens == theirs.tokens
-        worst = max(worst, _moved(ours, theirs))
-    return comparable, equal, changed, worst
+        if without.tokens == without_expected.tokens:
+            comparable += 1
+            equal += ours.tokens == theirs.tokens
+    return comparable, equal, changed
+
+
+def moved(requests: Sequence[Ask], got: Sequence[Result], expected: Sequence[Result]) -> dict[str, float]:
+    """The largest difference of a log-probability by map."""
+    worst: dict[str, float] = {}
+    for ask, ours, theirs in zip(requests, got, expected, strict=True):
+        name = ask.map or "plain"
+        worst[name] = max(worst.get(name, 0.0), _moved(ours, theirs))
+    return dict(sorted(worst.items()))
 
 
 def _moved(ours: Result, theirs: Result) -> float:
@@ -123,6 +133,7 @@ def run(
         maps = synthetic_maps(folder, Path(temporary))
         expected = reference(folder, maps, requests, tokens)
         plain_expected = reference(folder, None, plain, tokens)
+        rounding = moved(requests, expected, reference(folder, maps, requests, tokens, torch.float64))
         for name in chosen:
             options = CONFIGURATIONS[name] | ({"num_gpu_blocks_override": blocks} if name == "tiny cache" else {})
             with engine(folder, maps, **options) as llm:
@@ -134,13 +145,21 @@ def run(
             for label, (got, counted) in zip(labels, rounds, strict=True):
                 edited = sum(ask.map is not None for ask in requests)
                 found = compare(got, expected, without, plain_expected)
-                moved = max(map(_moved, without, plain_expected))
                 title, where = f"{name}, {label}".strip(", "), (cpu_name(), commit())
-                yield Parity(model, title, len(requests), edited, *found, *counted, moved, *where)
+                worst = moved(requests, got, expected)
+                yield Parity(model, title, len(requests), edited, *found, worst, *counted, rounding, *where)
 
 
 def _since(before: Sequence[int], after: Sequence[int]) -> list[int]:
     return [new - old for old, new in zip(before, after, strict=True)]
+
+
+def flat(row: Parity) -> dict[str, Any]:
+    """One column for each number."""
+    line: dict[str, Any] = {}
+    for name, value in asdict(row).items():
+        line |= {f"{name} {map}": number for map, number in value.items()} if isinstance(value, dict) else {name: value}
+    return line
 
 
 def main() -> None:
@@ -158,7 +177,7 @@ def main() -> None:
     for row in run(given.model, folder, requests, given.tokens, given.configurations, given.blocks):
         print(row, flush=True)
         if given.output is not None:
-            add_lines([asdict(row)], ("model", "configuration"), given.output)
+            add_lines([flat(row)], ("model", "configuration"), given.output)
 
 
 if __name__ == "__main__":

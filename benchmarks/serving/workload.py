@@ -136,14 +136,16 @@ def result_of(completion: Any) -> Result:
     return Result(list(completion.token_ids), [float(scores[token].logprob) for token, scores in chosen])
 
 
-def reference(model: Path, maps: Path | None, requests: Sequence[Ask], tokens: int) -> list[Result]:
+def reference(
+    model: Path, maps: Path | None, requests: Sequence[Ask], tokens: int, dtype: torch.dtype = torch.float32
+) -> list[Result]:
     """The same requests through transformers, those with the same map in batches of similar lengths, padded left."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(model, padding_side="left")
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
-    network = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32).eval()
+    network = AutoModelForCausalLM.from_pretrained(model, dtype=dtype).eval()
     network.generation_config.eos_token_id = None
     results: dict[int, Result] = {}
     for kind in sorted({_kind(ask) for ask in requests}):
@@ -179,7 +181,7 @@ def _generated(network: Any, batch: Any, tokens: int) -> Iterator[Result]:
     )
     chosen = made.sequences[:, batch.input_ids.shape[1] :]
     scores = [
-        torch.log_softmax(logits.float(), -1).gather(1, chosen[:, i, None])[:, 0]
+        torch.log_softmax(logits.double(), -1).gather(1, chosen[:, i, None])[:, 0]
         for i, logits in enumerate(made.logits)
     ]
     for row, row_scores in zip(chosen.tolist(), torch.stack(scores, 1).tolist(), strict=True):

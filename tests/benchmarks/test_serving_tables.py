@@ -5,8 +5,9 @@ from __future__ import annotations
 import csv
 
 from benchmarks.report import serving_tables
-from benchmarks.serving import overhead
+from benchmarks.serving import overhead, parity
 from benchmarks.serving.results import add_lines
+from benchmarks.serving.workload import Ask, Result
 
 KEY = ("model", "requests", "measure")
 LINE = {
@@ -51,3 +52,10 @@ def test_each_engine_begins_as_often_and_ratios_are_of_neighbours():
     found = overhead._paired(lambda: turn("plain", 1.0), lambda: turn("second", 1.5), 4)
     assert found == (1.5, 1.5, 1.5, 3.5)
     assert begun[2:] == ["plain", "second", "second", "plain"] * 2
+
+
+def test_log_probabilities_are_compared_by_map_and_up_to_the_first_other_token():
+    asks = [Ask("a", "fr-en"), Ask("b", None), Ask("c", "fr-en")]
+    got = [Result([1, 2], [-1.0, -2.0]), Result([3], [-0.5]), Result([4, 5], [-1.0, -9.0])]
+    expected = [Result([1, 2], [-1.0, -2.25]), Result([3], [-0.5]), Result([4, 6], [-1.5, -3.0])]
+    assert parity.moved(asks, got, expected) == {"fr-en": 0.5, "plain": 0.0}

@@ -45,7 +45,7 @@ def test_tokens_and_log_probabilities(model, configuration, tmp_path):
         assert row.comparable >= 38, row
         assert row.equal == row.comparable, row
         assert row.edited >= row.changed >= row.edited / 2, "edits that change nothing would prove nothing"
-        assert row.max_dlogp < 1e-3, row
+        assert max(row.max_dlogp.values()) < 1e-3, row
     if configuration == "tiny cache":
         assert rows[0].preemptions > 0, rows
     if configuration == "speculative":
