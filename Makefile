@@ -3,7 +3,8 @@
 #   make demo     set up, then learn maps between languages on a real model, apply them, and write demo/report.html
 #                 DATA=<folder of SIB-200> takes its topics instead of the names of emoji
 #   make test     set up, then run the whole test suite
-#   make test-gpu-emulated    execute the GPU kernels in the emulators of emulator/ (no GPU needed)
+#   make test-gpu-emulated    execute the GPU kernels in the emulators of emulator/ (no GPU needed); ONE_IN=3 takes
+#                 the first of three cases of each test
 #   make gpu-traffic          count in the emulators what the GPU kernels move; rewrites docs/gpu_traffic.csv
 #   make test-serve           the plugin for vLLM, in an environment of its own with vLLM for CPUs
 #   make demo-serve           a server with three languages: ask it, print what it answers, stop it
@@ -40,7 +41,7 @@ test: $(VENV)/.installed
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto -m "not gpu_emulated and not twin"  # one core per worker
 
 test-gpu-emulated: $(VENV)/.installed
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto -m gpu_emulated
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto -m gpu_emulated --one-in $(or $(ONE_IN),1)
 
 gpu-traffic: $(VENV)/.installed
 	PYTHONPATH=.:tests/helpers:tests/csrc $(BIN)/python -m kernel_traffic

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Generator
 from pathlib import Path
 
@@ -13,6 +14,26 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from emulator.errors import MissingToolError
 
 CACHE = Path(__file__).parents[1] / "demo" / "cache"
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """How many of the cases of a parametrised test are run."""
+    parser.addoption(
+        "--one-in", type=int, default=1, metavar="N", help="of the cases of each parametrised test run the first of N"
+    )
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out what ``--one-in`` leaves out; the first case of every test stays."""
+    seen: Counter[str] = Counter()
+    kept: list[pytest.Item] = []
+    left_out: list[pytest.Item] = []
+    for item in items:
+        test = item.nodeid.partition("[")[0]
+        (left_out if seen[test] % config.getoption("--one-in") else kept).append(item)
+        seen[test] += 1
+    config.hook.pytest_deselected(items=left_out)
+    items[:] = kept
 
 
 @pytest.hookimpl(wrapper=True)

@@ -308,6 +308,8 @@ def select(
     if positions == "last" and active is None and prompt_length == call.length and _ends_in_text(call, tokens):
         return _LAST_COLUMN
     given = call.real(tokens if prompt_length else None)
+    if given is None and prompt_length == 0 and call.length == 1 and active is None and call.batch:
+        return _LAST_COLUMN  # a decode step without padding
     real = torch.ones(call.batch, call.length, dtype=torch.bool, device=call.device) if given is None else given
     begins = _texts(call, real)
     chosen = _asked_for(positions, real, prompt_length, begins)

@@ -46,9 +46,10 @@ def allowed(*driver: str | Path) -> list[str]:
 
 
 def check_every_isa(driver: Sequence[str | Path], every: int) -> list[str]:
+    """All cases of the best instruction set, of the others one in ``every``."""
     isas = allowed(*driver)
-    for isa in isas:
-        answer = run(isa, *driver, "check", str(every))
+    for number, isa in enumerate(isas):
+        answer = run(isa, *driver, "check", str(every if number else 1))
         assert answer.returncode == 0, f"{isa}: {answer.stderr[-4000:]}"
         assert answer.stdout.startswith(f"{isa}: ")
         assert answer.stdout.endswith(" cases, 0 wrong\n")
@@ -58,7 +59,7 @@ def check_every_isa(driver: Sequence[str | Path], every: int) -> list[str]:
 @needs_make
 def test_kernels_are_right_under_address_and_undefined_behaviour_sanitizers(tmp_path: Path) -> None:
     driver = build(tmp_path, CXX, "-O1 -g1 -fsanitize=address,undefined -fno-sanitize-recover=all")
-    assert check_every_isa([driver], every=1)[-1] == "scalar"
+    assert check_every_isa([driver], every=4)[-1] == "scalar"
     refused = run("scalar", driver, "run", "rms", "1", "16", "0", "float8", "float32")
     assert (refused.returncode, refused.stderr) == (2, "kernels: unknown dtype float8\n")
 
