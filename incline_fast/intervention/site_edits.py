@@ -28,6 +28,7 @@ from incline_fast.torch_modes import functorch_level, is_plain
 __all__ = ["Shared", "SiteEdit", "backend_for"]
 
 _DOUBLE = torch.float64
+_NOTHING = torch.empty(0, device="cpu")
 
 
 class Shared:
@@ -136,7 +137,7 @@ class SiteEdit:
         self._numbers = shared.numbers[self._position]
         self._device, self._double = device, double
         self._finds_rows = EXTENSION is not None and device.type == "cpu" and not self.watch
-        self._room = 0
+        self._constants = (_NOTHING, _NOTHING)
 
     def pending(self, running: ForwardPass | None, hidden: Tensor) -> ForwardPass | None:
         """The pass under way, if it edits or records rows of ``hidden``.
@@ -201,23 +202,24 @@ class SiteEdit:
             return False
         row_map, alpha, beta = running.per_token(self.kind, hidden.shape)
         if alpha is None:
-            if len(row_map) > self._room:
-                self._make_room(len(row_map))
             alpha, beta = self._constants
+            if len(row_map) > min(len(alpha), len(beta)):
+                alpha, beta = self._make_room(len(row_map))
         map = self.map
         down, up = map.packed()
         affine_residual.OP(hidden, None, down, up, map.down_scale, map.up_scale, self.bias, alpha, beta, row_map)
         torch._C._increment_version((hidden,))
         return True
 
-    def _make_room(self, tokens: int) -> None:
-        """Alpha and beta for passes of up to so many tokens."""
+    def _make_room(self, tokens: int) -> tuple[Tensor, Tensor]:
+        """Alpha and beta for passes of up to so many tokens; kept in one step, because threads share this edit."""
         dtype = _DOUBLE if self._double else torch.float32
-        self._constants = (
+        constants = (
             self._shared.constant(self.alpha, dtype, tokens),
             self._shared.constant(self.beta, dtype, tokens),
         )
-        self._room = tokens
+        self._constants = constants
+        return constants
 
     def _set(self, running: ForwardPass, rows: EditedTokens, hidden: Tensor) -> None:
         """Put the edited value of the remembered state in the place of the rows."""
