@@ -6,7 +6,7 @@
 #   make test-gpu-emulated    execute the GPU kernels in the emulators of emulator/ (no GPU needed); ONE_IN=3 takes
 #                 the first of three cases of each test
 #   make gpu-traffic          count in the emulators what the GPU kernels move; rewrites docs/gpu_traffic.csv
-#   make test-serve           the plugin for vLLM, in an environment of its own with vLLM for CPUs
+#   make test-serve           the plugin for vLLM, in an environment of its own with vLLM for CPUs; takes ONE_IN too
 #   make demo-serve           a server with three languages: ask it, print what it answers, stop it
 #   make twin                 the environment of a GPU machine with the oldest supported torch, and what can be tried in it
 #   make gpu                  build, check and measure on this machine's GPU with the installed torch, within 430 s
@@ -49,7 +49,7 @@ gpu-traffic: $(VENV)/.installed
 # vLLM has no wheel for some machines; that is said, and is no failure.
 test-serve: $(VENV)/.installed
 	@if $(BIN)/python -m demo.serving_environment --check; then \
-	  $(MAKE) $(SERVE)/.installed && $(SERVE)/bin/python -m pytest tests/serving; \
+	  $(MAKE) $(SERVE)/.installed && $(SERVE)/bin/python -m pytest tests/serving --one-in $(or $(ONE_IN),1); \
 	else echo "SKIPPED: nothing was tested inside vLLM"; fi
 
 demo-serve: $(VENV)/.installed $(SERVE)/.installed
