@@ -20,7 +20,7 @@ from incline_fast.maps import AffineMap
 from incline_fast.models.sites import Site
 from incline_fast.ops import affine_residual
 from incline_fast.ops._arguments import PerRow
-from incline_fast.ops._dispatch import has_kernels
+from incline_fast.ops._dispatch import differentiates, has_kernels
 from incline_fast.ops._extension import EXTENSION
 from incline_fast.ops.affine_norm import LAYER_NORM, RMS_NORM, NormOp
 from incline_fast.torch_modes import functorch_level, is_plain
@@ -193,11 +193,11 @@ class SiteEdit:
             or not running.rows.sparse
             or running.stage is not Stage.EDIT
             or hidden.shape[1] == 1
-            or torch.is_grad_enabled()
             or not hidden.is_cpu
             or (hidden.dtype is _DOUBLE) is not self._double
             or functorch_level() is not None
             or forward_ad._current_level >= 0
+            or (torch.is_grad_enabled() and differentiates(hidden, self.map, self.bias, running.alpha, running.beta))
         ):
             return False
         row_map, alpha, beta = running.per_token(self.kind, hidden.shape)

@@ -71,7 +71,7 @@ def test_a_prompt_costs_one_call_a_site(side, monkeypatch):
     calls, op = [], affine_residual.OP
     monkeypatch.setattr(affine_residual, "OP", lambda *arguments: calls.append(op(*arguments)))
     model, maps = tiny("llama"), random_maps()
-    with intervene(model, Alignment.from_maps(maps), alpha=0.6), torch.inference_mode():
+    with intervene(model, Alignment.from_maps(maps), alpha=0.6):
         model(**prompts(side=side))
     assert len(calls) == len(maps)
 
