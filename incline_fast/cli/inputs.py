@@ -42,13 +42,15 @@ def load_model(name: str, dtype: str, device: str) -> tuple[Any, Any]:
 
 def plan_of(name: str, num_sentences: int, layers: list[int] | None, memory_budget: str | None) -> FitPlan:
     """The plan of a fit, from the model's configuration alone."""
+    import torch
     from transformers import AutoConfig
 
     from incline_fast.fitting.memory_plan import plan_fit
 
     config = AutoConfig.from_pretrained(name).get_text_config()
     sites = layers or range(1, config.num_hidden_layers + 1)
-    return plan_fit(num_sentences, config.hidden_size, sites, memory_budget=memory_budget)
+    threads = torch.get_num_threads()
+    return plan_fit(num_sentences, config.hidden_size, sites, memory_budget=memory_budget, threads=threads)
 
 
 def parallel_text(

@@ -46,7 +46,7 @@ __all__ = [
 DEFAULT_LAMS = (0.1, 0.3, 1.0, 3.0, 10.0)
 
 FEW_PAIRS = 200
-"""Fewer parallel sentences than this gain little (docs/evaluation.md)."""
+"""Fewer parallel sentences than this gain little (docs/benchmarks/accuracy.md)."""
 
 # Sentences whose states are collected and kept together.
 _PART = 100

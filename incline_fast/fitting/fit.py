@@ -19,6 +19,7 @@ from incline_fast.distributed import gather, rank_and_size
 from incline_fast.fitting.estimators import Estimator, Fitted, Lam
 from incline_fast.fitting.memory_plan import plan_fit
 from incline_fast.fitting.options import FitKeywords, FitOptions, SolveKeywords, SolveOptions, lam_by_site
+from incline_fast.fitting.side_by_side import side_by_side
 from incline_fast.models.architectures import describe
 from incline_fast.models.identity import identify
 from incline_fast.states.hidden_states import Collection, CollectOptions, HiddenStates, StatesError, plan
@@ -85,12 +86,13 @@ class _Run:
     form: Form
     metadata: AlignmentMetadata
     options: FitOptions
+    at_once: int
 
     def alignment(self) -> Alignment:
         keywords = self.options.solving()
         keywords |= {"estimator": self.options.solver, "lam": self.lams, "form": self.form}
         X, Y = self._states("source", self.source), self._states("target", self.target)
-        return fit_states(X, Y, metadata=self.metadata, **keywords)
+        return _fit_states(X, Y, self.metadata, SolveOptions(**keywords), self.at_once)
 
     def _states(self, side: str, collection: Collection) -> HiddenStates:
         with _naming(side):
@@ -124,7 +126,9 @@ def _plan(
     sites = options.sites(identity.num_layers)
     lams = options.lams(sites)
     _check_lams(solver, lams.values(), len(fitted_rows))
-    groups = plan_fit(n, identity.hidden_size, sites, memory_budget=options.memory_budget).groups
+    threads = 1 if _on_gpu(options.solve_device) else torch.get_num_threads()
+    memory = plan_fit(n, identity.hidden_size, sites, memory_budget=options.memory_budget, threads=threads)
+    groups = memory.groups
 
     def planned(side: str, group: Sequence[int]) -> Collection:
         folder = None if options.resume is None else Path(options.resume) / side
@@ -138,7 +142,8 @@ def _plan(
     runs = []
     for group in groups:
         source_run, target_run = planned("source", group), planned("target", group)
-        runs.append(_Run(source_run, target_run, {site: lams[site] for site in group}, form, metadata, options))
+        own = {site: lams[site] for site in group}
+        runs.append(_Run(source_run, target_run, own, form, metadata, options, memory.at_once))
     return runs
 
 
@@ -184,7 +189,17 @@ def fit_states(
         TypeError: a keyword that no option has.
         ValueError: the sites or numbers of rows differ, or an estimator refuses its input; the message names the site.
     """
-    options = SolveOptions(**keywords)
+    return _fit_states(X, Y, metadata, SolveOptions(**keywords), None)
+
+
+def _fit_states(
+    X: Mapping[int, Tensor],
+    Y: Mapping[int, Tensor],
+    metadata: AlignmentMetadata | None,
+    options: SolveOptions,
+    at_once: int | None,
+) -> Alignment:
+    """See :func:`fit_states`; ``at_once`` sites are solved at the same time, None for as many as the plan allows."""
     solver = options.solver
     X, Y = _states_by_site("X", X), _states_by_site("Y", Y)
     if not X or sorted(X) != sorted(Y):
@@ -198,10 +213,18 @@ def fit_states(
 
     rank, size = rank_and_size(options.distributed)
     own = sorted(X)[rank::size]
-    found: dict[int, _SiteFit] = {}
-    for site in tqdm(own, desc=f"fit {solver.name}", unit="layer", disable=not options.progress or rank > 0):
+    if at_once is None and own:
+        n, d = X[own[0]].shape
+        on_gpu = _on_gpu(options.solve_device) or X[own[0]].is_cuda
+        at_once = plan_fit(n, d, own, threads=1 if on_gpu else torch.get_num_threads()).at_once
+
+    def solved(site: int) -> _SiteFit:
         with _naming(f"site {site}"):
-            found[site] = _fit_site(X[site], Y[site], rows, lams[site], options)
+            return _fit_site(X[site], Y[site], rows, lams[site], options)
+
+    each = side_by_side(solved, own, at_once or 1)
+    quiet = not options.progress or rank > 0
+    found = dict(tqdm(each, desc=f"fit {solver.name}", total=len(own), unit="layer", disable=quiet))
     if size > 1:
         found = {site: fitted for part in gather(found) for site, fitted in part.items()}
     completed = replace(
@@ -252,6 +275,10 @@ def _pooled(found: Mapping[int, _SiteFit], metadata: AlignmentMetadata, options:
         options.form or options.solver.own_form or "interpolate",
         completed,
     )
+
+
+def _on_gpu(device: torch.device | str | None) -> bool:
+    return device is not None and torch.device(device).type != "cpu"
 
 
 def _doubled(source: Sequence[str], target: Sequence[str]) -> tuple[list[str], list[str]]:

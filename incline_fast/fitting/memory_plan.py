@@ -33,6 +33,8 @@ _UNITS = {
 _DUAL_ROWS, _DUAL_GRAM = 66, 50
 _DUAL_SCORES, _DUAL_SCORES_MOST = 420, 20 * 2**20
 _PRIMAL_ROWS, _PRIMAL_GRAM = 90, 50
+# What solves at the same time may take together; larger ones keep all threads busy one after the other.
+_TOGETHER = 2**30
 
 
 @dataclass(frozen=True)
@@ -47,6 +49,7 @@ class FitPlan:
         solve_bytes: the most that the solve of one site takes beside its states.
         map_bytes: the fitted map of one site, fp32; all are held until the end and are the size of the artifact.
         memory_budget: what was asked for, in bytes; None without a limit.
+        at_once: sites that are solved at the same time, each with one thread.
     """
 
     groups: tuple[tuple[int, ...], ...]
@@ -56,6 +59,7 @@ class FitPlan:
     solve_bytes: int
     map_bytes: int
     memory_budget: int | None
+    at_once: int = 1
 
     @property
     def num_sites(self) -> int:
@@ -64,9 +68,9 @@ class FitPlan:
 
     @property
     def peak_bytes(self) -> int:
-        """The most that is held at once, beside the model: the largest group's states, one solve and all maps."""
+        """The most that is held at once, beside the model: the largest group's states, its solves and all maps."""
         largest = max(map(len, self.groups))
-        return largest * self.state_bytes + self.solve_bytes + self.num_sites * self.map_bytes
+        return largest * self.state_bytes + self.at_once * self.solve_bytes + self.num_sites * self.map_bytes
 
     def __str__(self) -> str:
         budget = "no limit" if self.memory_budget is None else format_bytes(self.memory_budget)
@@ -74,7 +78,7 @@ class FitPlan:
         lines = [
             f"{self.num_sites} layers of d = {self.hidden_size}, {self.num_sentences} pairs of sentences",
             f"  states of a layer, both languages  {format_bytes(self.state_bytes):>10}",
-            f"  solve of a layer, at its peak      {format_bytes(self.solve_bytes):>10}",
+            f"  solve of a layer, at its peak      {format_bytes(self.solve_bytes):>10}   at once: {self.at_once}",
             f"  maps of all layers (the artifact)  {format_bytes(self.num_sites * self.map_bytes):>10}",
             f"  peak beside the model              {format_bytes(self.peak_bytes):>10}   budget: {budget}",
             f"{runs} group{'s' * (runs > 1)} of layers, each with one run of the model over both languages:",
@@ -89,15 +93,24 @@ class FitPlan:
 
 
 def plan_fit(
-    num_sentences: int, hidden_size: int, layers: Sequence[int], *, memory_budget: int | str | None = None
+    num_sentences: int,
+    hidden_size: int,
+    layers: Sequence[int],
+    *,
+    memory_budget: int | str | None = None,
+    threads: int = 1,
 ) -> FitPlan:
     """Divide layers into the fewest equal groups whose fit by ridge stays within a budget.
+
+    Without a budget as many layers are solved at the same time as there are threads, if together they take at most
+    1 GiB; with one it is one at a time.
 
     Args:
         num_sentences: pairs n, held-out ones included.
         hidden_size: d.
         layers: sites to fit.
         memory_budget: bytes beside the model, or text such as ``"16GiB"``; None for one group.
+        threads: of the CPU that solves, 1 for another device.
 
     Raises:
         ValueError: there is nothing to fit, the budget is not an amount of memory, or it is below what one layer at a
@@ -119,9 +132,9 @@ def plan_fit(
         else _PRIMAL_ROWS * n * d + _PRIMAL_GRAM * d**2
     )
     map_bytes = 4 * (2 * n * d if dual else d * d) + 4 * d
-    plan = FitPlan((sites,), n, d, state_bytes, solve_bytes, map_bytes, budget)
     if budget is None:
-        return plan
+        at_once = max(1, min(threads, len(sites), _TOGETHER // solve_bytes))
+        return FitPlan((sites,), n, d, state_bytes, solve_bytes, map_bytes, None, at_once)
     free = budget - solve_bytes - len(sites) * map_bytes
     if free < state_bytes:
         least = solve_bytes + len(sites) * map_bytes + state_bytes

@@ -44,8 +44,9 @@ _MAX_CONDITION = 1e8
 _MAX_RESIDUAL = 1e-8
 # Up to this distance from the identity a Gram matrix has a condition below 1.3: no digit is lost to its Cholesky.
 _MAX_MISSING = 0.1
-# Rows per feature from which Cholesky QR was measured to be faster than Householder's.
-_TALL = 2
+# Rows per feature from which Cholesky QR was measured to be faster than Householder's, on the processor where that is
+# latest (AMD EPYC; on an Intel Xeon from 2).
+_TALL = 4
 # Up to so many rows or features QR costs next to nothing.
 _SMALL = 64
 # Columns of a symmetric product that are computed at once. A smaller block computes less of the other half, which is
@@ -76,14 +77,14 @@ def solve(
       lam = 0 ``up`` is corrected by what the rows of ``down`` lack of being orthonormal.
     * primal: ``X^T X + lam I = L L^T``, ``W = (L^-T L^-1 X^T Y)^T``.
     * If a pivot is not positive, the estimated condition exceeds 1e8 or the residual is not small, ``on_breakdown``:
-      ``"raise"`` gives up; ``"fp64"`` decomposes the data by QR (for lam = 0 and ``n >= 2 d_in`` by two rounds of
+      ``"raise"`` gives up; ``"fp64"`` decomposes the data by QR (for lam = 0 and ``n >= 4 d_in`` by two rounds of
       Cholesky QR, if they are accurate) or, where the rank may not be full, by SVD
       (:mod:`incline_fast.solver.orthogonal`), where for lam = 0 singular values up to ``eps max(n, d_in) S_1`` count as
       zero, which is the rule of
       ``numpy.linalg.lstsq`` and gives its minimum-norm solution; ``"eigh"`` decomposes the Gram matrix, which is
       cheaper and has half the digits: eigenvalues plus lam up to ``eps m`` of the largest (m rows) count as zero.
     * With lam = 0, ``"auto"`` and ``"fp64"``, QR is tried first where it costs about as much as Cholesky would, for
-      ``d_in / 2 <= n < 2 d_in``, or little, up to 64 rows or features.
+      ``d_in / 2 <= n < 4 d_in``, or little, up to 64 rows or features.
 
     Raises:
         RidgeBreakdownError: Cholesky broke down and ``on_breakdown`` is ``"raise"``.
@@ -112,7 +113,7 @@ def solve(
 def starts_with_qr(X: Tensor, lam: float, form: SolveForm, on_breakdown: OnBreakdown) -> bool:
     """Whether QR of X is tried before Cholesky: it keeps more digits, where it costs about as much or very little."""
     n, d = X.shape
-    cheap = min(n, d) <= _SMALL or (d <= 2 * n and n < 2 * d)
+    cheap = min(n, d) <= _SMALL or (d <= 2 * n and n < _TALL * d)
     return lam == 0 and form == "auto" and on_breakdown == "fp64" and cheap
 
 

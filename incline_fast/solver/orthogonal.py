@@ -4,11 +4,11 @@ With ``A = X^T`` for n < d and ``A = X`` otherwise, and the rows of ``sqrt(lam) 
 
     A = Q R,      n < d:   down = R^-T X,   up = (R^-T Y)^T           n >= d:   W^T = R^-1 Q^T Y
 
-Q of the first case is never formed: ``R^-T X`` is ``Q^T`` up to ``eps cond(X)``, an error that :func:`corrected`
-removes where lam = 0. QR without pivoting does not find the rank. But if the estimated smallest singular value of R is
-far above the bound below which ``lstsq`` counts one as zero, the rank is full. Otherwise the SVD is taken. QR with
-pivoting, ``gelsy`` of ``torch.linalg.lstsq``, would be faster, but up to torch 2.13 it gives LAPACK pivots that it has
-not set (pytorch/pytorch#187411), so that its rank is sometimes wrong.
+In the first case ``R^-T X`` is ``Q^T`` (the columns that belong to X), and Q is what is formed: it costs as much and is
+orthonormal whatever the condition. QR without pivoting does not find the rank. But if the estimated smallest singular
+value of R is far above the bound below which ``lstsq`` counts one as zero, the rank is full. Otherwise the SVD is
+taken. QR with pivoting, ``gelsy`` of ``torch.linalg.lstsq``, would be faster, but up to torch 2.13 it gives LAPACK
+pivots that it has not set (pytorch/pytorch#187411), so that its rank is sometimes wrong.
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from incline_fast.solver.reflections import reflect_
 from incline_fast.solver.solution import Solution
 
 __all__ = ["STEPS", "alternating", "corrected", "open_rank", "reciprocal_condition", "solve_by_qr", "solve_by_svd"]
@@ -43,18 +42,18 @@ def solve_by_qr(X: Tensor, Y: Tensor, lam: float) -> Solution | str:
     if reason := open_rank(rcond, max(n, d)):
         return reason
     if n < d:
-        down, up = (torch.linalg.solve_triangular(R.T, side, upper=False) for side in (X, Y))
-        return Solution((corrected(up, down) if lam == 0 else up).T, down, "qr", rcond**2)
-    right = Y.new_zeros(len(packed), Y.shape[1])
-    right[:n] = Y
-    rotated = reflect_(packed, tau, right)[:d]
+        down = torch.linalg.householder_product(packed, tau)[:d].T
+        up = torch.linalg.solve_triangular(R.T, Y, upper=False)
+        return Solution(up.T, down, "qr", rcond**2)
+    right = Y if lam == 0 else torch.cat([Y, Y.new_zeros(d, Y.shape[1])])
+    rotated = torch.ormqr(packed, tau, right, transpose=True)[:d]
     return Solution(torch.linalg.solve_triangular(R, rotated, upper=True).T, None, "qr", rcond**2)
 
 
 def corrected(up: Tensor, down: Tensor) -> Tensor:
     """``(down down^T)^-1 up`` for ``up [n, d_out]`` and ``down [n, d_in]``.
 
-    With ``L down = X`` and ``L up = Y`` it makes ``up^T down`` the minimum-norm solution, however inaccurate L is. The
+    With ``L down = X`` and ``L up = Y``, L a Cholesky factor, it makes ``up^T down`` the minimum-norm solution. The
     rows of down are orthonormal but for L's errors, so that a few terms of a Neumann series give the inverse. Without
     this, errors of predictions grow in proportion to the largest dimension of X.
     """
