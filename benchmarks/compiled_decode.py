@@ -6,12 +6,15 @@ The Llama and the maps of ``benchmarks/every_token.py``. A step is one call of t
 one token and a static cache; rounds of steps alternate between the plain model and the one inside
 ``intervene(positions="all")``, which stays entered meanwhile. "ratio" is the extra time of a step over the time in
 which the maps' bytes could be read. "graphs" counts what was compiled, "later" what was compiled after each way's
-first two turns.
+first two turns. Rank 1 has next to no bytes: what it costs is what a site costs beside its map. In further turns both
+ways run without torch.compile's guards (``torch.compiler.set_stance(skip_guard_eval_unsafe=True)``), which says how
+much of the extra time is the checking of the edit's properties.
 """
 
 from __future__ import annotations
 
 import argparse
+import statistics
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -43,6 +46,16 @@ def stepper(compiled: Any) -> Callable[[], None]:
     return run
 
 
+def unguarded(run: Callable[[], None]) -> Callable[[], None]:
+    """The same without the guards of what was compiled; for measuring only, since a changed edit would not be seen."""
+
+    def bare() -> None:
+        with torch.compiler.set_stance("default", skip_guard_eval_unsafe=True):
+            run()
+
+    return bare
+
+
 def graphs() -> int:
     """Graphs that torch.compile has made in this process."""
     return int(counters["stats"]["unique_graphs"])
@@ -55,13 +68,19 @@ def measure(rank: int | None, rounds: int) -> dict[str, Any]:
     before = graphs()
     with torch.inference_mode(), intervene(edited, alignment, alpha=ALPHA, positions="all"):
         runs = {"plain": stepper(plain), "edited": stepper(edited)}
+        runs |= {f"{name}, no guards": unguarded(run) for name, run in runs.items()}
         for run in [*runs.values()] * 2:
             run()
         compiled = graphs()
         times = interleaved({name: lambda _, run=run: run for name, run in runs.items()}, rounds=rounds)
-    seconds = [[us / 1e6 for us in pair] for pair in zip(times["plain"], times["edited"], strict=True)]
+    seconds = {name: [us / 1e6 for us in found] for name, found in times.items()}
+    bare = [
+        (edited - plain) / STEPS
+        for plain, edited in zip(seconds["plain, no guards"], seconds["edited, no guards"], strict=True)
+    ]
     return {
-        **costs(rank, alignment, seconds, STEPS),
+        **costs(rank, alignment, list(zip(seconds["plain"], seconds["edited"], strict=True)), STEPS),
+        "extra_ms_no_guards": round(1e3 * statistics.median(bare), 2),
         "graphs": compiled - before,
         "later": graphs() - compiled,
         "rounds": rounds,
@@ -78,7 +97,7 @@ def main() -> None:
     arguments = parser.parse_args()
     rows = []
     with threads(arguments.threads):
-        for rank in tqdm(RANKS, unit="kind of map"):
+        for rank in tqdm((*RANKS, 1), unit="kind of map"):
             rows.append(measure(rank, arguments.rounds))
             print(rows[-1])
     if arguments.output is not None:

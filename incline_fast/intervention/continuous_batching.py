@@ -76,7 +76,7 @@ class Requests:
         generation = arguments.get("generation_config") or getattr(model, "generation_config", None)
         hints = arguments.get("workload_hints")
         if self._rows is not None and hints is not None:
-            count, requests = self._rows.alpha.numel(), hints.num_requests
+            count, requests = self._rows.count, hints.num_requests
             requests //= getattr(generation, "num_return_sequences", None) or 1
             if requests != count:
                 raise ValueError(f"{self._rows.name} has {count} values; this batch has {requests} requests")
@@ -125,8 +125,9 @@ class Requests:
         settings = self._rows
         if settings is not None:
             numbers = [self._number_of(name) for name in names]
-            alphas = settings.alpha.tolist()
-            kept = [i for i, number in enumerate(numbers) if alphas[number] != 0]  # the others keep their bits
+            active = settings.active
+            edited = [True] * settings.count if active is None else active.tolist()
+            kept = [i for i, number in enumerate(numbers) if edited[number]]  # the others keep their bits
             columns, numbers = [columns[i] for i in kept], [numbers[i] for i in kept]
         ids = arguments["input_ids"]
         chosen = torch.zeros(1, ids.shape[1], dtype=torch.bool, device=ids.device)
@@ -134,7 +135,7 @@ class Requests:
         rows = rows_where(chosen)
         if rows is None or settings is None:
             return ForwardPass(rows)
-        index = torch.tensor(numbers, device=settings.alpha.device)
+        index = torch.tensor(numbers, device=settings.alpha[0].device)
         picked = settings.each(lambda per_row: per_row[index])
         return ForwardPass(rows, picked.alpha, picked.beta, picked.maps)
 
@@ -169,7 +170,7 @@ class Requests:
 
     def _next(self) -> int:
         assert self._rows is not None
-        count = self._rows.alpha.numel()
+        count = self._rows.count
         with self._numbered:
             if self._given == count:
                 raise ValueError(f"{self._rows.name} has {count} values; this is request {count + 1}")

@@ -234,7 +234,7 @@ class Calls:
         rows = self.rows
         if rows is None:
             return None
-        count = rows.alpha.numel()
+        count = rows.count
         repeats, rest = divmod(batch, count)
         if rest or repeats == 0 or (repeats > 1 and not self.control.generations):
             raise ValueError(f"{rows.name} has {count} values; this forward pass has {batch} rows")

@@ -35,7 +35,7 @@ class ForwardPass:
 
     Attributes:
         rows: what is edited, None: nothing.
-        alpha, beta: ``[N]``, one per edited row, or None (each site's own number).
+        alpha, beta: ``[N]``, one per edited row, for all sites or per kind of site; None: each site's own number.
         row_maps: per kind of site int32 ``[N]``, the map of each row in the site's stack, -1 for a row that keeps its
             bits; None: every row has map 0 at every site.
         untouched: whether some of these rows keep their bits.
@@ -48,8 +48,8 @@ class ForwardPass:
     def __init__(
         self,
         rows: EditedTokens | None = None,
-        alpha: Tensor | None = None,
-        beta: Tensor | None = None,
+        alpha: tuple[Tensor, ...] | None = None,
+        beta: tuple[Tensor, ...] | None = None,
         row_maps: tuple[Tensor, ...] | None = None,
         untouched: bool = False,
         entrance: int = 0,
@@ -65,6 +65,14 @@ class ForwardPass:
         self.measures: dict[int, tuple[Tensor, Tensor]] = {}
         self._per_token: dict[tuple[int, torch.Size], tuple[Tensor, Tensor | None, Tensor | None]] = {}
 
+    def strengths(self, kind: int) -> tuple[Tensor | None, Tensor | None]:
+        """Alpha and beta ``[N]`` of the edited rows at the sites of a kind."""
+        alpha, beta = (
+            None if per_kind is None else per_kind[kind if len(per_kind) > 1 else 0]
+            for per_kind in (self.alpha, self.beta)
+        )
+        return alpha, beta
+
     def per_token(self, kind: int, shape: torch.Size) -> tuple[Tensor, Tensor | None, Tensor | None]:
         """``row_map``, alpha and beta of all ``[B T]`` tokens of states ``[B, T, d]`` on the CPU.
 
@@ -78,8 +86,7 @@ class ForwardPass:
             assert rows is not None
             maps = torch.zeros((), dtype=torch.int32, device="cpu") if self.row_maps is None else self.row_maps[kind]
             alpha, beta = (
-                None if per_row is None else rows.spread(per_row, batch, length, 0)
-                for per_row in (self.alpha, self.beta)
+                None if per_row is None else rows.spread(per_row, batch, length, 0) for per_row in self.strengths(kind)
             )
             row_map = rows.spread(maps, batch, length, -1)
             if alpha is not None and beta is None:

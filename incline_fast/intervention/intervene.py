@@ -22,7 +22,7 @@ from incline_fast.intervention.forward_pass import Control, ForwardPass
 from incline_fast.intervention.mixture import Mixture, RowSettings, SiteStack
 from incline_fast.intervention.positions import Positions
 from incline_fast.intervention.site_edits import Shared, SiteEdit, backend_for
-from incline_fast.intervention.strength import Alpha, row_alpha, site_alpha
+from incline_fast.intervention.strength import Alpha, row_alpha, row_alphas, site_alpha
 from incline_fast.intervention.taps import InterventionError, Places, Taps
 from incline_fast.maps import AffineMap
 from incline_fast.models.active import ACTIVE
@@ -64,7 +64,8 @@ def intervene(
             ``it.languages = [...]``. An alignment may be missing sites that another has.
         alpha: strength. One number; one per language ``{language: alpha}``; one per site ``{site: alpha}``, which also
             selects the sites (of one alignment); or one per row of the batch, a tensor ``[B]`` (beams and several
-            returned sequences repeat it). Where alpha is 0 nothing is edited and the model's bits are its own.
+            returned sequences repeat it), which may also be the value of a site: ``{9: 0.3, 12: [0.0, 0.5]}``. Where
+            alpha is 0 nothing is edited and the model's bits are its own.
         positions: ``"last"`` - the last token of each prompt (the paper's choice); ``"generated"`` - also every token
             that is decoded; ``"all"`` - every token. Padding is never edited, nor is BOS at the start of a text given
             as ``input_ids``.
@@ -127,16 +128,15 @@ class Intervention:
             if languages is not None:
                 raise ValueError("languages is given with one alignment; expected {language: alignment} with it")
             one = alignment
-            strengths = row_alpha(cast(Alpha, alpha))
             self.alpha = site_alpha(cast(Alpha, alpha), alignment, layers)
+            strengths = row_alphas(cast(Alpha, alpha), self.layers)
             self._forms: str = alignment.form
             self._rows = None if strengths is None else RowSettings.of_one_alignment(strengths, alignment.form)
             check = [alignment]
         else:
             if languages is None:
                 raise ValueError("alignment is several alignments; expected languages, one name or None per row")
-            strengths = None if isinstance(alpha, Mapping) else row_alpha(alpha)
-            self._mixture = Mixture(alignment, alpha, strengths)
+            self._mixture = Mixture(alignment, alpha, None if isinstance(alpha, Mapping) else row_alpha(alpha))
             self._rows = self._mixture.rows(languages)
             read = self._mixture.read()
             if not read:
@@ -315,9 +315,11 @@ class Intervention:
         sites = self._sites()
         strengths = [self._strengths(site.index) for site in sites]
         shared = Shared(strengths)
+        by_site = self._rows is not None and len(self._rows.alpha) > 1
         for position, site in enumerate(sites):
             map, bias, stack = self._map_of(site.index)
-            edit = SiteEdit(site, map, bias, strengths[position], position, shared, self._watch)
+            kind = position if by_site else 0
+            edit = SiteEdit(site, map, bias, strengths[position], position, shared, self._watch, kind)
             if stack is not None:
                 edit.take(stack)
             self._edits.append(edit)
@@ -387,7 +389,8 @@ class Intervention:
             bad = (~peak.isfinite()).nonzero()
             if bad.numel():
                 n = int(bad[0])
-                strength = self.alpha[index] if running.alpha is None else float(running.alpha[n])
+                own, _ = running.strengths(edit.kind)
+                strength = self.alpha[index] if own is None else float(own[n])
                 raise NonFiniteStateError(
                     f"the edited state of site {index} ({edit.site.path}) is not finite in row {rows.batch_row(n)} at "
                     f"alpha={strength}. Edits at many sites feed each other: lower alpha, edit fewer layers, or use "

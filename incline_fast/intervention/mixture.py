@@ -40,35 +40,39 @@ class RowSettings:
     """What is done with each row of a batch: tensors ``[B]``.
 
     Attributes:
-        alpha: strength, 0 for a row that keeps its bits.
-        beta: factor of the state itself, None: 1 for all.
+        alpha: strength, 0 for a row that keeps its bits; one tensor for all sites, or one per kind of site.
+        beta: factor of the state itself, likewise; None: 1 for all.
         maps: per kind of site int32, each row's map in the stack, -1 for one that keeps its bits; None: all have map 0.
         name: the argument of ``intervene`` that has one value per row.
     """
 
-    alpha: Tensor
-    beta: Tensor | None = None
+    alpha: tuple[Tensor, ...]
+    beta: tuple[Tensor, ...] | None = None
     maps: tuple[Tensor, ...] | None = None
     name: str = "languages"
 
     @classmethod
-    def of_one_alignment(cls, alpha: Tensor, form: str) -> RowSettings:
-        """Strengths of one alignment, which has one map per site."""
-        active = alpha != 0
-        maps = None if bool(active.all()) else (active.int() - 1,)
-        return cls(alpha, 1 - alpha if form == "interpolate" else None, maps, "alpha")
+    def of_one_alignment(cls, alpha: tuple[Tensor, ...], form: str) -> RowSettings:
+        """Strengths of one alignment, which has one map per site: one tensor for all sites, or one per site."""
+        maps = None if all(bool(one.all()) for one in alpha) else tuple((one != 0).int() - 1 for one in alpha)
+        return cls(alpha, tuple(1 - one for one in alpha) if form == "interpolate" else None, maps, "alpha")
+
+    @property
+    def count(self) -> int:
+        """B."""
+        return len(self.alpha[0])
 
     @cached_property
     def active(self) -> Tensor | None:
-        """bool, False for rows that keep their bits; None: there are none. Kept, because every pass asks."""
-        active = self.alpha != 0
+        """bool, False for rows that keep their bits everywhere; None: there are none. Kept, as every pass asks."""
+        active = torch.stack([one != 0 for one in self.alpha]).any(0)
         return None if bool(active.all()) else active
 
     def each(self, function: Callable[[Tensor], Tensor]) -> RowSettings:
         """The same with ``function`` applied to every tensor, for other rows or another device."""
-        beta = None if self.beta is None else function(self.beta)
+        beta = None if self.beta is None else tuple(map(function, self.beta))
         maps = None if self.maps is None else tuple(map(function, self.maps))
-        return RowSettings(function(self.alpha), beta, maps, self.name)
+        return RowSettings(tuple(map(function, self.alpha)), beta, maps, self.name)
 
 
 class Mixture:
@@ -118,7 +122,7 @@ class Mixture:
         for kind in self._kinds():
             places = [kind.index(name) if name in kind else -1 for name in edited]
             maps.append(torch.tensor(places, dtype=torch.int32, device="cpu"))
-        return RowSettings(alpha, beta, tuple(maps))
+        return RowSettings((alpha,), None if beta is None else (beta,), tuple(maps))
 
     def _kinds(self) -> list[tuple[str, ...]]:
         """For each kind of site the languages that have a map there, in the order of the stack."""

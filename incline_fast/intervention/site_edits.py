@@ -89,7 +89,7 @@ class SiteEdit:
         alpha, beta: of this site, where the pass has none per row.
         reads_norm: whether the norm of the site reads the state, so that one kernel can do both.
         watch: whether states are measured before and after.
-        kind: which of a pass's ``row_maps`` says what is done with each row here.
+        kind: which of a pass's ``row_maps``, and of its strengths where they differ by site, belongs to this site.
     """
 
     def __init__(
@@ -101,6 +101,7 @@ class SiteEdit:
         position: int,
         shared: Shared,
         watch: bool,
+        kind: int = 0,
     ) -> None:
         self.site = site
         self.index = site.index
@@ -110,7 +111,7 @@ class SiteEdit:
         self._position = position
         self.reads_norm = site.tap == "norm"
         self.watch = watch
-        self.kind = 0
+        self.kind = kind
         self._source = (map, bias)
         self._shared = shared
         self._fit(map.device, map.dtype is torch.float64)
@@ -197,7 +198,7 @@ class SiteEdit:
             or (hidden.dtype is _DOUBLE) is not self._double
             or functorch_level() is not None
             or forward_ad._current_level >= 0
-            or (torch.is_grad_enabled() and differentiates(hidden, self.map, self.bias, running.alpha, running.beta))
+            or (torch.is_grad_enabled() and differentiates(hidden, self.map, self.bias, *running.strengths(self.kind)))
         ):
             return False
         row_map, alpha, beta = running.per_token(self.kind, hidden.shape)
@@ -317,7 +318,7 @@ class SiteEdit:
         return None if running.row_maps is None else running.row_maps[self.kind].to(self._device)
 
     def _strengths(self, running: ForwardPass, state: Tensor) -> tuple[PerRow, PerRow]:
-        alpha, beta = running.alpha, running.beta
+        alpha, beta = running.strengths(self.kind)
         if alpha is not None:
             alpha = alpha.to(self._device)
             return alpha, 1.0 if beta is None else beta.to(self._device)
