@@ -24,7 +24,7 @@ from torch._dynamo.utils import counters
 from tqdm import tqdm
 from transformers import StaticCache
 
-from benchmarks.every_token import ALPHA, RANKS, alignment_of, costs, random_llama
+from benchmarks.every_token import ALPHA, RANKS, alignment_of, bandwidth, costs, random_llama
 from incline_fast import intervene
 from incline_fast.bench.loops import interleaved
 from incline_fast.bench.machine import about, threads
@@ -61,8 +61,9 @@ def graphs() -> int:
     return int(counters["stats"]["unique_graphs"])
 
 
-def measure(rank: int | None, rounds: int) -> dict[str, Any]:
-    """Two models of equal weights take turns, so that one of them can stay edited."""
+def measure(rank: int | None, rounds: int, speed: float) -> dict[str, Any]:
+    """Two models of equal weights take turns, so that one of them can stay edited; ``speed`` of reading, bytes/s."""
+    torch.compiler.reset()  # graphs of the maps before would count towards the limit of compilations
     alignment = alignment_of(rank)
     plain, edited = (torch.compile(random_llama(), fullgraph=True) for _ in range(2))
     before = graphs()
@@ -79,7 +80,7 @@ def measure(rank: int | None, rounds: int) -> dict[str, Any]:
         for plain, edited in zip(seconds["plain, no guards"], seconds["edited, no guards"], strict=True)
     ]
     return {
-        **costs(rank, alignment, list(zip(seconds["plain"], seconds["edited"], strict=True)), STEPS),
+        **costs(rank, alignment, list(zip(seconds["plain"], seconds["edited"], strict=True)), STEPS, speed),
         "extra_ms_no_guards": round(1e3 * statistics.median(bare), 2),
         "graphs": compiled - before,
         "later": graphs() - compiled,
@@ -97,8 +98,9 @@ def main() -> None:
     arguments = parser.parse_args()
     rows = []
     with threads(arguments.threads):
+        speed = max(bandwidth() for _ in range(10))  # another user of the memory can halve a single one
         for rank in tqdm((*RANKS, 1), unit="kind of map"):
-            rows.append(measure(rank, arguments.rounds))
+            rows.append(measure(rank, arguments.rounds, speed))
             print(rows[-1])
     if arguments.output is not None:
         write_table(rows, list(rows[0]), arguments.output)

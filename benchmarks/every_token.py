@@ -154,17 +154,18 @@ def measure(rank: int | None, model: LlamaForCausalLM, rounds: int) -> dict[str,
         pairs.append(taken)
     return {
         # The prompt is one step as well: its few tokens read the maps once.
-        **costs(rank, alignment, pairs, NEW_TOKENS),
+        **costs(rank, alignment, pairs, NEW_TOKENS, bandwidth()),
         **site_parts(model, alignment, math.ceil(rounds / 3)),
         "rounds": rounds,
         **about(),
     }
 
 
-def costs(rank: int | None, alignment: Alignment, pairs: Sequence[Sequence[float]], steps: int) -> dict[str, Any]:
-    """Plain and edited seconds of so many steps, pair by pair, against the bytes of the maps."""
+def costs(
+    rank: int | None, alignment: Alignment, pairs: Sequence[Sequence[float]], steps: int, speed: float
+) -> dict[str, Any]:
+    """Plain and edited seconds of so many steps, pair by pair, against the maps' bytes at ``speed`` bytes a second."""
     size = sum(part.nbytes for map in alignment.maps.values() for part in (map.up, map.down) if part is not None)
-    speed = bandwidth()
     extra = statistics.median(edited - plain for plain, edited in pairs) / steps
     return {
         "rank": rank or "dense",

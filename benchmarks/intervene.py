@@ -2,6 +2,7 @@
 
 python -m benchmarks.intervene --threads 2 -o benchmarks/results/intervene-2t.csv
 python -m benchmarks.intervene --model llama --threads 2 -o benchmarks/results/intervene-llama-2t.csv
+python -m benchmarks.intervene --hollow --threads 2 -o benchmarks/results/intervene-hollow-gemma-2t.csv
 
 A random model generates with dense maps at the outputs of its blocks: one of the shape of Gemma 3 270M (18 layers,
 d = 640, fp32), or a Llama (12 layers, d = 2048, bf16), both with a small vocabulary:
@@ -19,6 +20,10 @@ Rounds are paired: every way once, in turn, in changing order; every fourth roun
 are medians over rounds of the difference to the plain model in the same round. Before timing, the tokens of ``ours``
 are compared with the hook's.
 ``enter_ms`` is entering and leaving alone.
+
+A long prompt or a batch moves from round to round by more than an edit takes. With ``--hollow`` attention and MLP
+return their input: norms, residual sums and everything around them stay, and the edit is no longer lost beside a
+matrix product. Maps, states and code are then in the caches where a real model would have pushed them out.
 """
 
 from __future__ import annotations
@@ -78,6 +83,14 @@ def random_gemma() -> Any:
         eos_token_id=None,
     )
     return Gemma3ForCausalLM(config).eval().requires_grad_(False)
+
+
+def hollow(model: Any) -> Any:
+    """The model with nothing to compute in its blocks; prompts only, because no keys and values are kept."""
+    for layer in model.model.layers:
+        layer.self_attn.forward = lambda hidden_states, *args, **kwargs: (hidden_states, None)
+        layer.mlp.forward = lambda hidden_states: hidden_states
+    return model
 
 
 @contextmanager
@@ -257,7 +270,7 @@ def check_tokens(hook: Way, others: dict[str, Way]) -> None:
             raise AssertionError(f"{name} generates other tokens than the hook")
 
 
-def measure(case: Case, rounds: int, with_rivals: bool) -> list[dict[str, Any]]:
+def measure(case: Case, rounds: int, with_rivals: bool, prompts_only: bool) -> list[dict[str, Any]]:
     """One row per way."""
     ways = ways_of(case, with_rivals)
     prompts: dict[str, list[float]] = {name: [] for name in ways}
@@ -268,7 +281,7 @@ def measure(case: Case, rounds: int, with_rivals: bool) -> list[dict[str, Any]]:
         names = names[turn % len(names) :] + names[: turn % len(names)]
         for name in names:
             prompts[name].append(ways[name](1)[1])
-        if turn % PROMPTS_PER_DECODE == 0:
+        if turn % PROMPTS_PER_DECODE == 0 and not prompts_only:
             for name in names:
                 tokens[name].append((ways[name](NEW_TOKENS)[1] - prompts[name][-1]) / (NEW_TOKENS - 1))
         begin = time.perf_counter()
@@ -281,9 +294,10 @@ def measure(case: Case, rounds: int, with_rivals: bool) -> list[dict[str, Any]]:
     return rows
 
 
-def extra(times: dict[str, list[float]], name: str) -> float:
-    """Median over rounds of the difference to the plain model in the same round, milliseconds."""
-    return 1e3 * statistics.median(a - p for a, p in zip(times[name], times["plain"], strict=True))
+def extra(times: dict[str, list[float]], name: str, digits: int) -> float | str:
+    """Median over rounds of the difference to the plain model in the same round, milliseconds; empty: not timed."""
+    pairs = list(zip(times[name], times["plain"], strict=True))
+    return round(1e3 * statistics.median(a - p for a, p in pairs), digits) if pairs else ""
 
 
 def row_of(case: Case, name: str, prompts: dict[str, list[float]], tokens: dict[str, list[float]]) -> dict[str, Any]:
@@ -297,8 +311,8 @@ def row_of(case: Case, name: str, prompts: dict[str, list[float]], tokens: dict[
         "prompt_tokens": case.length,
         "padding": case.side,
         "prompt_ms": round(1e3 * statistics.median(prompts[name]), 2),
-        "extra_prompt_ms": round(extra(prompts, name), 2),
-        "extra_token_ms": round(extra(tokens, name), 3),
+        "extra_prompt_ms": extra(prompts, name, 2),
+        "extra_token_ms": extra(tokens, name, 3),
         "rounds": len(prompts[name]),
         **about(),
     }
@@ -311,14 +325,16 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2, help="threads of torch's pool")
     parser.add_argument("--rounds", type=int, default=40, help="paired rounds")
     parser.add_argument("--prompts", default="1x20,1x60,1x200,8x60,8x60r", help="batch x tokens, r: padded right")
+    parser.add_argument("--hollow", action="store_true", help="nothing but norms in the blocks; prompts only")
     parser.add_argument("--rivals", action="store_true", help="pyvene, nnsight and steering-vectors too")
     parser.add_argument("-o", "--output", type=Path, help="CSV to write")
     arguments = parser.parse_args()
     with threads(arguments.threads), torch.inference_mode():
         model = random_gemma() if arguments.model == "gemma" else random_llama()
+        model = hollow(model) if arguments.hollow else model
         rows = []
         for size in arguments.prompts.split(","):
-            rows += measure(Case.of(model, size), arguments.rounds, arguments.rivals)
+            rows += measure(Case.of(model, size), arguments.rounds, arguments.rivals, arguments.hollow)
     for row in rows:
         print(row)
     if arguments.output is not None:

@@ -27,9 +27,10 @@ Rows = list[dict[str, str]]
 def intervene_blocks() -> dict[str, str]:
     """Every generated block by name."""
     blocks = {}
-    for model in ("gemma", "llama"):
+    for model in ("gemma", "llama", "hollow-gemma"):
         path = RESULTS / f"intervene-{model}-2t.csv"
-        command = f"python -m benchmarks.intervene --model {model} --rivals -o benchmarks/results/{path.name}"
+        options = "--hollow" if model.startswith("hollow") else f"--model {model} --rivals"
+        command = f"python -m benchmarks.intervene {options} -o benchmarks/results/{path.name}"
         blocks[f"intervene-{model}"] = _page(path) if path.exists() else f"Not yet measured: `{command}`.\n"
     return blocks
 
@@ -45,6 +46,8 @@ def _page(path: Path) -> str:
         f"Entering and leaving alone: {entering} ms."
     )
     prompt = _table(rows, "extra_prompt_ms", "extra ms a prompt")
+    if not any(row["extra_token_ms"] for row in rows):
+        return f"{where}\n\n{prompt}"
     token = _table(rows, "extra_token_ms", "extra ms a generated token")
     return f"{where}\n\n{prompt}\n{token}"
 
