@@ -1,4 +1,4 @@
-"""Tables of accuracy for README.md and docs/benchmarks/accuracy.md, from results/sib200.csv and results/scoring.csv."""
+"""Tables of accuracy for README.md and docs/benchmarks/accuracy.md, from results/sib200.csv, scoring.csv, tune.csv."""
 
 from __future__ import annotations
 
@@ -19,8 +19,16 @@ Rows = list[dict[str, str]]
 
 def accuracy_blocks() -> dict[str, str]:
     """Every generated block by name."""
-    rows, oracle, speed = (_read(RESULTS / name) for name in ("sib200.csv", "sib200-oracle.csv", "scoring.csv"))
-    return {"accuracy": _summary(rows), "sib200": _full(rows), "oracle": _oracle(oracle), "scoring": _speed(speed)}
+    rows, oracle, speed, tuned = (
+        _read(RESULTS / f"{name}.csv") for name in ("sib200", "sib200-oracle", "scoring", "tune")
+    )
+    return {
+        "accuracy": _summary(rows),
+        "sib200": _full(rows),
+        "oracle": _oracle(oracle),
+        "scoring": _speed(speed),
+        "tune": _tuned(tuned),
+    }
 
 
 def _read(path: Path) -> Rows:
@@ -133,3 +141,22 @@ def _speed(rows: Rows) -> str:
     ]
     threads = ", ".join(sorted({f"{row['threads']} threads of {row['cpu']}" for row in rows}))
     return markdown(head, lines) + f"\n{threads}, torch {rows[0]['torch']}.\n"
+
+
+def _tuned(rows: Rows) -> str:
+    if not rows:
+        return _ABSENT.format("python -m benchmarks.tune --data DIR")
+    head = ["model", "states", "sites", "settings x rows", "choosing", "chosen"]
+    lines = [
+        [
+            row["model"],
+            f"{float(row['states_seconds']):.0f} s",
+            f"{row['which']}: {row['sites']}",
+            f"{row['settings']} x {row['rows']}",
+            f"{float(row['seconds']):.0f} s",
+            row["chosen"],
+        ]
+        for row in rows
+    ]
+    first = rows[0]
+    return markdown(head, lines) + f"\n{first['threads']} threads of {first['device']}, torch {first['torch']}.\n"
