@@ -5,8 +5,8 @@
 #include "../cuda/affine_norm/affine_norm.h"
 #include "../cuda/cholesky/cholesky.h"
 #include "backend.h"
-#include "batch_invariance.h"
 #include "check.h"
+#include "gpu_settings.h"
 #include "torch_cuda.h"
 
 namespace incline_fast::backend {
@@ -55,13 +55,13 @@ void affine_norm(const AffineNorm& op, const AffineTensors& tensors) {
     const Tensor z = mapped(op, tensors);
     const Rows rows = {const_cast<void*>(z.const_data_ptr()), dtype_of(z.scalar_type()), z.dim(), z.sizes().data(),
                        z.strides().data()};
-    cuda::affine_norm_epilogue(op, rows, here.cuda_stream());
+    cuda::affine_norm_epilogue(op, rows, here.cuda_stream(), cuda::programmatic_launch);
     return;
   }
   // From torch's allocator, which does not reuse freed memory before the CUDA stream has passed the kernel that reads
   // it, nor, during a capture, within the graph.
   const Tensor workspace = torch::stable::new_empty(tensors.x, {cuda::workspace_bytes(op)}, ScalarType::Byte);
-  cuda::affine_norm(op, {workspace.mutable_data_ptr(), here.tickets()}, here.cuda_stream());
+  cuda::affine_norm(op, {workspace.mutable_data_ptr(), here.tickets()}, here.cuda_stream(), cuda::programmatic_launch);
 }
 
 void cholesky_block(const CholeskyBlock& op, const Tensor& A) {

@@ -29,6 +29,7 @@ struct MapView {
 struct AffineCall {
   Norm norm = Norm::kRms;
   bool normalise = true;  // the last block normalises the rows; otherwise another launch does
+  bool programmatic = false;  // the launches before and after may overlap with this one, see arch/dependency.h
   int num_rows = 0;
   int hidden = 0;
   int rank = 0;
