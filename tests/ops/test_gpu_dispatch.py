@@ -91,6 +91,19 @@ def test_batch_invariance_reaches_the_cuda_kernels(installed, monkeypatch: pytes
     assert told == [True, False]
 
 
+def test_programmatic_launches_are_set_in_the_cuda_library_too(installed, monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[bool] = []
+    monkeypatch.setattr(torch.ops.incline_fast, "set_programmatic_launch", told.append, raising=False)
+    assert not _extension.programmatic_launch()
+    installed(cuda=True, triton=True)
+    for enabled in (True, False):
+        ops.set_programmatic_launch(enabled)
+        assert _extension.programmatic_launch() is enabled
+    installed(cuda=False, triton=True)
+    ops.set_programmatic_launch(False)
+    assert told == [True, False]
+
+
 @pytest.mark.parametrize("route", ["cuda", "triton"])
 def test_row_map_is_checked_where_it_is_asked_for(monkeypatch: pytest.MonkeyPatch, route: str) -> None:
     map, row_map = AffineMap.dense(torch.eye(4)), torch.tensor([0, 7, -1], dtype=torch.int32)

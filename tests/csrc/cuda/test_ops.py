@@ -100,6 +100,17 @@ def test_decode(kind: str, low_rank: bool) -> None:
         assert both_equal(check(case), run_fibers(prepare(case)))
 
 
+def test_programmatic_launches_have_the_same_bits() -> None:
+    for rows, rank in ((1, None), (3, 20), (9, None)):  # decode, low rank, after a GEMM
+        case = make("rms", 48, (rows,), rank=rank, dtype=BF16)
+        usual = functional(case)
+        emulated().set_programmatic_launch(True)
+        try:
+            assert both_equal(check(case), usual)
+        finally:
+            emulated().set_programmatic_launch(False)
+
+
 @pytest.mark.parametrize("norm", ["rms", "layer"])
 @pytest.mark.parametrize("rank", [None, 20])
 def test_many_rows_of_one_map_take_a_gemm(rank: int | None, norm: str) -> None:
