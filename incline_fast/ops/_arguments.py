@@ -33,9 +33,19 @@ SINGLE_MAP_DTYPES = tuple(dtype for dtype in MAP_DTYPES if dtype is not torch.fl
 DECODE_TOKENS = 64
 """A call with up to so many tokens is a decode step: one call of the GPUs' decode kernels (kMaxRows in csrc/cuda).
 Above it, torch's product is faster than weights that are read again for every tile of tokens."""
-GEMM_TOKENS = 8
-"""With more tokens than one tile of the tensor cores holds, the CUDA kernels leave the product with a single map to
-torch where all operands have one dtype (kGemmRows in csrc/bindings): by docs/gpu_time.md the faster way."""
+
+
+def decode_limit(hidden_size: int, rank: int) -> int:
+    """Tokens of a single map up to which the CUDA decode kernels serve a call; rank 0 is a dense map.
+
+    Above, where all operands have one dtype, the product is left to torch (decode_rows() in csrc/bindings): by
+    docs/gpu_time.md the faster way.
+    """
+    if rank == 0:
+        return 1 if hidden_size <= 1024 else 4
+    if hidden_size > 4096:
+        return 1
+    return 8 if rank <= 384 else 4 if rank <= 1024 else 2
 
 
 class Inputs(NamedTuple):

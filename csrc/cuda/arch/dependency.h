@@ -1,7 +1,7 @@
 // Programmatic dependent launch: a kernel may begin while the launch before it on the CUDA stream still runs. Until
 // wait_for_previous_launch() returns, that launch may not have ended, and nothing that it writes may be read, nor
-// anything written that it reads. Source: PTX ISA, "griddepcontrol"; CUDA C++ Programming Guide, "Programmatic Dependent
-// Launch and Synchronization".
+// anything written that it reads. Source: PTX ISA, "griddepcontrol"; CUDA C++ Programming Guide, "Programmatic
+// Dependent Launch and Synchronization".
 //
 // Code for GPUs before sm_90 has none of these instructions, and must not be launched with LAUNCH_PROGRAMMATIC.
 #pragma once
