@@ -188,14 +188,12 @@ DESIGNS = (BEFORE, NOW)
 def decode_us(gpu: Gpu, problem: Problem, design: Design = DESIGNS[-1], *, programmatic: bool = False) -> float:
     """The fused op by one or two launches of csrc/cuda.
 
-    ``programmatic``: launched so. The first weights are then on their way, or in L2, when the kernel ahead ends; what is
-    waited for is the end itself and x. That more than these weights arrives while the kernel ahead runs is not counted.
+    ``programmatic``: launched so. The first weights have then been requested when the kernel ahead ends; what is waited
+    for is the end itself and x. That more than these weights arrives while the kernel ahead runs is not counted.
     """
     m, d, rank = problem.num_tokens, problem.hidden_size, problem.rank
-    if programmatic:
-        time = DEPENDENCY_US + gpu.us(L2_CLOCKS)
-    else:
-        time = LAUNCH_US + gpu.us(design.prologue_clocks) + DRAM_US
+    begin = LAUNCH_US + gpu.us(design.prologue_clocks) + DRAM_US
+    time = DEPENDENCY_US + gpu.us(L2_CLOCKS) if programmatic else begin
     if rank is None:
         time += _factor_us(gpu, design, problem, d, d, 1)
     else:
@@ -206,7 +204,8 @@ def decode_us(gpu: Gpu, problem: Problem, design: Design = DESIGNS[-1], *, progr
         time += gpu.us(design.tile_clocks + design.publish_clocks - design.acquire_clocks + NOTICE_CLOCKS)
         # `up` was requested while `down` was read, as far as registers go; its first step waits for the pieces.
         pieces = splits * min(m, ROW_TILE) * rank * 4 / SM_BYTES_PER_CLOCK
-        time += gpu.us(math.ceil(splits / design.pieces_at_once) * L2_CLOCKS + pieces) + _factor_us(gpu, design, problem, d, rank, 1)
+        time += gpu.us(math.ceil(splits / design.pieces_at_once) * L2_CLOCKS + pieces)
+        time += _factor_us(gpu, design, problem, d, rank, 1)
     return time + gpu.us(design.tile_clocks) + _rows_us(gpu, design, problem, programmatic)
 
 

@@ -4,8 +4,9 @@ Every number that this prints, writes or draws is a PREDICTION of a model, none 
 be checked: when the kernels run on a GPU, ``make gpu`` puts its times beside these.
 
 Where the decode kernels serve a call it is that of ``benchmarks/decode_model.py``, which counts bytes in flight,
-traffic from L2 and the chain of dependent steps; docs/gpu_time.md shows it. Elsewhere torch's product and the epilogue take their bytes or flops,
-and a launch each. The datasheet's limit, bytes over bandwidth or flops over peak, stands beside both.
+traffic from L2 and the chain of dependent steps; docs/gpu_time.md shows it. Elsewhere torch's product and the epilogue
+take their bytes or flops, and a launch each. The datasheet's limit, bytes over bandwidth or flops over peak, stands
+beside both.
 """
 
 from __future__ import annotations
@@ -201,11 +202,11 @@ from L2 and the chain of dependent steps, with every constant and its source. Ex
 Microseconds for bf16 and the RMS norm in a CUDA graph. {columns}*pair* is the unfused pair: the vendor's product (two
 for a low rank) and one kernel that adds and normalises, granted the same latencies. In **bold**: where we would lose.
 
-With *PDL*: programmatic dependent launch (`incline_fast.set_programmatic_launch(True)`, off at first). Ours begins while
-the kernel ahead of it still runs and has requested its first weights when that one ends; the pair is granted the same for
-every kernel but its first, which is the vendor's product; were that one launched so as well, it would gain what ours
-gains over the kernel ahead. How long such a hand-over takes is assumed, not known
-(`DEPENDENCY_US`); that the kernel ahead leaves room for the next one is assumed as well.
+With *PDL*: programmatic dependent launch (`incline_fast.set_programmatic_launch(True)`, off at first). Ours begins
+while the kernel ahead of it still runs and has requested its first weights when that one ends; the pair is granted the
+same for every kernel but its first, which is the vendor's product. Were that one launched so as well, it would gain
+what ours gains over the kernel ahead. How long such a hand-over takes is assumed, not known (`DEPENDENCY_US`); that the
+kernel ahead leaves room for the next one is assumed as well.
 
 Where *now* equals *pair* the op leaves the product to the vendor and does the rest in one kernel
 (`decode_rows` in csrc/bindings): there the decode kernels would take longer on one of these two GPUs. On GPUs with more
@@ -240,10 +241,8 @@ def page(rows: Sequence[Prediction]) -> str:
             designs = [found[tokens, width, design.name] for design in DESIGNS]
             last = designs[-1]
             times = [f"{row.us_predicted:.1f}" for row in designs]
-            lines.append(
-                [str(tokens), str(width), *times, *_beside(last.us_unfused, last.ratio)]
-                + [f"{last.us_predicted_pdl:.1f}", *_beside(last.us_unfused_pdl, last.ratio_pdl)]
-            )
+            overlapping = [f"{last.us_predicted_pdl:.1f}", *_beside(last.us_unfused_pdl, last.ratio_pdl)]
+            lines.append([str(tokens), str(width), *times, *_beside(last.us_unfused, last.ratio), *overlapping])
         title = f"## {gpu}, {'dense' if rank is None else f'rank {rank}'}\n"
         parts.append(f"{title}\n{markdown(heads, lines)}")
     return "\n".join(parts)

@@ -47,7 +47,14 @@ def problem(tokens: int, width: int, rank: int | None = None) -> Problem:
 def plain(monkeypatch: pytest.MonkeyPatch) -> None:
     """Assumptions that are easy to reckon with: launches of 2 us, trips to memory of 1 us, everything else at once."""
     values = {"ATTAINABLE_BANDWIDTH": 1, "ATTAINABLE_FLOPS": 0.5, "LAUNCH_US": 2, "DRAM_US": 1, "LOADED_DRAM_US": 1}
-    values |= {"DEPENDENCY_US": 0.5, "L2_SHARE": 1, "SM_BYTES_PER_CLOCK": 100, "GEMM_SLOWDOWN": 1, "GEMM_TAIL_US": 0, "SECOND_CLOCKS": 0}
+    values |= {
+        "DEPENDENCY_US": 0.5,
+        "L2_SHARE": 1,
+        "SM_BYTES_PER_CLOCK": 100,
+        "GEMM_SLOWDOWN": 1,
+        "GEMM_TAIL_US": 0,
+        "SECOND_CLOCKS": 0,
+    }
     for name, value in (values | dict.fromkeys(CLOCKS, 0)).items():
         monkeypatch.setattr(decode_model, name, value)
 

@@ -103,6 +103,26 @@ def test_programmatic_launches_are_set_in_the_cuda_library_too(installed, monkey
     assert told == [True, False]
 
 
+def test_a_map_that_is_made_now_is_written_before_an_overlapping_launch(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A small kernel comes between, once; on the CPU, and where launches do not overlap, none."""
+    between: list[int] = []
+    up = SimpleNamespace(is_cuda=True, new_zeros=between.append)
+    made, kept = (SimpleNamespace(keeps_aligned=lambda k=k: k, aligned=lambda: (None, up, None, None)) for k in (0, 1))
+    _arguments.aligned_weights(made)
+    monkeypatch.setattr(_extension, "_programmatic_launch", True)
+    _arguments.aligned_weights(kept)
+    assert between == []
+    assert _arguments.aligned_weights(made) == (None, up, None, None)
+    assert between == [1]
+    map = AffineMap.low_rank(torch.ones(3, 8), torch.ones(8, 3))
+    assert not map.keeps_aligned()
+    first = _arguments.aligned_weights(map)
+    assert map.keeps_aligned()
+    assert _arguments.aligned_weights(map) is first
+    map.up.add_(1)
+    assert not map.keeps_aligned()
+
+
 @pytest.mark.parametrize("route", ["cuda", "triton"])
 def test_row_map_is_checked_where_it_is_asked_for(monkeypatch: pytest.MonkeyPatch, route: str) -> None:
     map, row_map = AffineMap.dense(torch.eye(4)), torch.tensor([0, 7, -1], dtype=torch.int32)

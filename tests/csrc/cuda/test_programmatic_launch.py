@@ -7,8 +7,8 @@ from functools import partial
 import pytest
 import torch
 from cuda.decode_cases import BF16, FP16, INT8, both_equal
-from cuda.launcher import prepare, run_fibers, run_ptx, source_of
 from cuda.launcher import launches as launches_of
+from cuda.launcher import prepare, run_fibers, run_ptx, source_of
 from op_cases import Case, make
 from tolerances import assert_close
 
