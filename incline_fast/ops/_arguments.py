@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from incline_fast.maps import MAP_DTYPES, Aligned, AffineMap
+from incline_fast.maps import MAP_DTYPES, AffineMap, Aligned
 from incline_fast.ops._extension import programmatic_launch
 from incline_fast.packing import is_packed, packed_shape, rank_of
 

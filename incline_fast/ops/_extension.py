@@ -101,9 +101,9 @@ def set_programmatic_launch(enabled: bool) -> None:
     It is off at first because it asks two things of the program:
 
     - Maps must not be written by a kernel that can still be running, since they are read before the wait. After writing
-      a map on the GPU, call ``torch.cuda.synchronize()`` before the next call of an op. Before torch.compile call the op
-      once, so that the layout that the kernels read is not made within the graph. Everything else may be written by the
-      kernel ahead as usual.
+      a map on the GPU, call ``torch.cuda.synchronize()`` before the next call of an op. Before torch.compile call the
+      op once, so that the layout that the kernels read is not made within the graph. Everything else may be written by
+      the kernel ahead as usual.
     - Every other kernel on the stream that is launched in this way must itself wait for the kernel ahead of it before
       it ends. Kernels that are launched as usual need nothing.
 
