@@ -22,7 +22,7 @@ from dataclasses import dataclass
 import torch
 
 from incline_fast.bench.problems import Problem
-from incline_fast.ops._arguments import DECODE_TOKENS, GEMM_TOKENS
+from incline_fast.ops._arguments import DECODE_TOKENS, decode_limit
 
 __all__ = ["DESIGNS", "GPUS", "Design", "Gpu", "decode_us", "pair_us", "peak", "prefill_us"]
 
@@ -38,6 +38,8 @@ class Gpu:
     multiprocessors: int
     clock_ghz: float
     source: str
+    overlaps: bool = True
+    """Whether it has programmatic dependent launch (compute capability 9.0 and later)."""
 
     def us(self, clocks: float) -> float:
         """Clocks in microseconds."""
@@ -52,7 +54,7 @@ class Gpu:
 GPUS = {
     gpu.name: gpu
     for gpu in (
-        Gpu("A100", 2.039, 312, 19.5, 108, 1.41, "NVIDIA A100 80GB datasheet (June 2021), SXM; A100 whitepaper"),
+        Gpu("A100", 2.039, 312, 19.5, 108, 1.41, "NVIDIA A100 80GB datasheet (June 2021), SXM; A100 whitepaper", False),
         Gpu("H100", 3.35, 989.4, 66.9, 132, 1.83, "NVIDIA H100 datasheet (2023), SXM; H100 whitepaper"),
         Gpu("H200", 4.8, 989.4, 66.9, 132, 1.83, "NVIDIA H200 datasheet (2024), SXM"),
         Gpu("B200", 8.0, 2250, 80, 148, 1.85, "NVIDIA Blackwell architecture technical brief (2024), HGX B200"),
@@ -71,6 +73,10 @@ L2_SHARE = 0.35
 (Chips and Cheese, 2 July 2023: 5.5 to 7 TB/s)."""
 LAUNCH_US = 1.1
 """Assumed: from the end of a kernel to the first instruction of the one that depends on it in a CUDA graph."""
+DEPENDENCY_US = 0.5
+"""Assumed, and no published figure was found: from the end of a kernel to the first instruction behind the dependency
+wait of one that was launched programmatically and is resident already. That it is resident assumes that the kernel
+ahead leaves room for it."""
 DRAM_US, LOADED_DRAM_US = 0.7, 0.85
 """Assumed: a trip to memory when nothing else is under way, and under the load of a whole device that reads."""
 L2_CLOCKS = 270
@@ -120,8 +126,15 @@ class Design:
     """Blocks count themselves at their end also where a second launch follows."""
     short_pieces: int
     """Depth of a piece of ``down`` for ranks up to 128; 1024 otherwise."""
-    decode_tokens: int
-    """More tokens, with one map, take torch's product."""
+    pieces_at_once: int
+    """Pieces of ``down r`` that are requested together."""
+    decode_tokens: int | None
+    """More tokens, with one map, take torch's product; None: as the op decides by the shape of the map."""
+
+    def decodes(self, problem: Problem) -> bool:
+        """Whether the decode kernels serve the problem, and not torch's product."""
+        limit = self.decode_tokens or decode_limit(problem.hidden_size, problem.rank or 0)
+        return problem.num_tokens <= limit
 
     @property
     def publish_clocks(self) -> int:
@@ -146,6 +159,7 @@ BEFORE = Design(
     tiles_at_once=1,
     exits_published=True,
     short_pieces=1024,
+    pieces_at_once=2,
     decode_tokens=DECODE_TOKENS,
 )
 
@@ -163,17 +177,23 @@ NOW = Design(
     tiles_at_once=4,
     exits_published=False,
     short_pieces=512,
-    decode_tokens=GEMM_TOKENS,
+    pieces_at_once=4,
+    decode_tokens=None,
 )
 
 DESIGNS = (BEFORE, NOW)
 """In the order of time; the last one is what this checkout builds."""
 
 
-def decode_us(gpu: Gpu, problem: Problem, design: Design = DESIGNS[-1]) -> float:
-    """The fused op by one or two launches of csrc/cuda."""
+def decode_us(gpu: Gpu, problem: Problem, design: Design = DESIGNS[-1], *, programmatic: bool = False) -> float:
+    """The fused op by one or two launches of csrc/cuda.
+
+    ``programmatic``: launched so. The first weights have then been requested when the kernel ahead ends; what is waited
+    for is the end itself and x. That more than these weights arrives while the kernel ahead runs is not counted.
+    """
     m, d, rank = problem.num_tokens, problem.hidden_size, problem.rank
-    time = LAUNCH_US + gpu.us(design.prologue_clocks) + DRAM_US
+    begin = LAUNCH_US + gpu.us(design.prologue_clocks) + DRAM_US
+    time = DEPENDENCY_US + gpu.us(L2_CLOCKS) if programmatic else begin
     if rank is None:
         time += _factor_us(gpu, design, problem, d, d, 1)
     else:
@@ -184,8 +204,9 @@ def decode_us(gpu: Gpu, problem: Problem, design: Design = DESIGNS[-1]) -> float
         time += gpu.us(design.tile_clocks + design.publish_clocks - design.acquire_clocks + NOTICE_CLOCKS)
         # `up` was requested while `down` was read, as far as registers go; its first step waits for the pieces.
         pieces = splits * min(m, ROW_TILE) * rank * 4 / SM_BYTES_PER_CLOCK
-        time += gpu.us(math.ceil(splits / 2) * L2_CLOCKS + pieces) + _factor_us(gpu, design, problem, d, rank, 1)
-    return time + gpu.us(design.tile_clocks) + _rows_us(gpu, design, problem)
+        time += gpu.us(math.ceil(splits / design.pieces_at_once) * L2_CLOCKS + pieces)
+        time += _factor_us(gpu, design, problem, d, rank, 1)
+    return time + gpu.us(design.tile_clocks) + _rows_us(gpu, design, problem, programmatic)
 
 
 def _factor_us(gpu: Gpu, design: Design, problem: Problem, columns: int, depth: int, splits: int) -> float:
@@ -212,14 +233,14 @@ def _factor_us(gpu: Gpu, design: Design, problem: Problem, columns: int, depth: 
     return max(from_memory, latency, from_l2, chain if tiles > 1 else 0.0, flops)
 
 
-def _rows_us(gpu: Gpu, design: Design, problem: Problem) -> float:
+def _rows_us(gpu: Gpu, design: Design, problem: Problem, programmatic: bool) -> float:
     """From the last tile to y: by the last block, or by a second launch with a block for every row."""
     m, d = problem.num_tokens, problem.hidden_size
     size = problem.dtype.itemsize
     in_launch = m <= design.one_launch_rows
     time = gpu.us(design.publish_clocks) if in_launch or design.exits_published else 0.0
     if not in_launch:
-        time += LAUNCH_US + gpu.us(SECOND_CLOCKS)
+        time += _next_launch_us(programmatic) + gpu.us(SECOND_CLOCKS)
     tiles = d / TILE
     if design.block_per_row:
         trips = math.ceil(d / (4 * 32 * BLOCK_WARPS * 4))
@@ -238,35 +259,46 @@ def _rows_us(gpu: Gpu, design: Design, problem: Problem) -> float:
     return time + gpu.us(rows * statistics + passes * first + (rows - 1) * passes * later)
 
 
-def pair_us(gpu: Gpu, problem: Problem) -> float:
-    """Vendor products, then one kernel that adds, rounds and normalises, reading its row twice as published ones do."""
+def _next_launch_us(programmatic: bool) -> float:
+    """From the end of a launch to the first instruction of the next one that may read what it wrote."""
+    return DEPENDENCY_US if programmatic else LAUNCH_US
+
+
+def pair_us(gpu: Gpu, problem: Problem, *, programmatic: bool = False) -> float:
+    """Vendor products, then one kernel that adds, rounds and normalises, reading its row twice as published ones do.
+
+    ``programmatic``: every kernel but the first is launched so, with the weights of a second product requested early.
+    """
     m, d, rank = problem.num_tokens, problem.hidden_size, problem.rank
     factors = [(d, d)] if rank is None else [(rank, d), (d, rank)]
-    time = sum(_gemm_us(gpu, problem, columns, depth) for columns, depth in factors)
+    time = LAUNCH_US + DRAM_US + sum(_gemm_us(gpu, problem, columns, depth) for columns, depth in factors)
+    if rank is not None:
+        time += DEPENDENCY_US + gpu.us(L2_CLOCKS) if programmatic else LAUNCH_US + DRAM_US
     row = d * problem.dtype.itemsize
     received = (2 * row + 2 * row) / SM_BYTES_PER_CLOCK  # x and the product; r' again, and the weight
     means = 2 if problem.norm == "layer" else 1
     clocks = SECOND_CLOCKS + 2 * L2_CLOCKS + received + means * _REDUCE + 2 * DIVISION_CLOCKS + ROW_CLOCKS
     moved = 4 * m * row / (gpu.bandwidth * ATTAINABLE_BANDWIDTH) / 1e6  # x, the product, r' and y
-    return time + LAUNCH_US + max(gpu.us(clocks), moved)
+    return time + _next_launch_us(programmatic) + max(gpu.us(clocks), moved)
 
 
-def prefill_us(gpu: Gpu, problem: Problem) -> float:
+def prefill_us(gpu: Gpu, problem: Problem, *, programmatic: bool = False) -> float:
     """Vendor products, then the epilogue, which moves what the pair's kernel moves.
 
     Above :data:`DECODE_TOKENS` it is Triton's, for which the product is written and read in fp32.
     """
     m, d = problem.num_tokens, problem.hidden_size
     more = m * d * (4 - problem.dtype.itemsize) if m > DECODE_TOKENS else 0
-    return pair_us(gpu, problem) + 2 * more / (gpu.bandwidth * ATTAINABLE_BANDWIDTH) / 1e6
+    return pair_us(gpu, problem, programmatic=programmatic) + 2 * more / (gpu.bandwidth * ATTAINABLE_BANDWIDTH) / 1e6
 
 
 def _gemm_us(gpu: Gpu, problem: Problem, columns: int, depth: int) -> float:
+    """A product, from the arrival of its first weights on."""
     m, size = problem.num_tokens, problem.map_dtype.itemsize
     moved = columns * depth * size + m * (depth + columns) * problem.dtype.itemsize
     memory = GEMM_SLOWDOWN * moved / (gpu.bandwidth * ATTAINABLE_BANDWIDTH) / 1e6
     flops = 2 * m * columns * depth / (peak(gpu, problem) * ATTAINABLE_FLOPS) / 1e6
-    return LAUNCH_US + DRAM_US + max(memory, flops) + GEMM_TAIL_US
+    return max(memory, flops) + GEMM_TAIL_US
 
 
 def peak(gpu: Gpu, problem: Problem) -> float:

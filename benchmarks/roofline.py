@@ -3,9 +3,10 @@
 Every number that this prints, writes or draws is a PREDICTION of a model, none is a measurement. The model is there to
 be checked: when the kernels run on a GPU, ``make gpu`` puts its times beside these.
 
-Up to 8 tokens it is that of ``benchmarks/decode_model.py``, which counts bytes in flight, traffic from L2 and the
-chain of dependent steps; docs/gpu_time.md shows it. Above, torch's product and the epilogue take their bytes or flops,
-and a launch each. The datasheet's limit, bytes over bandwidth or flops over peak, stands beside both.
+Where the decode kernels serve a call it is that of ``benchmarks/decode_model.py``, which counts bytes in flight,
+traffic from L2 and the chain of dependent steps; docs/gpu_time.md shows it. Elsewhere torch's product and the epilogue
+take their bytes or flops, and a launch each. The datasheet's limit, bytes over bandwidth or flops over peak, stands
+beside both.
 """
 
 from __future__ import annotations
@@ -40,7 +41,9 @@ PAGE = Path(__file__).parents[1] / "docs" / "gpu_time.md"
 @dataclass(frozen=True)
 class Prediction:
     """One kernel on one GPU. ``design`` names the version of the decode kernels, ``us_roofline`` is the datasheet's
-    limit, ``us_unfused`` the unfused pair in a CUDA graph, ``ratio`` us_predicted / us_unfused."""
+    limit, ``us_unfused`` the unfused pair in a CUDA graph, ``ratio`` us_predicted / us_unfused. The columns that end
+    with pdl are for programmatic launches, of ours and within the pair; they are empty where the GPU or the design has
+    none."""
 
     status: str
     gpu: str
@@ -56,6 +59,9 @@ class Prediction:
     us_predicted: float
     us_unfused: float | None
     ratio: float | None
+    us_predicted_pdl: float | None = None
+    us_unfused_pdl: float | None = None
+    ratio_pdl: float | None = None
 
 
 def find_gpu(device_name: str) -> Gpu | None:
@@ -65,9 +71,17 @@ def find_gpu(device_name: str) -> Gpu | None:
 
 def predict(gpu: Gpu, problem: Problem, design: Design = DESIGNS[-1]) -> Prediction:
     """The fused op: the decode kernels up to the design's number of tokens, torch's product and the epilogue above."""
-    decode = problem.num_tokens <= design.decode_tokens
-    ours = model.decode_us(gpu, problem, design) if decode else model.prefill_us(gpu, problem)
-    unfused = model.pair_us(gpu, problem)
+    decode = design.decodes(problem)
+
+    def fused(programmatic: bool) -> float:
+        if decode:
+            return model.decode_us(gpu, problem, design, programmatic=programmatic)
+        return model.prefill_us(gpu, problem, programmatic=programmatic)
+
+    ours, unfused = fused(False), model.pair_us(gpu, problem)
+    overlaps = gpu.overlaps and design is DESIGNS[-1]
+    ours_pdl = fused(True) if overlaps else None
+    unfused_pdl = model.pair_us(gpu, problem, programmatic=True) if overlaps else None
     form = "dense" if problem.rank is None else "low_rank"
     return Prediction(
         status=LABEL,
@@ -84,6 +98,9 @@ def predict(gpu: Gpu, problem: Problem, design: Design = DESIGNS[-1]) -> Predict
         us_predicted=ours,
         us_unfused=unfused,
         ratio=ours / unfused,
+        us_predicted_pdl=ours_pdl,
+        us_unfused_pdl=unfused_pdl,
+        ratio_pdl=None if ours_pdl is None or unfused_pdl is None else ours_pdl / unfused_pdl,
     )
 
 
@@ -184,8 +201,27 @@ from L2 and the chain of dependent steps, with every constant and its source. Ex
 
 Microseconds for bf16 and the RMS norm in a CUDA graph. {columns}*pair* is the unfused pair: the vendor's product (two
 for a low rank) and one kernel that adds and normalises, granted the same latencies. In **bold**: where we would lose.
+
+With *PDL*: programmatic dependent launch (`incline_fast.set_programmatic_launch(True)`, off at first). Ours begins
+while the kernel ahead of it still runs and has requested its first weights when that one ends; the pair is granted the
+same for every kernel but its first, which is the vendor's product. Were that one launched so as well, it would gain
+what ours gains over the kernel ahead. How long such a hand-over takes is assumed, not known (`DEPENDENCY_US`); that the
+kernel ahead leaves room for the next one is assumed as well.
+
+Where *now* equals *pair* the op leaves the product to the vendor and does the rest in one kernel
+(`decode_rows` in csrc/bindings): there the decode kernels would take longer on one of these two GPUs. On GPUs with more
+bandwidth beside the same L2 cache, such as the B200 of the CSV, the model says that they take longer for other shapes
+too; the choice does not yet depend on the GPU.
+
 All GPUs and the limits of the datasheets are in [the CSV](../benchmarks/results/roofline-predicted.csv).
 """
+
+
+def _beside(unfused: float | None, ratio: float | None) -> list[str]:
+    """The pair's time and ours over it."""
+    assert unfused is not None
+    assert ratio is not None
+    return [f"{unfused:.1f}", f"{ratio:.2f}" if ratio <= 1 else f"**{ratio:.2f}**"]
 
 
 def page(rows: Sequence[Prediction]) -> str:
@@ -193,6 +229,7 @@ def page(rows: Sequence[Prediction]) -> str:
     columns = "".join(f"*{design.name}*: {design.what}. " for design in DESIGNS)
     parts = [PAGE_TEXT.format(columns=columns)]
     heads = ["tokens", "hidden size", *(design.name for design in DESIGNS), "pair", f"{DESIGNS[-1].name} / pair"]
+    heads += [f"{DESIGNS[-1].name}, PDL", "pair, PDL", "ratio, PDL"]
     for gpu, rank in product(("H100", "H200"), RANKS):
         found = {
             (r.num_tokens, r.hidden_size, r.design): r
@@ -203,11 +240,9 @@ def page(rows: Sequence[Prediction]) -> str:
         for tokens, width in product(TOKENS, WIDTHS):
             designs = [found[tokens, width, design.name] for design in DESIGNS]
             last = designs[-1]
-            assert last.us_unfused is not None
-            assert last.ratio is not None
-            ratio = f"{last.ratio:.2f}" if last.ratio <= 1 else f"**{last.ratio:.2f}**"
             times = [f"{row.us_predicted:.1f}" for row in designs]
-            lines.append([str(tokens), str(width), *times, f"{last.us_unfused:.1f}", ratio])
+            overlapping = [f"{last.us_predicted_pdl:.1f}", *_beside(last.us_unfused_pdl, last.ratio_pdl)]
+            lines.append([str(tokens), str(width), *times, *_beside(last.us_unfused, last.ratio), *overlapping])
         title = f"## {gpu}, {'dense' if rank is None else f'rank {rank}'}\n"
         parts.append(f"{title}\n{markdown(heads, lines)}")
     return "\n".join(parts)

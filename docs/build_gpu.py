@@ -66,9 +66,10 @@ FAULT_TEXT = """## Planted faults
 
 `python -m emulator.mutate` plants one fault at a time into a copy of `csrc/cuda`, builds it and runs small
 cases: as fibers under several schedules (wrong numbers, deadlocks, misaligned accesses), as fibers with the race
-detector, and as PTX for sm_80 (wrong numbers, races, accesses out of bounds). A cell says what the check saw; an empty
-one that it saw nothing. The CUDA kernels have no asynchronous copies; in Triton's PTX a missing wait is planted by
-`tests/ops/triton_kernels/test_triton_faults.py`.
+detector, and as PTX for sm_80 (wrong numbers, races, accesses out of bounds), programmatic launches for sm_90 (accesses
+before the dependency wait as well). A cell says what the check saw; an empty one that it saw nothing. The CUDA kernels
+have no asynchronous copies; in Triton's PTX a missing wait is planted by
+`tests/ops/triton_kernels/test_triton_faults.py`, a missing dependency wait by `test_triton_programmatic.py` beside it.
 
 """
 

@@ -149,6 +149,34 @@ FAULTS = (
         ("low rank int8",),
     ),
     Fault(
+        "missing dependency wait: the rows are read while the previous launch may write them", "group.h",
+        "if (call.row_map != nullptr) return;\n  wait_for_previous_launch();", "if (call.row_map != nullptr) return;",
+        ("programmatic",),
+    ),
+    Fault(
+        "missing dependency wait: row_map is read too early", "group.h",
+        "return {0, call.num_rows};\n  wait_for_previous_launch();", "return {0, call.num_rows};",
+        ("programmatic, row_map",),
+    ),
+    Fault(
+        "missing dependency wait: the launch that normalises", "normalise.cu",
+        "  wait_for_previous_launch();\n  if (blockIdx.x", "  if (blockIdx.x", ("programmatic, row_map",),
+    ),
+    Fault(
+        "missing dependency wait: the launch after a GEMM", "normalise.cu",
+        "  wait_for_previous_launch();\n  const std::int64_t row", "  const std::int64_t row",
+        ("programmatic, after a GEMM",),
+    ),
+    Fault(
+        "a ticket is drawn before the dependency wait", "low_rank_kernel.h",
+        "  wait_for_previous_launch();\n  const Work work", "  const Work work", ("programmatic, low rank",),
+    ),
+    Fault(
+        "the prefetch of a map reaches beyond its rows", "low_rank_kernel.h",
+        "threadIdx.x >= kTileColumns || row >= map.columns) return;", "threadIdx.x >= kTileColumns + 1) return;",
+        ("programmatic, low rank",),
+    ),
+    Fault(
         "after a GEMM: no barrier between the moments and the statistics", "normalise.cu",
         "  __syncthreads();\n  const Statistics stats", "  const Statistics stats", ("after a GEMM",),
     ),

@@ -111,7 +111,7 @@ def decode_variants(kind: str, low_rank: bool) -> Iterator[Variant]:
     constants = {"TOKENS": MAX_TOKENS_LOW_RANK if low_rank else MAX_TOKENS_DENSE, "SLOTS": 3, "SPLITS": 4}
     constants |= {"BLOCK_K": depth, "OPERAND": outer[0], "PARTS": outer[1]}
     constants |= {"FACTOR_OPERAND": inner[0], "FACTOR_PARTS": inner[1]}
-    constants |= {"CENTRE": True, "BLOCK_D": 4096, "RESIDENT": True}
+    constants |= {"CENTRE": True, "BLOCK_D": 4096, "RESIDENT": True, "PROGRAMMATIC": False}
     for config in allowed(activations, weights, residual, depth):
         columns = config.kwargs["BLOCK_N"]
         yield Variant(

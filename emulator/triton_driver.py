@@ -9,7 +9,7 @@ Autotuning runs every configuration once and prefers the first: emulated time sa
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -40,14 +40,16 @@ class Launch:
 
 
 @contextmanager
-def emulated(arch: int = 80, seed: int = 0) -> Iterator[list[Launch]]:
+def emulated(arch: int = 80, seed: int = 0, constants: Collection[str] = ()) -> Iterator[list[Launch]]:
     """Triton kernels run in the emulator, also those wrapped in ``torch.library.triton_op``; yields what was launched.
+
+    ``constants`` names the arguments that a kernel launched with ``launch_pdl=True`` may read before its gdc_wait.
 
     Raises ValueError for an architecture whose instructions the emulator lacks.
     """
     if arch not in SHARED_BYTES:
         raise ValueError(f"arch = {arch}; the emulator runs PTX for {sorted(SHARED_BYTES)}")
-    driver = EmulatedDriver(arch, seed)
+    driver = EmulatedDriver(arch, seed, constants)
     before = triton.runtime.driver._active
     original = CompiledKernel._init_handles
 
@@ -67,9 +69,9 @@ def emulated(arch: int = 80, seed: int = 0) -> Iterator[list[Launch]]:
 class EmulatedDriver(DriverBase):
     """The device functions that Triton calls, for an emulated device."""
 
-    def __init__(self, arch: int, seed: int) -> None:
+    def __init__(self, arch: int, seed: int, constants: Collection[str]) -> None:
         super().__init__()
-        self.arch, self.seed = arch, seed
+        self.arch, self.seed, self.constants = arch, seed, constants
         self.launches: list[Launch] = []
         self.utils = _Utils(arch)
         self.launcher_cls = self._launcher
@@ -142,6 +144,7 @@ class _Launcher:
     def __init__(self, driver: EmulatedDriver, source: Any, metadata: Any) -> None:
         self.driver, self.metadata = driver, metadata
         self.kinds = list(source.signature.values())
+        self.names = [name for name, kind in source.signature.items() if kind != "constexpr"]
 
     def __call__(
         self, x: int, y: int, z: int, cuda_stream: int, function: tuple[str, str], packed: Any, launch_metadata: Any,
@@ -155,9 +158,15 @@ class _Launcher:
         threads = self.metadata.num_warps * 32
         report = launch(
             ptx, name, (x, y, z), (threads, 1, 1), [*map(_argument, values), scratch],
-            dynamic_bytes=self.metadata.shared, seed=self.driver.seed,
+            dynamic_bytes=self.metadata.shared, seed=self.driver.seed, constants=self._constants(name),
         )  # fmt: skip
         self.driver.launches.append(Launch(name, (x, y, z), threads, self.metadata.shared, ptx, report))
+
+    def _constants(self, kernel: str) -> list[str] | None:
+        """By the names that Triton gives parameters; None unless the launch is a programmatic one."""
+        if not self.metadata.launch_pdl:
+            return None
+        return [f"{kernel}_param_{i}" for i, name in enumerate(self.names) if name in self.driver.constants]
 
     def _scratch(self, blocks: int) -> torch.Tensor | None:
         """Global memory that the compiler wants for itself."""

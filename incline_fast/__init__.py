@@ -11,7 +11,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 from incline_fast import ops
-from incline_fast.ops import explain, set_batch_invariant
+from incline_fast.ops import explain, set_batch_invariant, set_programmatic_launch
 
 if TYPE_CHECKING:
     from incline_fast.alignment.alignment import Alignment, AlignmentError, AlignmentMetadata
@@ -48,6 +48,7 @@ __all__ = [
     "intervene",
     "ops",
     "set_batch_invariant",
+    "set_programmatic_launch",
 ]
 
 _LAZY = {

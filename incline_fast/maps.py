@@ -252,6 +252,10 @@ class AffineMap:
         parts, self._aligned = self._keep(self._align)
         return parts  # type: ignore[return-value]
 
+    def keeps_aligned(self) -> bool:
+        """Whether :meth:`aligned` gives what was made before."""
+        return self._aligned is not None and self._still_holds(self._aligned)
+
     def forget_layouts(self) -> None:
         """Make the layouts anew when they are next asked for. Compiled code does not see writes to the weights."""
         self._packed = self._aligned = None

@@ -3,6 +3,7 @@
     parity    every backend against the fp64 reference, functional and in place
     replay    a captured graph, replayed with new inputs and without anything being reset between
     streams   two CUDA streams at once, whose launches must not share the counters by which programs hand over
+    overlap   calls that read each other's results, launched programmatically: the bits of usual launches
     cholesky  the blocked factorisation against fp64
 
 ``--small`` is what comes first, and what the sanitizer runs, a hundred times slower.
@@ -171,6 +172,43 @@ def _streams(case: Case, backend: str, device: Device) -> str:
     return f"{wrong} of {len(results)} calls give other bits" if wrong else ""
 
 
+_CHAIN = 8
+"""Calls in a row of the check of overlapping launches."""
+
+
+def _overlap(case: Case, backend: str, device: Device) -> str:
+    """Without a row_map, so that the map's weights are read before the launch ahead has ended."""
+    scales = (case.map.down_scale, case.map.up_scale)
+    down, up, down_scale, up_scale = (None if t is None else t[:1] for t in (case.map.down, case.map.up, *scales))
+    map = AffineMap(down, up, down_scale=down_scale, up_scale=up_scale)
+    call = {"bias": case.call["bias"][:1], "alpha": case.call["alpha"]}  # type: ignore[index]
+
+    def chain() -> list[Tensor]:
+        results, x = [], case.x
+        for _ in range(_CHAIN):
+            x, edited = Case(case.norm, x, case.residual, case.weight, map, call).functional(backend)
+            results += [x, edited]
+        return results
+
+    wanted = chain()
+    device.synchronize()
+    captured: list[list[Tensor]] = []
+    ops.set_programmatic_launch(True)
+    try:
+        found = {"outside of a graph": chain()}
+        replay = device.capture(lambda: captured.append(chain()))
+    finally:
+        ops.set_programmatic_launch(False)
+    replay()
+    replay()
+    device.synchronize()
+    found["in a graph"] = captured[-1]
+    wrong = [
+        where for where, got in found.items() if not all(torch.equal(a, b) for a, b in zip(got, wanted, strict=True))
+    ]
+    return f"overlapping launches give other bits {' and '.join(wrong)}" if wrong else ""
+
+
 def _cholesky(size: int, dtype: torch.dtype, device: Device) -> str:
     g = torch.Generator().manual_seed(size)
     X = torch.randn(size, size, generator=g, dtype=torch.float64)
@@ -187,7 +225,8 @@ Check = Callable[[], str]
 
 def all_checks(device: Device, shapes: tuple[Shape, ...]) -> Iterator[tuple[str, Check]]:
     """(name, check) of all checks; a check says what is wrong, or nothing."""
-    kinds: dict[str, Callable[[Case, str, Device], str]] = {"parity": _parity, "replay": _replay, "streams": _streams}
+    kinds: dict[str, Callable[[Case, str, Device], str]] = {"parity": _parity, "replay": _replay}
+    kinds |= {"streams": _streams, "overlap": _overlap}
     for shape in shapes:
         make_case = cache(partial(make, shape, device.torch_device))
         for kind, check in kinds.items():

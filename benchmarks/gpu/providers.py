@@ -23,7 +23,7 @@ from incline_fast.bench.problems import ALPHA, EPS, Problem
 from incline_fast.bench.providers import PROVIDERS as PLAIN
 from incline_fast.bench.providers import Run
 from incline_fast.bench.timing import largest_error
-from incline_fast.ops._arguments import GEMM_TOKENS
+from incline_fast.ops._arguments import decode_limit
 
 __all__ = ["GPU_PROVIDERS", "GpuProvider", "ours"]
 
@@ -74,23 +74,37 @@ def ours(backend: str) -> GpuProvider:
     return GpuProvider(make, kind="ours")
 
 
-def _decode_kernels(data: DeviceData) -> Run:
-    """The in-place op whose decode kernels keep calls that torch's product would take: is the threshold right?"""
-    run = ours("cuda").make(data)
+def _while_set(set_option: Callable[[bool], None], backend: str) -> Callable[[DeviceData], Run]:
+    """The in-place op with one of the process's settings on: with ``set_batch_invariant`` the decode kernels keep calls
+    that torch's product would take (is the threshold right?), with ``set_programmatic_launch`` launches overlap.
 
-    def kept(x: Tensor, i: int) -> Results:
-        ops.set_batch_invariant(True)
-        try:
-            return run(x, i)
-        finally:
-            ops.set_batch_invariant(False)
+    A graph keeps the launches as they were captured, so that no provider's setting reaches another one's graph.
+    """
 
-    return kept
+    def make(data: DeviceData) -> Run:
+        run = ours(backend).make(data)
+
+        def with_option(x: Tensor, i: int) -> Results:
+            set_option(True)
+            try:
+                return run(x, i)
+            finally:
+                set_option(False)
+
+        return with_option
+
+    return make
+
+
+def _no_overlap(problem: Problem) -> str:
+    capable = torch.cuda.is_available() and torch.cuda.get_device_capability() >= (9, 0)
+    return "" if capable else "programmatic launches need a GPU of compute capability 9.0 or later"
 
 
 def _always_decoded(problem: Problem) -> str:
-    few = problem.num_tokens <= GEMM_TOKENS
-    return f"up to {GEMM_TOKENS} tokens the decode kernels serve every call" if few else ""
+    limit = decode_limit(problem.hidden_size, problem.rank or 0)
+    few = problem.num_tokens <= limit
+    return f"up to {limit} tokens the decode kernels serve every call with such a map" if few else ""
 
 
 def _pair(norm: str) -> GpuProvider:
@@ -237,7 +251,9 @@ def _no_pdl(problem: Problem) -> str:
 GPU_PROVIDERS: dict[str, GpuProvider] = {
     "cuda": ours("cuda"),
     "triton": ours("triton"),
-    "cuda, decode kernels": GpuProvider(_decode_kernels, _always_decoded),
+    "cuda, decode kernels": GpuProvider(_while_set(ops.set_batch_invariant, "cuda"), _always_decoded),
+    "cuda, PDL": GpuProvider(_while_set(ops.set_programmatic_launch, "cuda"), _no_overlap),
+    "triton, PDL": GpuProvider(_while_set(ops.set_programmatic_launch, "triton"), _no_overlap),
     **{f"cublas+{norm}": _pair(norm) for norm in ADD_NORMS},
     "cublas, residual as C": GpuProvider(_residual_in_gemm),
     "addmv": GpuProvider(_matrix_vector, _one_token),

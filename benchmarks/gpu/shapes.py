@@ -17,7 +17,7 @@ BASELINE = "cublas+compiled"
 """The provider that ratios are relative to; it is timed twice, and the ratio of the two shows the machine's drift."""
 
 PAIRS = (BASELINE, "cublas+liger", "cublas+quack", "cublas+flashinfer", "cublas, residual as C", "addmv")
-CUDA = ("cuda", "cuda, decode kernels")
+CUDA = ("cuda", "cuda, PDL", "cuda, decode kernels")
 PARTS = ("empty kernel", "read alone", "product alone", "mv alone", "norm alone")
 COMPILED = ("compile", "compile, max-autotune", "compile, max-autotune, PDL")
 FOLDED = "folded (other rounding)"
@@ -45,7 +45,7 @@ SETS: dict[str, ShapeSet] = {
         tuple(Problem("rms", m, 4096, r, BF16, BF16) for m, r in product((2048, 128), (None, 500))),
         ("cuda", BASELINE, "cublas+liger", "cublas, residual as C", "product alone", "norm alone"),
     ),
-    "triton": ShapeSet(_decode((None,)) + _decode((500,)), ("triton", "cuda", BASELINE)),
+    "triton": ShapeSet(_decode((None,)) + _decode((500,)), ("triton", "triton, PDL", "cuda", BASELINE)),
     "compiled": ShapeSet(
         tuple(Problem("rms", m, 4096, r, BF16, BF16) for r, m in ((None, 1), (500, 1), (None, 16))),
         ("cuda", BASELINE, *COMPILED, "eager", "hook"),

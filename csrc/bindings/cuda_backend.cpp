@@ -5,8 +5,8 @@
 #include "../cuda/affine_norm/affine_norm.h"
 #include "../cuda/cholesky/cholesky.h"
 #include "backend.h"
-#include "batch_invariance.h"
 #include "check.h"
+#include "gpu_settings.h"
 #include "torch_cuda.h"
 
 namespace incline_fast::backend {
@@ -14,16 +14,23 @@ namespace {
 
 using torch::headeronly::ScalarType;
 
-// A tile of the tensor cores holds as many rows. With more, every block of the decode kernels reads more of x from L2
-// and has more products in a row; above kMaxRows rows they read the map again.
-constexpr std::int64_t kGemmRows = 8;
+// Rows up to which the decode kernels are at least as fast as torch's GEMM and an epilogue, by the model of
+// benchmarks/decode_model.py on H100 and H200. Never more than a tile of the tensor cores holds. Every block of theirs
+// reads all of x, and of a low rank also the pieces of down r, of which there are many in a long row, from L2: the more
+// rows, the more that weighs beside the map. A short row has less map to hide a second launch behind. rank 0: dense.
+std::int64_t decode_rows(std::int64_t hidden_size, std::int64_t rank) {
+  if (rank == 0) return hidden_size <= 1024 ? 1 : 4;
+  if (hidden_size > 4096) return 1;
+  return rank <= 384 ? 8 : rank <= 1024 ? 4 : 2;
+}
 
-// Whether torch's GEMM should multiply instead of the decode kernels, as is faster above kGemmRows rows. It rounds to
-// the type of its operands, so all of them must have the type of the residual stream: otherwise more would be lost than
-// in an unfused layer. And it takes one map for all rows.
+// Whether torch's GEMM should multiply instead of the decode kernels, as is faster above decode_rows() rows. It rounds
+// to the type of its operands, so all of them must have the type of the residual stream: otherwise more would be lost
+// than in an unfused layer. And it takes one map for all rows.
 bool takes_gemm(const AffineNorm& op) {
-  return !cuda::batch_invariant && op.num_rows > kGemmRows && op.num_maps == 1 && op.up.dtype == op.x.dtype &&
-         op.x.dtype == op.edited.dtype;
+  const std::int64_t rank = op.down.data == nullptr ? 0 : op.down.columns;
+  return !cuda::batch_invariant && op.num_rows > decode_rows(op.hidden_size, rank) && op.num_maps == 1 &&
+         op.up.dtype == op.x.dtype && op.x.dtype == op.edited.dtype;
 }
 
 Tensor multiply(const Tensor& rows, const Tensor& map) {
@@ -55,13 +62,13 @@ void affine_norm(const AffineNorm& op, const AffineTensors& tensors) {
     const Tensor z = mapped(op, tensors);
     const Rows rows = {const_cast<void*>(z.const_data_ptr()), dtype_of(z.scalar_type()), z.dim(), z.sizes().data(),
                        z.strides().data()};
-    cuda::affine_norm_epilogue(op, rows, here.cuda_stream());
+    cuda::affine_norm_epilogue(op, rows, here.cuda_stream(), cuda::programmatic_launch);
     return;
   }
   // From torch's allocator, which does not reuse freed memory before the CUDA stream has passed the kernel that reads
   // it, nor, during a capture, within the graph.
   const Tensor workspace = torch::stable::new_empty(tensors.x, {cuda::workspace_bytes(op)}, ScalarType::Byte);
-  cuda::affine_norm(op, {workspace.mutable_data_ptr(), here.tickets()}, here.cuda_stream());
+  cuda::affine_norm(op, {workspace.mutable_data_ptr(), here.tickets()}, here.cuda_stream(), cuda::programmatic_launch);
 }
 
 void cholesky_block(const CholeskyBlock& op, const Tensor& A) {

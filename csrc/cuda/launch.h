@@ -1,6 +1,7 @@
 // One source for nvcc and for the emulator of the test suite: a kernel is launched with LAUNCH and nothing else.
 //
 //   LAUNCH((kernel<T, 256>), grid, block, dynamic_bytes, cuda_stream, arguments...)
+//   LAUNCH_PROGRAMMATIC(...) likewise, and it may begin before the launch ahead of it has ended: arch/dependency.h
 //   DYNAMIC_SHARED(float, name);   in a kernel: its dynamic shared memory
 //
 // Under INCLINE_FAST_EMULATED, kernels are ordinary functions that g++ compiles and fibers execute.
@@ -16,6 +17,9 @@
 #define LAUNCH(kernel, grid, block, dynamic_bytes, cuda_stream, ...) \
   kernel<<<(grid), (block), (dynamic_bytes), (cuda_stream)>>>(__VA_ARGS__)
 
+#define LAUNCH_PROGRAMMATIC(kernel, grid, block, dynamic_bytes, cuda_stream, ...) \
+  incline_fast::cuda::launch_programmatic(kernel, grid, block, dynamic_bytes, cuda_stream, __VA_ARGS__)
+
 #define DYNAMIC_SHARED(T, name)                                         \
   extern __shared__ __align__(16) unsigned char dynamic_shared_bytes[]; \
   T* const name = reinterpret_cast<T*>(dynamic_shared_bytes)
@@ -23,11 +27,30 @@
 
 #include <stdexcept>
 #include <string>
+#include <utility>
 
 namespace incline_fast::cuda {
 
 inline void check(cudaError_t error, const char* what) {
   if (error != cudaSuccess) throw std::runtime_error(std::string(what) + ": " + cudaGetErrorString(error));
 }
+
+#ifndef INCLINE_FAST_EMULATED
+template <class... Parameters, class... Arguments>
+void launch_programmatic(void (*kernel)(Parameters...), dim3 grid, dim3 block, std::size_t dynamic_bytes,
+                         cudaStream_t cuda_stream, Arguments&&... arguments) {
+  cudaLaunchAttribute attribute = {};
+  attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+  attribute.val.programmaticStreamSerializationAllowed = 1;
+  cudaLaunchConfig_t config = {};
+  config.gridDim = grid;
+  config.blockDim = block;
+  config.dynamicSmemBytes = dynamic_bytes;
+  config.stream = cuda_stream;
+  config.attrs = &attribute;
+  config.numAttrs = 1;
+  check(cudaLaunchKernelEx(&config, kernel, std::forward<Arguments>(arguments)...), "programmatic launch of a kernel");
+}
+#endif
 
 }  // namespace incline_fast::cuda

@@ -58,5 +58,8 @@
   cuda_on_cpu::launch(cuda_on_cpu::Where::current(), kernel, grid, block, dynamic_bytes, \
                       stream __VA_OPT__(, ) __VA_ARGS__)
 
+// A launch returns when it is done, so none can overlap with the next.
+#define LAUNCH_PROGRAMMATIC LAUNCH
+
 using std::max;
 using std::min;

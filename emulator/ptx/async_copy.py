@@ -56,10 +56,23 @@ class AsyncCopies:
         self.pending = still_pending
 
 
+def _prefetch(machine: Machine, current: Instruction, lanes: Lanes) -> None:
+    """Brings nothing, but what it asks for has to be there, and must not be the previous launch's."""
+    first = np.broadcast_to(address_of(machine, current.operands[0], lanes), lanes.count)
+    size = np.broadcast_to(machine.read(current.operands[1], "u32", lanes), lanes.count)
+    if (size % 16).any() or not size.all():
+        raise PTXError("cp.async.bulk.prefetch takes a multiple of 16 bytes", current)
+    for address in (first, first + size.astype(np.uint64) - np.uint64(16)):
+        machine.memory.locate("global", address, 16, lanes, machine.block, current)
+
+
 @instruction("cp")
 def _copy(machine: Machine, current: Instruction, lanes: Lanes) -> None:
+    if current.parts[1:4] == ("async", "bulk", "prefetch"):
+        _prefetch(machine, current, lanes)
+        return
     if current.parts[1] != "async" or {"bulk", "mbarrier"}.intersection(current.parts):
-        raise PTXError("of the cp instructions the emulator knows cp.async alone", current)
+        raise PTXError("of the cp instructions the emulator knows cp.async and cp.async.bulk.prefetch alone", current)
     if "commit_group" in current.parts:
         machine.copies.committed[lanes.index] += 1
     elif "wait_all" in current.parts:

@@ -89,7 +89,10 @@ class Barriers:
         if len(numbers) == 0:
             return []
         barrier.waits[numbers] = False
-        machine.ordering.block_barrier(np.unique(machine.block[numbers]))
+        blocks = np.unique(machine.block[numbers])
+        machine.ordering.block_barrier(blocks)
+        if machine.memory.dependency is not None:
+            machine.memory.dependency.block_barrier(blocks)
         out = []
         for position in np.unique(barrier.position[numbers]):
             lanes = Lanes(numbers[barrier.position[numbers] == position], machine.count)

@@ -241,7 +241,7 @@ def _sleep(machine: Machine, current: Instruction, lanes: Lanes) -> None:
     machine.give_way()
 
 
-@instruction("prefetch", "prefetchu", "applypriority", "discard", "griddepcontrol")
+@instruction("prefetch", "prefetchu", "applypriority", "discard")
 def _hint(machine: Machine, current: Instruction, lanes: Lanes) -> None:
     """Changes nothing that a result could depend on."""
 

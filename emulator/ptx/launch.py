@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from math import prod
 from typing import Any
 
@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from emulator.ptx import arithmetic, async_copy, bits, matrix, warp  # noqa: F401  (they register instructions)
+from emulator.ptx.dependency import Dependency
 from emulator.ptx.machine import MAX_STEPS, Machine
 from emulator.ptx.memory import Buffer, Memory
 from emulator.ptx.ordering import Ordering
@@ -37,6 +38,7 @@ def launch(
     seed: int = 0,
     resident: int | None = None,
     max_steps: int = MAX_STEPS,
+    constants: Collection[str] | None = None,
 ) -> TrafficReport:
     """Execute the entry ``name`` of a PTX module and return what it moved.
 
@@ -44,6 +46,8 @@ def launch(
     may be accessed, nothing beside them), ``bytes`` for structs. ``buffers`` names further memory that may be accessed,
     such as what the pointers in a struct point to; its names are those of the report. ``seed`` draws the order of
     atomics; ``resident`` blocks run together (default: as many as fit): with 1, no block can wait for a later one.
+    ``constants``, where given, makes this a programmatic dependent launch: the buffers of other names belong to the
+    previous launch until griddepcontrol.wait.
 
     Raises PTXError for what would fault on a GPU or has no guaranteed result, ValueError for a misfit launch.
     """
@@ -64,7 +68,11 @@ def launch(
             machine = Machine(kernel, grid, block, first, count, memory, ordering, report, seed)
             machine.copies = async_copy.AsyncCopies(machine.count)
             ordering.begin(machine, len(memory.shared))
+            if constants is not None:
+                memory.dependency = Dependency(constants, first, count, threads)
             machine.run(max_steps)
+            if memory.dependency is not None:
+                memory.dependency.check_end(kernel.instructions[-1])
     return report
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -16,6 +17,9 @@ from emulator.errors import PTXError
 from emulator.ptx.lanes import Lanes
 from emulator.ptx.parser import Instruction, Kernel, Variable
 from emulator.ptx.scalars import UNSIGNED, Array
+
+if TYPE_CHECKING:
+    from emulator.ptx.dependency import Dependency
 
 SHARED_WINDOW = 1 << 60
 LOCAL_WINDOW = 1 << 61
@@ -60,6 +64,8 @@ class Access:
 
 class Memory:
     """Global buffers, and the shared, local and parameter memory of the blocks of one machine."""
+
+    dependency: Dependency | None = None  # of a programmatic launch
 
     def __init__(
         self,
@@ -115,7 +121,11 @@ class Memory:
         if space == "local":
             offset = np.where(offset >= LOCAL_WINDOW, offset - LOCAL_WINDOW, offset)
             return self._private(space, offset, self.local_bytes, size, lanes, lanes.numbers, instruction)
-        return self._global(offset, size, lanes, instruction)
+        accesses = self._global(offset, size, lanes, instruction)
+        if self.dependency is not None:
+            for access in accesses:
+                self.dependency.check(access, instruction)
+        return accesses
 
     def _generic(self, address: Array, lanes: Lanes, instruction: Instruction) -> tuple[str, Array]:
         shared = (address >= np.uint64(SHARED_WINDOW)) & (address < np.uint64(LOCAL_WINDOW))

@@ -9,13 +9,15 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from incline_fast.maps import MAP_DTYPES, AffineMap
+from incline_fast.maps import MAP_DTYPES, AffineMap, Aligned
+from incline_fast.ops._extension import programmatic_launch
 from incline_fast.packing import is_packed, packed_shape, rank_of
 
 __all__ = [
     "Constants",
     "Inputs",
     "PerRow",
+    "aligned_weights",
     "check",
     "check_in_place",
     "check_row_map",
@@ -33,9 +35,19 @@ SINGLE_MAP_DTYPES = tuple(dtype for dtype in MAP_DTYPES if dtype is not torch.fl
 DECODE_TOKENS = 64
 """A call with up to so many tokens is a decode step: one call of the GPUs' decode kernels (kMaxRows in csrc/cuda).
 Above it, torch's product is faster than weights that are read again for every tile of tokens."""
-GEMM_TOKENS = 8
-"""With more tokens than one tile of the tensor cores holds, the CUDA kernels leave the product with a single map to
-torch where all operands have one dtype (kGemmRows in csrc/bindings): by docs/gpu_time.md the faster way."""
+
+
+def decode_limit(hidden_size: int, rank: int) -> int:
+    """Tokens of a single map up to which the CUDA decode kernels serve a call; rank 0 is a dense map.
+
+    Above, where all operands have one dtype, the product is left to torch (decode_rows() in csrc/bindings): by
+    docs/gpu_time.md the faster way.
+    """
+    if rank == 0:
+        return 1 if hidden_size <= 1024 else 4
+    if hidden_size > 4096:
+        return 1
+    return 8 if rank <= 384 else 4 if rank <= 1024 else 2
 
 
 class Inputs(NamedTuple):
@@ -87,6 +99,21 @@ def per_row(value: PerRow) -> tuple[float, Tensor | None]:
     return (1.0, value) if isinstance(value, Tensor) else (float(value), None)
 
 
+def aligned_weights(map: AffineMap) -> Aligned:
+    """``map.aligned()``, safe to read by a launch that overlaps with the kernel ahead of it.
+
+    Such a launch reads the weights before the kernel ahead has ended (:func:`set_programmatic_launch`), which must
+    therefore not be the one that writes them. Where they are made now, a small kernel comes between: launched as usual,
+    it begins when they are written.
+    """
+    if not programmatic_launch() or map.keeps_aligned():
+        return map.aligned()
+    weights = map.aligned()
+    if weights[1].is_cuda and not torch.compiler.is_compiling():
+        weights[1].new_zeros(1)
+    return weights
+
+
 def op_tail(
     route: str,
     map: AffineMap,
@@ -108,7 +135,7 @@ def op_tail(
     else:
         if CHECK_ON_GPU:  # the CPU's kernels look for themselves
             check_row_map(row_map, map.num_maps)
-        down, up, down_scale, up_scale = map.aligned()
+        down, up, down_scale, up_scale = aligned_weights(map)
     # For Python numbers, the common case, no function is called.
     row_alpha = row_beta = None
     if type(alpha) is not float:

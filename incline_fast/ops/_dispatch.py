@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from incline_fast.maps import AffineMap
-from incline_fast.ops._arguments import DECODE_TOKENS, GEMM_TOKENS, num_rows
+from incline_fast.ops._arguments import DECODE_TOKENS, num_rows
 from incline_fast.ops._extension import CUDA_EXTENSION, CUDA_PROBLEM, EXTENSION, TRITON, batch_invariant
 
 __all__ = [
@@ -156,6 +156,11 @@ def _why_on_gpu(route: str, num_tokens: int) -> str:
 def _bits_on_gpu(route: str, num_tokens: int) -> str:
     if batch_invariant():
         return "A row's bits do not depend on the number of tokens (set_batch_invariant(True)). "
-    if num_tokens > (GEMM_TOKENS if route == "cuda" else DECODE_TOKENS):
+    if num_tokens > DECODE_TOKENS:
         return "With one map the product is torch's, and its rounding may depend on the number of tokens. "
+    if route == "cuda" and num_tokens > 1:
+        return (
+            "With one map the product may be torch's, depending on the map's shape (docs/gpu_design.md), and its "
+            "rounding may depend on the number of tokens. "
+        )
     return ""

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from incline_fast.maps import AffineMap
 from incline_fast.ops import reference
-from incline_fast.ops._arguments import Inputs, check, check_row_map, num_rows
+from incline_fast.ops._arguments import Inputs, aligned_weights, check, check_row_map, num_rows
 from incline_fast.ops._dispatch import choose
 from incline_fast.ops._extension import CUDA_EXTENSION, EXTENSION
 from incline_fast.packing import is_packed, rank_of, unpack
@@ -61,7 +61,7 @@ def affine_residual_(
         down, up = map.packed()
         weights = (down, up, map.down_scale, map.up_scale)
     else:
-        weights = map.aligned()
+        weights = aligned_weights(map)
     OP(x, residual, *weights, bias, row_alpha, row_beta, row_map)
 
 

@@ -47,7 +47,14 @@ def problem(tokens: int, width: int, rank: int | None = None) -> Problem:
 def plain(monkeypatch: pytest.MonkeyPatch) -> None:
     """Assumptions that are easy to reckon with: launches of 2 us, trips to memory of 1 us, everything else at once."""
     values = {"ATTAINABLE_BANDWIDTH": 1, "ATTAINABLE_FLOPS": 0.5, "LAUNCH_US": 2, "DRAM_US": 1, "LOADED_DRAM_US": 1}
-    values |= {"L2_SHARE": 1, "SM_BYTES_PER_CLOCK": 100, "GEMM_SLOWDOWN": 1, "GEMM_TAIL_US": 0, "SECOND_CLOCKS": 0}
+    values |= {
+        "DEPENDENCY_US": 0.5,
+        "L2_SHARE": 1,
+        "SM_BYTES_PER_CLOCK": 100,
+        "GEMM_SLOWDOWN": 1,
+        "GEMM_TAIL_US": 0,
+        "SECOND_CLOCKS": 0,
+    }
     for name, value in (values | dict.fromkeys(CLOCKS, 0)).items():
         monkeypatch.setattr(decode_model, name, value)
 
@@ -124,10 +131,44 @@ def test_many_tokens_are_bound_by_the_products_flops(plain: None) -> None:
     assert row.us_predicted == prefill_us(ROUND, problem(10_000, 1600))
     # The product is written and read in fp32, but for as few tokens as the CUDA kernels take in its place.
     assert row.us_predicted == pytest.approx(2 + 1 + product + 2 + finish * 1.5)
-    for tokens, kernel in ((8, "decode_dense"), (9, "gemm_dense+epilogue"), (64, "gemm_dense+epilogue")):
+    for tokens, kernel in ((4, "decode_dense"), (5, "gemm_dense+epilogue"), (64, "gemm_dense+epilogue")):
         row = predict(ROUND, problem(tokens, 1600))
         assert row.kernel == kernel
-        assert (row.ratio == 1.0) == (tokens > 8)
+        assert (row.ratio == 1.0) == (tokens > 4)
+
+
+@pytest.mark.parametrize("gpu", ["H100", "H200"])
+def test_no_call_of_a_decode_step_takes_longer_than_the_pair(gpu: str) -> None:
+    """What decode_limit() is there for: every count of tokens, widths and ranks between those of the page as well.
+
+    Of the multiples of 256 one would not pass: at 4352 a few blocks do not fit beside the others, 1.01 on an H200.
+    """
+    for rank in (None, 8, 64, 128, 192, 384, 500, 1000, 2000):
+        for width in range(1024, 8193, 512):
+            for tokens in (*range(1, 10), 64):
+                row = predict(GPUS[gpu], problem(tokens, width, rank))
+                assert row.ratio is not None
+                assert round(row.ratio, 2) <= 1, (rank, width, tokens)
+
+
+def test_programmatic_launches_hide_what_comes_before_the_first_weights(plain: None) -> None:
+    """A launch of 2 us and a trip to memory become a hand-over of 0.5; a second launch becomes one as well."""
+    slow = replace(FREE, prologue_clocks=700)
+    one, two = problem(1, 1600), problem(2, 1600)
+    rows = replace(slow, one_launch_rows=1)
+    saved = [decode_us(ROUND, p, rows) - decode_us(ROUND, p, rows, programmatic=True) for p in (one, two)]
+    assert saved == pytest.approx([2 + 0.7 + 1 - 0.5, 2 + 0.7 + 1 - 0.5 + 2 - 0.5])
+    for rank, kernels in ((None, 1.5), (16, 1.5 + 1.5 + 1)):
+        p = problem(1, 1600, rank)
+        assert pair_us(ROUND, p) - pair_us(ROUND, p, programmatic=True) == pytest.approx(kernels)
+
+
+def test_gpus_and_designs_without_programmatic_launches_have_no_time_for_them() -> None:
+    assert predict(GPUS["A100"], problem(1, 4096)).us_predicted_pdl is None
+    assert predict(GPUS["H100"], problem(1, 4096), BEFORE).ratio_pdl is None
+    row = predict(GPUS["H100"], problem(1, 4096))
+    assert row.us_predicted_pdl == decode_us(GPUS["H100"], problem(1, 4096), programmatic=True)
+    assert row.us_unfused_pdl == pair_us(GPUS["H100"], problem(1, 4096), programmatic=True)
 
 
 def test_devices_are_found_by_the_drivers_names() -> None:

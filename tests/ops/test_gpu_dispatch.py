@@ -56,14 +56,13 @@ def test_a_decode_step_is_one_launch_of_the_cuda_kernels() -> None:
     assert f"constexpr int kMaxRows = {_arguments.DECODE_TOKENS};" in header.read_text(encoding="utf-8")
 
 
-def test_the_library_and_explain_agree_where_torch_multiplies(installed) -> None:
-    backend = Path(__file__).parents[2] / "csrc" / "bindings" / "cuda_backend.cpp"
-    assert f"kGemmRows = {_arguments.GEMM_TOKENS};" in backend.read_text(encoding="utf-8")
-    for triton, unchanged in ((False, _arguments.GEMM_TOKENS), (True, _arguments.DECODE_TOKENS)):
+def test_explain_says_where_torch_may_multiply(installed) -> None:
+    fewest = min(_arguments.decode_limit(hidden, rank) for hidden in (1024, 4096, 8192) for rank in (0, 64, 2000))
+    for triton, unchanged in ((False, fewest), (True, _arguments.DECODE_TOKENS)):
         installed(cuda=not triton, triton=triton)
         for tokens in (unchanged, unchanged + 1):
             told = ops.explain(device=CUDA, num_tokens=tokens)
-            assert ("may depend on the number of tokens" in told) == (tokens > unchanged)
+            assert ("rounding may depend on the number of tokens" in told) == (tokens > unchanged)
 
 
 @pytest.mark.parametrize(("cuda", "route"), [(True, "cuda"), (False, "triton")])
@@ -89,6 +88,39 @@ def test_batch_invariance_reaches_the_cuda_kernels(installed, monkeypatch: pytes
     installed(cuda=False, triton=True)
     ops.set_batch_invariant(False)
     assert told == [True, False]
+
+
+def test_programmatic_launches_are_set_in_the_cuda_library_too(installed, monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[bool] = []
+    monkeypatch.setattr(torch.ops.incline_fast, "set_programmatic_launch", told.append, raising=False)
+    assert not _extension.programmatic_launch()
+    installed(cuda=True, triton=True)
+    for enabled in (True, False):
+        ops.set_programmatic_launch(enabled)
+        assert _extension.programmatic_launch() is enabled
+    installed(cuda=False, triton=True)
+    ops.set_programmatic_launch(False)
+    assert told == [True, False]
+
+
+def test_a_map_that_is_made_now_is_written_before_an_overlapping_launch(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A small kernel comes between, once; on the CPU, and where launches do not overlap, none."""
+    between: list[int] = []
+    up = SimpleNamespace(is_cuda=True, new_zeros=between.append)
+    made, kept = (SimpleNamespace(keeps_aligned=lambda k=k: k, aligned=lambda: (None, up, None, None)) for k in (0, 1))
+    _arguments.aligned_weights(made)
+    monkeypatch.setattr(_extension, "_programmatic_launch", True)
+    _arguments.aligned_weights(kept)
+    assert between == []
+    assert _arguments.aligned_weights(made) == (None, up, None, None)
+    assert between == [1]
+    map = AffineMap.low_rank(torch.ones(3, 8), torch.ones(8, 3))
+    assert not map.keeps_aligned()
+    first = _arguments.aligned_weights(map)
+    assert map.keeps_aligned()
+    assert _arguments.aligned_weights(map) is first
+    map.up.add_(1)
+    assert not map.keeps_aligned()
 
 
 @pytest.mark.parametrize("route", ["cuda", "triton"])

@@ -60,13 +60,14 @@ MapView map_view(const char* name, const Maps& maps, std::int64_t num_maps) {
 }
 
 // Everything but the rows of one launch and the workspace.
-AffineCall describe(const AffineNorm& op) {
+AffineCall describe(const AffineNorm& op, bool programmatic) {
   constexpr std::int64_t largest = 1 << 24;  // columns and depths are ints on the device, products of them are not
   if (op.hidden_size > largest) {
     refuse("x has hidden size ", std::to_string(op.hidden_size), "; allowed on CUDA: up to ", std::to_string(largest));
   }
   AffineCall call;
   call.norm = op.norm;
+  call.programmatic = programmatic;
   call.hidden = static_cast<int>(op.hidden_size);
   call.num_maps = static_cast<int>(op.num_maps);
   call.tiles = static_cast<int>(ceil_div(op.hidden_size, kTileColumns));
@@ -138,14 +139,14 @@ void check_maps(const AffineNorm& op) {
   map_view("down", op.down, op.num_maps);
 }
 
-std::vector<Launch> plan(const AffineNorm& op, const Workspace& workspace) {
+std::vector<Launch> plan(const AffineNorm& op, const Workspace& workspace, bool programmatic) {
   std::vector<Launch> launches;
   if (op.num_rows == 0) return launches;
   if (workspace.data == nullptr || !aligned(workspace.data)) {
     refuse("workspace.data is ", workspace.data == nullptr ? "null" : "misaligned", "; expected memory aligned to 16");
   }
   if (workspace.tickets == nullptr) refuse("workspace.tickets is null; expected counters at zero");
-  AffineCall shared = describe(op);
+  AffineCall shared = describe(op, programmatic);
   shared.up = map_view("up", op.up, op.num_maps);
   shared.down = map_view("down", op.down, op.num_maps);
   for (std::int64_t first = 0; first < op.num_rows; first += kMaxRows) {
@@ -158,13 +159,25 @@ std::vector<Launch> plan(const AffineNorm& op, const Workspace& workspace) {
   return launches;
 }
 
-std::vector<Launch> plan_epilogue(const AffineNorm& op, const Rows& mapped) {
+std::vector<Launch> plan_epilogue(const AffineNorm& op, const Rows& mapped, bool programmatic) {
   if (op.num_rows == 0) return {};
-  AffineCall call = describe(op);
+  AffineCall call = describe(op, programmatic);
   call.mapped = view("mapped", mapped);
   const auto bytes = call.tiles * static_cast<std::int64_t>(sizeof(Moments));
   return {{epilogue_kernel(), dim3(static_cast<unsigned>(op.num_rows)), bytes, call}};
 }
+
+namespace {
+
+// Whether the code that this device runs of a kernel has the instructions of arch/dependency.h. The device's own
+// architecture does not tell: it may run what was compiled for an older one.
+bool waits_for_previous_launch(Kernel kernel) {
+  cudaFuncAttributes attributes;
+  check(cudaFuncGetAttributes(&attributes, reinterpret_cast<const void*>(kernel)), "attributes of a kernel");
+  return attributes.ptxVersion >= 90;
+}
+
+}  // namespace
 
 void run(const std::vector<Launch>& launches, void* cuda_stream) {
   for (const Launch& launch : launches) {
@@ -173,18 +186,23 @@ void run(const std::vector<Launch>& launches, void* cuda_stream) {
                                  cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(launch.dynamic_bytes)),
             "shared memory for the statistics of a row of x");
     }
-    LAUNCH(launch.kernel, launch.grid, dim3(kThreads), static_cast<std::size_t>(launch.dynamic_bytes),
-           static_cast<cudaStream_t>(cuda_stream), launch.call);
+    const auto bytes = static_cast<std::size_t>(launch.dynamic_bytes);
+    const auto stream = static_cast<cudaStream_t>(cuda_stream);
+    if (launch.call.programmatic && waits_for_previous_launch(launch.kernel)) {
+      LAUNCH_PROGRAMMATIC(launch.kernel, launch.grid, dim3(kThreads), bytes, stream, launch.call);
+    } else {
+      LAUNCH(launch.kernel, launch.grid, dim3(kThreads), bytes, stream, launch.call);
+    }
     check(cudaGetLastError(), "launch of a kernel of affine_norm");
   }
 }
 
-void affine_norm(const AffineNorm& op, const Workspace& workspace, void* cuda_stream) {
-  run(plan(op, workspace), cuda_stream);
+void affine_norm(const AffineNorm& op, const Workspace& workspace, void* cuda_stream, bool programmatic) {
+  run(plan(op, workspace, programmatic), cuda_stream);
 }
 
-void affine_norm_epilogue(const AffineNorm& op, const Rows& mapped, void* cuda_stream) {
-  run(plan_epilogue(op, mapped), cuda_stream);
+void affine_norm_epilogue(const AffineNorm& op, const Rows& mapped, void* cuda_stream, bool programmatic) {
+  run(plan_epilogue(op, mapped, programmatic), cuda_stream);
 }
 
 }  // namespace incline_fast::cuda

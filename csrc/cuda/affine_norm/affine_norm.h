@@ -25,10 +25,12 @@ std::int64_t workspace_bytes(const AffineNorm& op);
 // std::runtime_error when a launch fails.
 void check_maps(const AffineNorm& op);
 
-// Carries out `op` in launches of at most kMaxRows rows.
-void affine_norm(const AffineNorm& op, const Workspace& workspace, void* cuda_stream);
+// Carries out `op` in launches of at most kMaxRows rows. `programmatic`: on sm_90 and later each of them may begin
+// before the launch ahead of it has ended, and lets the one behind it do so. No kernel that can still be running may
+// write the maps then; anything else it may.
+void affine_norm(const AffineNorm& op, const Workspace& workspace, void* cuda_stream, bool programmatic = false);
 
 // Likewise where `mapped` [rows, d] already holds M r, of whichever map a row has; the maps are not read.
-void affine_norm_epilogue(const AffineNorm& op, const Rows& mapped, void* cuda_stream);
+void affine_norm_epilogue(const AffineNorm& op, const Rows& mapped, void* cuda_stream, bool programmatic = false);
 
 }  // namespace incline_fast::cuda

@@ -55,6 +55,7 @@ template <class Types, class Product, int row_tiles>
 __global__ void __launch_bounds__(kThreads, 2) dense_kernel(const __grid_constant__ AffineCall call) {
   __shared__ Group group;
   __shared__ WarpSums shared;
+  if (call.programmatic) allow_next_launch();
   const int tile = static_cast<int>(blockIdx.x);
   const Members members = find_members<Types>(call, static_cast<int>(blockIdx.y), group);
   const RowSource<Types> source{call, group};

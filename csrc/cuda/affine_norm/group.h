@@ -1,6 +1,7 @@
 // The rows of a launch that one map edits, found on the device: row_map is not known to the host.
 #pragma once
 
+#include "../arch/dependency.h"
 #include "row_types.h"
 
 namespace incline_fast::cuda {
@@ -76,10 +77,13 @@ struct Members {
 };
 
 // Without a row_map all rows are map 0's, and nothing need be found before the map's weights are requested: `fill` has
-// to be called by all threads after that. Otherwise this fills the group.
+// to be called by all threads after that. Otherwise this fills the group. What the launch before this one may have
+// written - the rows, row_map, the vectors, the scales, the workspace and its counters - is touched after the one that
+// fills alone.
 template <class Types>
 __device__ inline Members find_members(const AffineCall& call, int number, Group& group) {
   if (call.row_map == nullptr) return {0, call.num_rows};
+  wait_for_previous_launch();
   find_group<Types>(call, number, group);
   return {group.map, group.count};
 }
@@ -87,6 +91,7 @@ __device__ inline Members find_members(const AffineCall& call, int number, Group
 template <class Types>
 __device__ inline void fill(const AffineCall& call, Group& group) {
   if (call.row_map != nullptr) return;
+  wait_for_previous_launch();
   const int row = static_cast<int>(threadIdx.x);
   if (row < call.num_rows) {
     group.rows[row] = row;

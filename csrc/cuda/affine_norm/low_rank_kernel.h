@@ -43,6 +43,20 @@ __device__ inline Work work_of(const AffineCall& call, unsigned number) {
   return {rest % tiles, rest / tiles % call.groups, rest / tiles / call.groups, inner};
 }
 
+// What a block will read of the map, or of another block's part: which work it will get it does not know before the
+// launch ahead of this one has ended, for that may be one with the same counters. Together the blocks ask for the map.
+template <class Types, class Inner, class Outer>
+__device__ __forceinline__ void prefetch_map(const AffineCall& call) {
+  const Work work = work_of(call, blockIdx.x);
+  const MapView map = work.inner ? Types::of(call.down) : call.up;
+  const int size = 16 / (work.inner ? Inner::kChunk : Outer::kChunk);
+  const std::int64_t row = work.tile * kTileColumns + static_cast<int>(threadIdx.x);
+  const int begin = work.inner ? work.split * piece_depth(call.rank) : 0;
+  const int end = work.inner ? min(call.hidden, begin + piece_depth(call.rank)) : static_cast<int>(map.depth);
+  if (call.row_map != nullptr || !map.wide || threadIdx.x >= kTileColumns || row >= map.columns) return;
+  prefetch_into_l2(map.data + (row * map.depth + begin) * size, static_cast<unsigned>((end - begin) * size));
+}
+
 template <class Types, class Product, int row_tiles>
 __device__ __forceinline__ void inner_piece(const AffineCall& call, const Members& members, Group& group,
                                             const Work& work, WarpSums& shared) {
@@ -71,6 +85,11 @@ template <class Types, class Inner, class Outer, int row_tiles>
 __global__ void __launch_bounds__(kThreads, 2) low_rank_kernel(const __grid_constant__ AffineCall call) {
   __shared__ Group group;
   __shared__ WarpSums shared;
+  if (call.programmatic) {
+    allow_next_launch();
+    prefetch_map<Types, Inner, Outer>(call);
+  }
+  wait_for_previous_launch();
   const Work work = work_of(call, take_work(call.tickets + kNextWork));
   const Members members = find_members<Types>(call, work.group, group);
   if (work.inner) {

@@ -8,6 +8,8 @@ namespace incline_fast::cuda {
 // so each has a multiprocessor to itself. The counters of low_rank_kernel are done with.
 template <class Types>
 __global__ void __launch_bounds__(kThreads, 2) normalise_rows(const __grid_constant__ AffineCall call) {
+  if (call.programmatic) allow_next_launch();
+  wait_for_previous_launch();
   if (blockIdx.x == 0 && threadIdx.x < kTicketCount) call.tickets[threadIdx.x] = 0;
   normalise_row<Types>(call, static_cast<int>(blockIdx.x));
 }
@@ -17,6 +19,8 @@ __global__ void __launch_bounds__(kThreads, 2) normalise_rows(const __grid_const
 // kernels.
 __global__ void __launch_bounds__(kThreads, 2) edit_and_normalise_rows(const __grid_constant__ AffineCall call) {
   DYNAMIC_SHARED(Moments, moments);
+  if (call.programmatic) allow_next_launch();
+  wait_for_previous_launch();
   const std::int64_t row = call.first_row + blockIdx.x;
   const int map = map_of(call, blockIdx.x);
   const Row edited = row_of(call.edited, row), y = row_of(call.y, row), x = row_of(call.x, row);

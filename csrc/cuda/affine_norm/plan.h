@@ -17,8 +17,8 @@ struct Launch {
   AffineCall call;
 };
 
-std::vector<Launch> plan(const AffineNorm& op, const Workspace& workspace);
-std::vector<Launch> plan_epilogue(const AffineNorm& op, const Rows& mapped);
+std::vector<Launch> plan(const AffineNorm& op, const Workspace& workspace, bool programmatic = false);
+std::vector<Launch> plan_epilogue(const AffineNorm& op, const Rows& mapped, bool programmatic = false);
 void run(const std::vector<Launch>& launches, void* cuda_stream);
 
 // Kernels for a call's maps and rows; defined beside their instantiations.

@@ -46,6 +46,13 @@ struct RowSource {
   }
 };
 
+// Pieces of down r that are requested before the first of them is waited for. With more, sm_80 spills registers.
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 900
+constexpr int kPiecesAtOnce = 2;
+#else
+constexpr int kPiecesAtOnce = 4;
+#endif
+
 // down r of a group's rows: the pieces of the depth, added in order. Written by other blocks of this launch, so it is
 // read past the L1 cache, which does not see their stores.
 struct InnerSource {
@@ -65,12 +72,24 @@ struct InnerSource {
     const std::int64_t piece = static_cast<std::int64_t>(call.num_rows) * pitch;
     const float* const first = call.inner + static_cast<std::int64_t>(group.rows[row]) * pitch + k;
     if (k >= pitch) return sum;
-#pragma unroll 2
-    for (int s = 0; s < call.splits; ++s) {
+#pragma unroll 1
+    for (int begin = 0; begin < call.splits; begin += kPiecesAtOnce) {
+      float4 parts[kPiecesAtOnce][n / 4];
 #pragma unroll
-      for (int i = 0; i < n; i += 4) {
-        const float4 part = __ldcg(reinterpret_cast<const float4*>(first + s * piece + i));
-        sum.values[i] += part.x, sum.values[i + 1] += part.y, sum.values[i + 2] += part.z, sum.values[i + 3] += part.w;
+      for (int s = 0; s < kPiecesAtOnce; ++s) {
+        if (begin + s >= call.splits) break;
+        for (int i = 0; i < n / 4; ++i) {
+          parts[s][i] = __ldcg(reinterpret_cast<const float4*>(first + (begin + s) * piece + 4 * i));
+        }
+      }
+#pragma unroll
+      for (int s = 0; s < kPiecesAtOnce; ++s) {
+        if (begin + s >= call.splits) break;
+        for (int i = 0; i < n / 4; ++i) {
+          const float4& part = parts[s][i];
+          float* const values = sum.values + 4 * i;
+          values[0] += part.x, values[1] += part.y, values[2] += part.z, values[3] += part.w;
+        }
       }
     }
     return sum;

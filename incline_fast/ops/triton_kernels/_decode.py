@@ -17,6 +17,10 @@ semantics at device scope; one thread of a waiting program reads that counter wi
 hands the order on to the others. Causality order is transitive over such a chain (PTX ISA, memory consistency model).
 The last row to finish sets all counters to zero for the next launch.
 
+A programmatic launch (``set_programmatic_launch``) may begin before the one ahead of it has ended. Which weights a
+program will read it learns from a counter, which may be in use by the launch ahead; so a program waits for that one's
+end first, and what overlaps is the launch itself.
+
 Sums have one order whatever num_tokens, the batch and the tuning are: products are added along k in steps of BLOCK_K,
 the pieces of the low-rank product one after another, and a row's statistics in the tree that BLOCK_D and the number of
 warps define.
@@ -28,6 +32,7 @@ import os
 
 import triton
 import triton.language as tl
+from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from incline_fast.ops.triton_kernels._rows import WARPS, finish_row
 
@@ -328,8 +333,12 @@ def decode(
     CENTRE: tl.constexpr,
     BLOCK_D: tl.constexpr,
     RESIDENT: tl.constexpr,
+    PROGRAMMATIC: tl.constexpr,
 ):
     """One work item per program. z is fp32 ``[SPLITS, num_tokens, rank]``, mapped fp32 ``[num_tokens, hidden]``."""
+    if PROGRAMMATIC:
+        gdc_launch_dependents()
+        gdc_wait()
     inputs = (x, residual, x_stride, residual_stride)
     item = tl.atomic_add(counters, 1, sem="relaxed", scope="gpu")
     tiles = tl.cdiv(num_tokens, TOKENS)

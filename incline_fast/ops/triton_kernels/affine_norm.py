@@ -24,7 +24,7 @@ from torch import Tensor
 from torch.library import triton_op, wrap_triton
 
 from incline_fast.ops._arguments import DECODE_TOKENS, Constants, Inputs, check
-from incline_fast.ops._extension import batch_invariant
+from incline_fast.ops._extension import batch_invariant, programmatic_launch
 from incline_fast.ops.triton_kernels import _counters
 from incline_fast.ops.triton_kernels._decode import (
     MAX_TOKENS_DENSE,
@@ -166,6 +166,7 @@ def _decode(a: Inputs, y: Tensor, edited: Tensor, constants: Constants) -> None:
     splits = num_splits(hidden, rank)
     input_product = operand(x.dtype if a.residual is None else torch.float32, a.up.dtype)
     factor_product = operand(torch.float32, a.up.dtype) if rank else input_product
+    programmatic = _is_programmatic(x)
 
     def grid(meta: dict[str, Any]) -> tuple[int]:
         return (num_items(tiles, slots, splits, rank, hidden, num_tokens, meta["BLOCK_N"]),)
@@ -188,7 +189,20 @@ def _decode(a: Inputs, y: Tensor, edited: Tensor, constants: Constants) -> None:
         PARTS=input_product[1],
         FACTOR_OPERAND=factor_product[0],
         FACTOR_PARTS=factor_product[1],
+        PROGRAMMATIC=programmatic,
+        **({"launch_pdl": True} if programmatic else {}),
     )
+
+
+def _is_programmatic(x: Tensor) -> bool:
+    """Whether the launch may overlap with the one ahead: where it was asked for, the GPU can, and nothing is traced.
+
+    Compilers know nothing of the launch's option.
+    """
+    if not programmatic_launch() or type(x) not in (Tensor, torch.nn.Parameter):
+        return False
+    target = triton.runtime.driver.active.get_current_target()
+    return bool(target.backend == "cuda" and target.arch >= 90)
 
 
 def _prefill(a: Inputs, y: Tensor, edited: Tensor, constants: Constants) -> None:

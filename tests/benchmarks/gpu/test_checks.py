@@ -47,7 +47,7 @@ def run(folder: Path, device: MadeUpDevice | None = None) -> int:
 
 def test_checks_pass_where_the_kernels_are_right(tmp_path: Path) -> None:
     found = verdicts(MadeUpDevice())
-    assert {name.split()[0] for name in found} == {"parity", "replay", "streams", "cholesky"}
+    assert {name.split()[0] for name in found} == {"parity", "replay", "streams", "overlap", "cholesky"}
     assert {name: reason for name, reason in found.items() if reason and not name.startswith("cholesky")} == {}
     if "cpu" in BACKENDS:
         assert run(tmp_path) == 0
@@ -66,6 +66,20 @@ def test_checks_see_a_wrong_kernel(monkeypatch: pytest.MonkeyPatch, tmp_path: Pa
     for row in rows:
         assert row["result"] == "failed"
         assert ("is off by" if " rms " in row["check"] else "ZeroDivisionError") in row["reason"]
+
+
+def test_checks_see_launches_that_overlap_too_much(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A kernel that reads an unfinished x where launches overlap. This device's replay makes the calls anew, when they
+    do not overlap any more."""
+    right, on = ops.affine_rms_norm, [False]
+    monkeypatch.setattr(ops, "set_programmatic_launch", lambda enabled: on.__setitem__(0, enabled))
+    monkeypatch.setattr(ops, "affine_rms_norm", lambda x, *a, **k: right(0 * x if on[0] else x, *a, **k))
+    found = verdicts(MadeUpDevice())
+    overlaps = {name: reason for name, reason in found.items() if name.startswith("overlap")}
+    assert overlaps
+    for name, reason in overlaps.items():
+        told = "overlapping launches give other bits outside of a graph"
+        assert reason == (told if " rms " in name else "")
 
 
 def test_checks_see_a_graph_that_keeps_its_first_result() -> None:

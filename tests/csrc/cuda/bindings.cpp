@@ -50,9 +50,11 @@ long long cuda_workspace_bytes(const AffineNorm* op) { return cuda::workspace_by
 
 int cuda_ticket_count() { return cuda::kTicketCount; }
 
-const char* cuda_plan(const AffineNorm* op, void* data, unsigned* tickets, const Rows* mapped) {
-  return guarded(
-      [&] { launches = mapped == nullptr ? cuda::plan(*op, {data, tickets}) : cuda::plan_epilogue(*op, *mapped); });
+const char* cuda_plan(const AffineNorm* op, void* data, unsigned* tickets, const Rows* mapped, bool programmatic) {
+  return guarded([&] {
+    launches = mapped == nullptr ? cuda::plan(*op, {data, tickets}, programmatic)
+                                 : cuda::plan_epilogue(*op, *mapped, programmatic);
+  });
 }
 
 const char* cuda_run() {

@@ -22,10 +22,14 @@ unsigned* OnDeviceOf::tickets() const {
 STABLE_TORCH_LIBRARY(incline_fast_emulated, m) {
   incline_fast::define_ops(m);
   m.def("set_batch_invariant(bool enabled) -> ()");
+  m.def("set_programmatic_launch(bool enabled) -> ()");
+  m.def("decode_rows(int hidden_size, int rank) -> int");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(incline_fast_emulated, CPU, m) { incline_fast::register_ops(m); }
 
 STABLE_TORCH_LIBRARY_IMPL(incline_fast_emulated, CompositeExplicitAutograd, m) {
   m.impl("set_batch_invariant", TORCH_BOX(&incline_fast::cuda::set_batch_invariant));
+  m.impl("set_programmatic_launch", TORCH_BOX(&incline_fast::cuda::set_programmatic_launch));
+  m.impl("decode_rows", TORCH_BOX(&incline_fast::backend::decode_rows));
 }

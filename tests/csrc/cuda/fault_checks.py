@@ -1,7 +1,7 @@
 """One check on some cases, in a process of its own: python -m cuda.fault_checks CHECK CASE...
 
 Prints "passed", or in one line what was found. CHECK: "fibers" (several schedules), "races" (fibers with the race
-detector), "ptx" (nvcc's code for sm_80).
+detector), "ptx" (nvcc's code for sm_80; of a programmatic launch for sm_90).
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ ROW_MAP = torch.tensor([2, -1, 0], dtype=torch.int32)
 SCHEDULES = ((0, 4), (7, 1), (8, 3), (9, 6))
 
 
-def after_a_gemm(sanitizer: str) -> Call:
+def after_a_gemm(sanitizer: str, *, programmatic: bool = False) -> Call:
     """The launch that finishes what torch's GEMM began."""
     case = make("layer", 100, (3,), dtype=BF16)
     mapped = case.x.double() @ case.map.up[0].double().T
-    return prepare(case, mapped=mapped.float(), sanitizer=sanitizer)
+    return prepare(case, mapped=mapped.float(), sanitizer=sanitizer, programmatic=programmatic)
 
 
 def misaligned() -> Case:
@@ -57,6 +57,14 @@ CASES: dict[str, Callable[[str], Call]] = {
     "int8": lambda san: prepare(make("rms", 64, (2,), dtype=BF16, map_dtype=INT8), sanitizer=san),
     "low rank int8": lambda san: prepare(make("rms", 64, (2,), rank=24, dtype=BF16, map_dtype=INT8), sanitizer=san),
     "after a GEMM": lambda san: after_a_gemm(san),
+    "programmatic": lambda san: prepare(make("rms", 128, (1,), dtype=BF16), sanitizer=san, programmatic=True),
+    "programmatic, low rank": lambda san: prepare(
+        make("rms", 128, (1,), rank=40, dtype=BF16), sanitizer=san, programmatic=True
+    ),
+    "programmatic, row_map": lambda san: prepare(
+        make("rms", 96, (3,), dtype=BF16, num_maps=3, row_map=ROW_MAP), sanitizer=san, programmatic=True
+    ),
+    "programmatic, after a GEMM": lambda san: after_a_gemm(san, programmatic=True),
 }
 
 
@@ -89,7 +97,7 @@ def run_with_race_detector(make_call: Callable[[str], Call]) -> Iterator[tuple[C
 
 def run_nvccs_code(make_call: Callable[[str], Call]) -> Iterator[tuple[Call, tuple[Tensor, Tensor]]]:
     call = make_call("none")
-    y, edited, _ = run_ptx(call, "sm_80", resident=2, max_steps=200_000)
+    y, edited, _ = run_ptx(call, "sm_90" if call.programmatic else "sm_80", resident=2, max_steps=200_000)
     yield call, (y, edited)
 
 

@@ -106,13 +106,14 @@ class Call:
     tickets: Tensor
     mapped: Tensor | None
     buffers: dict[str, Tensor]
+    programmatic: bool = False
 
     def plan(self, fibers: FiberLibrary) -> None:
         """Let the library describe the launches; it holds them until the next plan."""
         mapped = None if self.mapped is None else ctypes.byref(rows(self.mapped))
-        function = fibers.function("cuda_plan", *[Pointer] * 4, restype=ctypes.c_char_p)
+        function = fibers.function("cuda_plan", *[Pointer] * 4, ctypes.c_bool, restype=ctypes.c_char_p)
         workspace = self.workspace.data_ptr() if self.workspace.numel() else None
-        raise_if(function(ctypes.byref(self.op), workspace, self.tickets.data_ptr(), mapped))
+        raise_if(function(ctypes.byref(self.op), workspace, self.tickets.data_ptr(), mapped, self.programmatic))
 
 
 def raise_if(message: bytes | None) -> None:
@@ -120,7 +121,14 @@ def raise_if(message: bytes | None) -> None:
         raise ValueError(message.decode())
 
 
-def prepare(case: Case, *, in_place: bool = False, mapped: Tensor | None = None, sanitizer: Sanitizer = "none") -> Call:
+def prepare(
+    case: Case,
+    *,
+    in_place: bool = False,
+    mapped: Tensor | None = None,
+    sanitizer: Sanitizer = "none",
+    programmatic: bool = False,
+) -> Call:
     """Describe a case to the launcher. In place, x (and the residual) are copied first and then written to."""
     x, residual = case.x, case.options.get("residual")
     if in_place:
@@ -160,7 +168,7 @@ def prepare(case: Case, *, in_place: bool = False, mapped: Tensor | None = None,
     # In place, an output is an input under a second name.
     first = {tensor.data_ptr(): name for name, tensor in reversed(present.items())}
     buffers = {name: tensor for name, tensor in present.items() if first[tensor.data_ptr()] == name}
-    return Call(case, y, edited, op, workspace, tickets, mapped, buffers)
+    return Call(case, y, edited, op, workspace, tickets, mapped, buffers, programmatic)
 
 
 def like(tensor: Tensor) -> Tensor:
@@ -188,7 +196,10 @@ def launches(call: Call) -> Sequence[LaunchRecord]:
 
 
 def run_ptx(call: Call, arch: str, **options: int | None) -> tuple[Tensor, Tensor, ptx.TrafficReport]:
-    """(y, r') by the PTX that nvcc makes for ``arch``, and what it moved."""
+    """(y, r') by the PTX that nvcc makes for ``arch``, and what it moved.
+
+    Of a programmatic call the maps alone may be touched before the launch ahead has ended.
+    """
     report = ptx.TrafficReport()
     for launch in launches(call):
         name = launch.kernel.decode()
@@ -201,6 +212,7 @@ def run_ptx(call: Call, arch: str, **options: int | None) -> tuple[Tensor, Tenso
             [argument],
             dynamic_bytes=launch.dynamic_bytes,
             buffers=call.buffers,
+            constants=("down", "up") if call.programmatic else None,
             **options,
         )
     assert not call.tickets.any(), "a counter did not return to zero"

@@ -19,6 +19,7 @@ names = ("affine_rms_norm", "affine_layer_norm", "affine_rms_norm_", "affine_lay
 names += ("cholesky_block", "cholesky_block_", "triangular_inverse")
 print(all(torch._C._dispatch_has_kernel_for_dispatch_key(f"incline_fast::{{name}}", "CUDA") for name in names))
 print(torch.ops.incline_fast.set_batch_invariant(True))
+print(torch.ops.incline_fast.set_programmatic_launch(True))
 """
 
 
@@ -27,4 +28,4 @@ def test_the_library_registers_every_op() -> None:
     done = subprocess.run(
         [sys.executable, "-c", LOAD.format(path=str(LIBRARY))], capture_output=True, text=True, check=False
     )
-    assert done.stdout.split() == ["True", "None"], done.stderr
+    assert done.stdout.split() == ["True", "None", "None"], done.stderr

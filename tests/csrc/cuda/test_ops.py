@@ -22,7 +22,7 @@ from torch.utils.cpp_extension import include_paths
 from emulator.build import load_fibers
 from incline_fast.maps import AffineMap
 from incline_fast.ops import _arguments
-from incline_fast.ops._arguments import op_tail
+from incline_fast.ops._arguments import decode_limit, op_tail
 from incline_fast.ops._extension import EXTENSION
 from incline_fast.packing import pack
 
@@ -100,6 +100,17 @@ def test_decode(kind: str, low_rank: bool) -> None:
         assert both_equal(check(case), run_fibers(prepare(case)))
 
 
+def test_programmatic_launches_have_the_same_bits() -> None:
+    for rows, rank in ((1, None), (3, 20), (9, None)):  # decode, low rank, after a GEMM
+        case = make("rms", 48, (rows,), rank=rank, dtype=BF16)
+        usual = functional(case)
+        emulated().set_programmatic_launch(True)
+        try:
+            assert both_equal(check(case), usual)
+        finally:
+            emulated().set_programmatic_launch(False)
+
+
 @pytest.mark.parametrize("norm", ["rms", "layer"])
 @pytest.mark.parametrize("rank", [None, 20])
 def test_many_rows_of_one_map_take_a_gemm(rank: int | None, norm: str) -> None:
@@ -161,17 +172,24 @@ def test_a_row_map_past_the_last_map_is_an_error_where_it_is_checked(monkeypatch
     refused(case, "row_map holds 7; allowed: below 1, the number of maps")
 
 
+def test_the_library_and_python_agree_where_torch_multiplies() -> None:
+    for hidden in (16, 1024, 1040, 4096, 4112, 16384):
+        for rank in (0, 1, 384, 385, 1024, 1025):
+            assert emulated().decode_rows(hidden, rank) == decode_limit(hidden, rank)
+
+
 @pytest.mark.parametrize("rank", [None, 20])
 def test_batch_invariant(rank: int | None) -> None:
-    """A row's bits from 1 to 129 tokens, whose product would otherwise be torch's above 8."""
+    """A row's bits from 1 to 129 tokens, whose product would otherwise be torch's from a few on."""
     case = make("layer", 40, (129,), rank=rank, dtype=BF16, alpha=0.5)
-    sizes = (1, 8, 9, 64, 65, 129)
+    limit = decode_limit(40, rank or 0)
+    sizes = (1, limit, limit + 1, 64, 65, 129)
     usual = {rows: functional(case.but(x=case.x[:rows])) for rows in sizes}
     with decode_kernels_alone():
         results = {rows: functional(case.but(x=case.x[:rows])) for rows in sizes}
     for rows, result in results.items():
         assert both_equal(result, tuple(whole[:rows] for whole in results[129]))
-        assert both_equal(result, usual[rows]) == (rows <= 8)
+        assert both_equal(result, usual[rows]) == (rows <= limit)
     assert both_equal(functional(case), usual[129])
 
 
