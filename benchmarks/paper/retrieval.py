@@ -8,7 +8,9 @@ less their mean, divided by their standard deviations, and whitened; all fitted 
 from __future__ import annotations
 
 import argparse
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,10 +18,10 @@ from torch import Tensor
 from benchmarks.paper.common import start
 from incline_fast.evaluation import paired_bootstrap
 from incline_fast.fitting.estimators import get_estimator
-from incline_fast.states import collect
+from incline_fast.states import HiddenStates, collect
 from incline_fast.text.lines import text_lines
 
-__all__ = ["METHODS", "found"]
+__all__ = ["METHODS", "found", "found_by_site", "table"]
 
 SHRINKAGE = 0.1
 """Share of the mean variance that whitening adds to every direction: there are fewer sentences than dimensions."""
@@ -69,6 +71,35 @@ def found(method: str, fit: tuple[Tensor, Tensor], test: tuple[Tensor, Tensor]) 
     return (unit[0] @ unit[1].T).argmax(1) == torch.arange(len(x))
 
 
+def found_by_site(fit: Sequence[HiddenStates], test: Sequence[HiddenStates]) -> dict[str, Tensor]:
+    """Method -> bool ``[S, n]``: :func:`found` at each of S sites, of source and target states to fit and to find."""
+    x, y = fit
+    u, v = test
+    return {method: torch.stack([found(method, (x[s], y[s]), (u[s], v[s])) for s in x]) for method in METHODS}
+
+
+def table(
+    right: Mapping[str, Tensor], sites: Sequence[int], about: dict[str, Any], after: dict[str, Any]
+) -> list[dict[str, Any]]:
+    """One row per site and method, and one over all sites, each against scaling.
+
+    Args:
+        right: method -> bool ``[S, n]``.
+        sites: S of them. Site ``"mean"`` is each sentence's share of them; its interval draws sentences, not sites.
+        about: first columns of every row.
+        after: last columns of every row.
+    """
+    rows = []
+    for place, site in [*enumerate(sites), (slice(None), "mean")]:
+        share = {method: own[place].float().reshape(-1, own.shape[1]).mean(0) for method, own in right.items()}
+        for method, own in share.items():
+            gain = paired_bootstrap(own, share["scaled"])
+            over = {f"over_scaled_{name}": round(getattr(gain, name), 4) for name in ("mean", "low", "high")}
+            key = about | {"site": site, "method": method, "accuracy": round(float(own.mean()), 4)}
+            rows.append(key | over | {"n": len(own)} | after)
+    return rows
+
+
 def main() -> None:
     """Run as a command."""
     parser = argparse.ArgumentParser()
@@ -80,6 +111,7 @@ def main() -> None:
     run = start(__doc__, parser)
     arguments = run.arguments
     layers = list(range(run.num_layers, 0, -arguments.every))[::-1]
+    right: dict[str, dict[str, Tensor]] = {}
     rows = []
     for language in arguments.languages.split(","):
         states = []
@@ -87,26 +119,18 @@ def main() -> None:
             path = arguments.data / "tatoeba" / f"tatoeba.{language}-eng.{side}"
             texts = list(text_lines(path))[: arguments.pairs + arguments.test]
             states.append(collect(run.model, run.tokenizer, texts, layers=layers))
-        for site in layers:
-            fit = states[0][site][: arguments.pairs], states[1][site][: arguments.pairs]
-            test = states[0][site][arguments.pairs :], states[1][site][arguments.pairs :]
-            right = {method: found(method, fit, test) for method in METHODS}
-            for method, own in right.items():
-                gain = paired_bootstrap(own.float(), right["scaled"].float())
-                shown = {name: round(getattr(gain, name), 4) for name in ("mean", "low", "high")}
-                row = {
-                    "language": language,
-                    "site": site,
-                    "method": method,
-                    "accuracy": round(float(own.float().mean()), 4),
-                }
-                rows.append(
-                    row | {f"over_scaled_{k}": v for k, v in shown.items()} | {"n": len(own), "pairs": len(fit[0])}
-                )
+        fit, test = (
+            tuple({site: own[rows] for site, own in side.items()} for side in states)
+            for rows in (slice(arguments.pairs), slice(arguments.pairs, None))
+        )
+        right[language] = found_by_site(fit, test)
+        rows += table(right[language], layers, {"language": language}, {"pairs": arguments.pairs})
+    pooled = {method: torch.cat([own[method] for own in right.values()], 1) for method in METHODS}
+    rows += table(pooled, layers, {"language": "all"}, {"pairs": arguments.pairs})
     run.write("retrieval", rows, ("language", "site", "method"))
-    for method in METHODS:
-        means = [row["accuracy"] for row in rows if row["method"] == method and row["site"] >= layers[len(layers) // 2]]
-        print(f"{method:<26} {sum(means) / len(means):.3f}")
+    for row in rows:
+        if (row["language"], row["site"]) == ("all", "mean"):
+            print(f"{row['method']:<26} {row['accuracy']:.3f}")
 
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
-"""Tables of docs/benchmarks/paper.md, from results/continuations.csv, rank-*.csv, retrieval.csv and figures.csv."""
+"""Tables of docs/benchmarks/paper.md, from results/: continuations, rank-*, retrieval, figures and code-*."""
 
 from __future__ import annotations
 
 import csv
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from benchmarks.report.markdown import table as markdown
@@ -24,6 +24,7 @@ def paper_blocks(results: Path = RESULTS) -> dict[str, str]:
         "rank": _rank(ranks),
         "retrieval": _retrieval(_read(results / "retrieval.csv")),
         "figures": _figures(_read(results / "figures.csv")),
+        "code": _code(_read(results / "code-retrieval.csv"), _read(results / "code-labels.csv")),
     }
 
 
@@ -99,36 +100,91 @@ def _retrieval(rows: Rows) -> str:
     parts = []
     for model in _values(rows, "model"):
         own = [row for row in rows if row["model"] == model]
-        sites = sorted(map(int, _values(own, "site")))
+        sites = sorted((site for site in _values(own, "site") if site != "mean"), key=int)
         for language in _values(own, "language"):
-            lines = []
-            for method in _values(own, "method"):
-                found = [_one(own, language=language, method=method, site=str(site)) for site in sites]
-                lines.append([method, *(_cell(row, plain=True) for row in found)])
-            n, pairs = own[0]["n"], own[0]["pairs"]
-            parts.append(f"**{model}, {language}**, {pairs} pairs to fit, n = {n}\n")
-            parts.append(markdown(["method", *(f"site {site}" for site in sites)], lines))
+            of = [row for row in own if row["language"] == language]
+            parts.append(f"**{model}, {language}**, {of[0]['pairs']} pairs to fit, n = {of[0]['n']}\n")
+            parts.append(_by_method(of, sites))
     return "\n".join(parts) if parts else _ABSENT.format("python -m benchmarks.paper.retrieval --data DIR")
+
+
+def _by_method(rows: Rows, sites: Sequence[str]) -> str:
+    """Shares of sentences found per method and site, and over the sites beside what scaling finds."""
+    over = [f"over_scaled_{name}" for name in ("mean", "low", "high")]
+    lines = []
+    for method in _values(rows, "method"):
+        mean = _one(rows, method=method, site="mean")
+        cells = [_cell(_one(rows, method=method, site=site), plain=True) for site in sites]
+        against = "" if mean is None or method == "scaled" else _points(mean, over)
+        lines.append([method, *cells, _cell(mean, plain=True), against])
+    return markdown(["method", *(f"site {site}" for site in sites), "mean", "mean over scaled"], lines)
 
 
 def _figures(rows: Rows) -> str:
     parts = []
     for about in dict.fromkeys((row["model"], row["shots"], row["target"]) for row in rows):
         own = [row for row in rows if (row["model"], row["shots"], row["target"]) == about]
-        plain, target = _one(own, language="all", line="plain"), _one(own, language=about[2])
-        if plain is None or target is None:
-            continue
-        languages = ", ".join(n for n in _values(own, "language") if n not in ("all", about[2]))
+        languages = ", ".join(n for n in _values(own, "language") if n not in ("all", "target"))
         shots = f"{about[1]} examples in the prompt" if about[1] != "0" else "zero-shot"
-        parts.append(
-            f"**{about[0]}, {shots}, {languages} to {about[2]}**, n = {plain['n']}, {plain['pairs']} pairs, sites "
-            f"{plain['sites']}: plain {_cell(plain, True)}, prompt in {about[2]} {_cell(target, True)}.\n"
-        )
-        pooled = [row for row in own if row["language"] == "all" and row["figure"]]
-        for figure in _values(pooled, "figure"):
-            of = [row for row in pooled if row["figure"] == figure]
-            # Over alpha as many columns as fit a page.
-            alphas = [a for a in _values(of, "alpha") if figure != "alpha" or round(10 * float(a)) % 2 == 0]
-            lines = [[line, *(_cell(_one(of, line=line, alpha=a)) for a in alphas)] for line in _values(of, "line")]
-            parts.append(markdown([figure, *(f"alpha {float(a):g}" for a in alphas)], lines))
+        plain = _one(own, language="all", line="plain")
+        if plain is None:
+            continue
+        setting = f"n = {plain['n']}, {plain['pairs']} pairs, sites {plain['sites']}"
+        parts.append(f"**{about[0]}, {shots}, {languages} to {about[2]}**, {setting}.\n")
+        for calibration in _values(own, "calibration"):
+            parts += _lines([row for row in own if row["calibration"] == calibration], about[2])
     return "\n".join(parts) if parts else _ABSENT.format("python -m benchmarks.paper.figures")
+
+
+def _lines(rows: Rows, target: str) -> list[str]:
+    """Every figure of one run by one kind of score, all languages together."""
+    plain, goal = _one(rows, language="all", line="plain"), _one(rows, language="target")
+    parts = [f"{rows[0]['calibration']} scores: plain {_cell(plain, True)}, prompt in {target} {_cell(goal, True)}.\n"]
+    pooled = [row for row in rows if row["language"] == "all" and row["figure"]]
+    for figure in _values(pooled, "figure"):
+        of = [row for row in pooled if row["figure"] == figure]
+        # Over alpha as many columns as fit a page.
+        shown = [row for row in of if figure != "alpha" or round(10 * float(row["alpha"])) % 2 == 0]
+        parts.append(_by_strength(shown, figure, _cell))
+    return parts
+
+
+def _code(found: Rows, labels: Rows) -> str:
+    parts = []
+    for model in _values(labels, "model"):
+        own = [row for row in labels if row["model"] == model]
+        twins = [row for row in found if row["model"] == model]
+        sites = sorted((site for site in _values(twins, "site") if site != "mean"), key=int)
+        about = f"n = {own[0]['n']}, {own[0]['pairs']} pairs to fit in each of the folds"
+        parts += [f"**{model}**, {about}. The Python function is found:\n", _by_method(twins, sites)]
+        for calibration in _values(own, "calibration"):
+            of = [row for row in own if row["calibration"] == calibration]
+            plain, goal = _one(of, line="plain"), _one(of, line="prompt in Python")
+            parts.append(
+                f"What is returned, {calibration} scores, sites {of[0]['sites']}: plain {_cell(plain, True)}, prompt "
+                f"in Python {_cell(goal)}.\n"
+            )
+            parts.append(_by_strength(of, "", _cell))
+        raw = [row for row in own if row["calibration"] == "raw"]
+        plain = _one(raw, line="plain")
+        parts.append(f"KL to the Python prompt over the four words, in nats: plain {plain['kl'] if plain else ''}.\n")
+        parts.append(_by_strength(raw, "", _nats))
+    return "\n".join(parts) if parts else _ABSENT.format("python -m benchmarks.paper.code")
+
+
+def _by_strength(rows: Rows, head: str, cell: Callable[[dict[str, str] | None], str]) -> str:
+    """One line per edit, one column per strength."""
+    edits = [row for row in rows if float(row["alpha"])]
+    alphas = _values(edits, "alpha")
+    lines = [[line, *(cell(_one(edits, line=line, alpha=a)) for a in alphas)] for line in _values(edits, "line")]
+    return markdown([head, *(f"alpha {float(a):g}" for a in alphas)], lines)
+
+
+def _nats(row: dict[str, str] | None) -> str:
+    """A divergence and its change with the interval."""
+    if row is None:
+        return ""
+    change, low, high = (
+        f"{float(row[f'kl_{name}']):+.3f}".replace("-", "\u2212") for name in ("change", "low", "high")
+    )
+    return f"{float(row['kl']):.3f} {change} [{low}, {high}]"

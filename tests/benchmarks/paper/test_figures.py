@@ -1,33 +1,74 @@
-"""The projection in the manner of Lens moves a state within the span of the languages' means and nowhere else."""
+"""Answers under every kind of line equal those of whole passes through ``intervene``, one prompt at a time."""
 
 from __future__ import annotations
 
+import pytest
 import torch
+from tiny_models import HIDDEN, LAYERS, tiny
+from tiny_task import LABELS, tiny_task
+from tiny_tokenizer import sentences, tiny_tokenizer
+from torch import Tensor, nn
 
-from benchmarks.paper.figures import ESTIMATORS, lines, subspace
-
-
-def states(seed: int, shift: float) -> dict[int, torch.Tensor]:
-    generator = torch.Generator().manual_seed(seed)
-    return {site: torch.randn(30, 8, generator=generator) + shift * torch.eye(8)[seed] for site in (2, 3)}
-
-
-def test_subspace() -> None:
-    source, target, other = states(0, 5.0), states(1, 5.0), states(2, 5.0)
-    found = subspace(source, target, [other])
-    means = torch.stack([side[3].mean(0) for side in (source, target, other)])
-    basis = torch.linalg.qr((means[1:] - means[:1]).T).Q
-    h = torch.randn(4, 8, generator=torch.Generator().manual_seed(9))
-    moved = h + found.maps[3].apply(h) + found.bias[3]
-    within, outside = moved @ basis, moved - moved @ basis @ basis.T
-    torch.testing.assert_close(within, (means[1] @ basis).expand(4, -1), rtol=1e-4, atol=1e-4)
-    torch.testing.assert_close(outside, h - h @ basis @ basis.T, rtol=1e-4, atol=1e-4)
-    assert found.form == "add"
+from benchmarks.paper.figure_lines import Line, preset_lines
+from benchmarks.paper.figures import PLAIN_KEY, Parts, all_rows, label_logits, right_answers
+from incline_fast import Alignment, intervene
+from incline_fast.evaluation import LabelTask
 
 
-def test_every_line_stands_at_fixed_strengths() -> None:
-    found = lines(states(0, 1.0), states(1, 1.0), [states(2, 1.0)])
-    assert [line for figure, line in found if figure == "pairs"] == ["25", "30"]
-    assert {line for figure, line in found if figure == "estimator"} == set(ESTIMATORS)
-    assert found["alpha", "min_norm, added"][0].form == "add"
-    assert min(found["alpha", "affine_ridge"][1]) == -1.0
+def one_by_one(model: nn.Module, line: Line | None, alpha: float, task: LabelTask) -> Tensor:
+    """Logits ``[n, K]`` of whole passes."""
+    tokenizer, rows = tiny_tokenizer(), []
+    columns = tokenizer(" ".join(LABELS), add_special_tokens=False).input_ids
+    edit = line.edit if line is not None else Alignment.from_maps({1: torch.eye(HIDDEN)})
+    mode = "clean" if edit.metadata.site == "ffn" else "online"
+    for sentence in task.sentences:
+        prompt = tokenizer(task.template.replace("{sentence}", sentence), return_tensors="pt")
+        with torch.no_grad(), intervene(model, edit, alpha=alpha, layers=line and line.sites, mode=mode):
+            rows.append(model(**prompt).logits[0, -1])
+    return torch.stack(rows)[:, columns]
+
+
+@pytest.mark.parametrize("name", ["llama", "gemma3"])
+def test_presets(name: str) -> None:
+    model, tokenizer, task = tiny(name), tiny_tokenizer(), tiny_task()
+    source = LabelTask("tiny", "xx", sentences(20, 3), task.template, LABELS, None, [str(i) for i in range(20)])
+    target = LabelTask("tiny", "yy", sentences(20, 4), task.template, LABELS, None, source.ids)
+    lines = preset_lines(model, tokenizer, source, target, (2, 3))
+    assert [key[1] for key in lines] == [
+        f"{preset}, {where}" for preset in ("robust", "paper", "official") for where in ("last third", "all sites")
+    ]
+    assert lines["preset", "robust, all sites"].edit.metadata.template == task.template
+    assert lines["preset", "paper, all sites"].edit.metadata.template is None
+    found = label_logits(model, tokenizer, task, lines)
+    torch.testing.assert_close(found[PLAIN_KEY], one_by_one(model, None, 0.0, task), rtol=1e-3, atol=1e-4)
+    for key, line in lines.items():
+        assert line.sites == ((2, 3) if "third" in key[1] else tuple(range(1, LAYERS + 1)))
+        alpha = line.alphas[1]
+        assert alpha == (-0.5 if key[0] == "official" else 0.5)
+        expected = one_by_one(model, line, alpha, task)
+        torch.testing.assert_close(found[(*key, alpha)], expected, rtol=1e-3, atol=1e-4)
+
+
+def test_rows_are_against_the_plain_prompt() -> None:
+    task = tiny_task(4)
+    answers = torch.tensor(task.answers)
+    right = torch.nn.functional.one_hot(answers, 3).float()
+    wrong = right.roll(1, 1)
+    plain, edited = torch.where(torch.tensor([[True], [False], [False], [False]]), right, wrong), right
+    logits = {name: {PLAIN_KEY: plain, ("a", "b", 0.5): edited} for name in ("xx", "yy")}
+    parts = Parts({}, {"xx": task, "yy": task})
+    rows = all_rows(logits, {PLAIN_KEY: right}, parts, {("a", "b"): "2-3"})
+    raw = {(row["language"], row["line"]): row for row in rows if row["calibration"] == "raw"}
+    assert raw["xx", "plain"]["difference"] == 0
+    assert raw["all", "b"]["difference"] == 0.75
+    assert (raw["all", "b"]["n"], raw["all", "b"]["cpc"]) == (8, 1.0)
+    assert (raw["yy", "b"]["figure"], raw["yy", "b"]["alpha"], raw["yy", "b"]["sites"]) == ("a", 0.5, "2-3")
+    assert raw["target", "target prompt"]["accuracy"] == 1.0
+    assert len(rows) == 2 * len(raw) == 2 * 7
+
+
+def test_calibration_takes_off_what_all_rows_share() -> None:
+    task = tiny_task(6)
+    logits = torch.nn.functional.one_hot(torch.tensor(task.answers), 3).float() + torch.tensor([9.0, 0.0, 0.0])
+    assert int(right_answers({PLAIN_KEY: logits}, task, "raw")[PLAIN_KEY].sum()) == 2
+    assert int(right_answers({PLAIN_KEY: logits}, task, "batch")[PLAIN_KEY].sum()) == 6

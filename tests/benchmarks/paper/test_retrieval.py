@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from benchmarks.paper.retrieval import METHODS, found
+from benchmarks.paper.retrieval import METHODS, found, found_by_site, table
 
 
 def made_up(hidden: str) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
@@ -43,3 +43,14 @@ def test_wrong_pairs_are_not_found() -> None:
     fit, test = made_up("mean")
     for method in METHODS:
         assert float(found(method, fit, (test[0].roll(1, 0), test[1])).float().mean()) < 0.1
+
+
+def test_rows_over_sites_and_against_scaling() -> None:
+    (a, b), (c, d) = made_up("scale")
+    right = found_by_site(({1: a, 4: a}, {1: b, 4: b}), ({1: c, 4: c}, {1: d, 4: d}))
+    rows = table(right, [1, 4], {"language": "xx"}, {"pairs": 200})
+    assert [row["site"] for row in rows[:: len(METHODS)]] == [1, 4, "mean"]
+    mean = {row["method"]: row for row in rows if row["site"] == "mean"}
+    assert mean["centred"]["accuracy"] == pytest.approx(float(right["centred"].float().mean()), abs=1e-4)
+    assert mean["scaled"]["over_scaled_mean"] == 0
+    assert mean["centred"]["over_scaled_high"] < 0
