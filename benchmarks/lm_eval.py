@@ -145,7 +145,7 @@ def rows_of(arguments: argparse.Namespace, prepared: Prepared, task: str) -> lis
         "n": len(found[0].each),
         "pairs": arguments.pairs,
         "preset": "robust",
-        "template": TEMPLATES[kind].format(name=LANGUAGE_NAMES[language]),
+        "template": TEMPLATES[kind].format(name=LANGUAGE_NAMES[language]).replace("\n", "\\n"),
         "batch_size": arguments.batch_size,
         "seed": SEED,
         "data_hash": text_hash(found[0].rows),
