@@ -142,8 +142,7 @@ def memory_of_learning(work: str, way: str, states: Path | None, threads: int) -
 def by_svd(X: Tensor, Y: Tensor, lam: float, held_out: Tensor) -> np.ndarray:
     """Predictions for held-out rows; singular values below NumPy's limit count as zero."""
     U, S, Vh = torch.linalg.svd(X.double(), full_matrices=False)
-    limit = torch.finfo(S.dtype).eps * max(X.shape) * float(S[0])
-    kept = S > limit
+    kept = S.gt(torch.finfo(S.dtype).eps * max(X.shape) * float(S[0]))
     shrunk = torch.where(kept, S / (S.square() + lam), 0.0)
     return ((held_out @ Vh.T) * shrunk @ (U.T @ Y.double())).numpy()
 
