@@ -52,30 +52,42 @@ def _learn(results: Path) -> str:
     rows = _read(results / "cost-learn.csv")
     if not rows:
         return "Not yet measured: `python -m benchmarks.cost learn`.\n"
-    peaks = {(row["work"], row["provider"]): row["peak_mib"] for row in _read(results / "cost-learn-memory.csv")}
-    parts, lost = [], []
-    for work, words in WORKS.items():
-        own = [row for row in rows if row["work"] == work]
-        if not own:
-            continue
-        first, ours = own[0], peaks.get((work, own[0]["provider"]))
-        lines = []
-        for row in own:
-            peak = peaks.get((work, row["provider"]), "")
-            name = {"incline_fast": "ours"}.get(row["provider"], row["provider"])
-            ratio = float(row["ratio_to_first"])
-            lines.append([name, f"{float(row['ms_p50']) / 1e3:.2f}", f"{ratio:.2f}x", peak, row["held_out_error"]])
-            lost += [f"{words.partition(',')[0]}, {name}, time"] if ratio < 1 else []
-            lost += (
-                [f"{words.partition(',')[0]}, {name}, memory"] if peak and ours and float(peak) < float(ours) else []
-            )
+    peaks = {_key(row): row["peak_mib"] for row in _read(results / "cost-learn-memory.csv")}
+    parts, less = [], []
+    for work, kind in sorted({(row["work"], row["states"]) for row in rows}, key=lambda one: [*WORKS].index(one[0])):
+        own = [row for row in rows if (row["work"], row["states"]) == (work, kind)]
+        first = own[0]
         about = (
-            f"{first['sites']} sites, n = {first['n']}, d = {first['d']}, {first['states']} states; {_machine(first)}; "
+            f"{first['sites']} sites, n = {first['n']}, d = {first['d']}, {kind} states; {_machine(first)}; "
             f"medians of {first['rounds']} paired rounds, load average {first['load']}."
         )
-        head = [words, "seconds", "time / ours", "peak MiB", "error"]
-        parts.append(f"{about}\n\n{markdown(head, lines)}")
-    return "\n".join([*parts, f"Less than ours: {'; '.join(lost) if lost else 'nothing'}.\n"])
+        lines = [_way_to_learn(row, peaks.get(_key(row), "")) for row in own]
+        parts.append(f"{about}\n\n{markdown([WORKS[work], 'seconds', 'time / ours', 'peak MiB', 'error'], lines)}")
+        where = f"{WORKS[work].partition(',')[0]}, {kind}"
+        less += [f"time of {row['provider']} ({where})" for row in own if row["ms_p50"] and _ratio(row) < 1]
+        less += [f"memory of {row['provider']} ({where})" for row in own if _smaller(peaks, row, first)]
+    return "\n".join([*parts, f"Less than ours: {'; '.join(less) if less else 'nothing'}.\n"])
+
+
+def _key(row: Row) -> tuple[str, str, str]:
+    return row["work"], row["states"], row["provider"]
+
+
+def _ratio(row: Row) -> float:
+    return float(row["ratio_to_first"])
+
+
+def _smaller(peaks: dict[tuple[str, str, str], str], row: Row, ours: Row) -> bool:
+    both = [peaks.get(_key(one)) for one in (row, ours)]
+    return None not in both and float(both[0] or 0) < float(both[1] or 0)
+
+
+def _way_to_learn(row: Row, peak: str) -> list[str]:
+    """A line; a way that is wrong has no time."""
+    name = "ours" if row["provider"] == "incline_fast" else row["provider"]
+    if not row["ms_p50"]:
+        return [name, "wrong", "", "", row["held_out_error"]]
+    return [name, f"{float(row['ms_p50']) / 1e3:.2f}", f"{_ratio(row):.2f}x", peak, row["held_out_error"]]
 
 
 def _apply(results: Path) -> str:
@@ -121,15 +133,18 @@ def _states(results: Path) -> str:
         ours, published, fair = (found[model, case, way] for way in ("ours", "published", "fair"))
         each = [f"{1e3 * float(row['seconds']) / int(row['sentences']):.0f}" for row in (ours, published, fair)]
         ratios = [f"{float(row['ratio']):.2f}x" for row in (published, fair)]
-        lines.append([model.partition(" (")[0], CASES[case], ours["mean_tokens"], *each, *ratios, ours["load"]])
+        lines.append(
+            [model.partition(" (")[0], CASES[case], ours["mean_tokens"], *each, *ratios, ours["rounds"], ours["load"]]
+        )
         for row, name in ((published, "published"), (fair, "last logits only")):
             if float(row["ratio"]) < BAR:
                 short.append(f"{model.partition(' (')[0]}, {CASES[case]}, against {name} ({float(row['ratio']):.2f}x)")
     first = rows[0]
     about = (
-        f"{first['sentences']} sentences, fp32; {_machine(first)}; medians of {first['rounds']} paired rounds. Ratios "
-        "are the other way's time over ours."
+        f"{first['sentences']} sentences, fp32; {_machine(first)}; medians of paired rounds. Ratios are of the other "
+        "way's time to ours."
     )
-    head = ["model", "text", "tokens", "ours, ms each", "published", "last logits only", "ratio", "ratio", "load"]
+    each = ["ours, ms each", "published", "last logits only"]
+    head = ["model", "text", "tokens", *each, "published / ours", "last logits only / ours", "rounds", "load"]
     below = f"Below {BAR:g}x: {'; '.join(short)}." if short else f"No case is below {BAR:g}x."
     return f"{about}\n\n{markdown(head, lines)}\n{below}\n"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import sys
 from argparse import Namespace
 from pathlib import Path
@@ -65,6 +66,24 @@ def test_the_peak_is_of_the_work_alone() -> None:
     assert 60 < taken < 80
 
 
+def test_a_sentence_that_occurs_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Then `gels`, which takes the matrix to have full rank, predicts nonsense, and has no time."""
+    for name, value in {"SITES": 2, "ROWS": 24, "WIDTH": 32, "RESULTS": tmp_path}.items():
+        monkeypatch.setattr(cost, name, value)
+    monkeypatch.setattr(cost, "read_sites", lambda states, rows: [doubled(site) for site in made_up(2, rows, 32)])
+    cost.learn(Namespace(work="min_norm", states=None, threads=1, rounds=1))
+    with (tmp_path / "cost-learn.csv").open(newline="") as file:
+        rows = {row["provider"]: row for row in csv.DictReader(file)}
+    assert {row["states"] for row in rows.values()} == {"made-up, a sentence twice"}
+    assert [name for name, row in rows.items() if not row["ms_p50"]] == ["torch.linalg.lstsq gels"]
+
+
+def doubled(site: tuple[torch.Tensor, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+    X, Y = site
+    X[5] = X[3]
+    return X, Y
+
+
 def test_one_sentence_a_pass_gives_the_states_of_collect() -> None:
     model, tokenizer, texts = tiny("llama"), tiny_tokenizer(), sentences(7, seed=2)
     times, error = states.measure(model, tokenizer, texts, "{sentence} w5 w6", rounds=1)
@@ -92,8 +111,15 @@ def test_tables_hold_the_rows_and_name_what_loses(tmp_path: Path) -> None:
         "held_out_error": "1e-13", "rounds": 3, "load": 1.0, "states": "real", "sites": 18, "n": 500, "d": 640, **ABOUT,
     }  # fmt: skip
     gels = learned | {"provider": "torch.linalg.lstsq gels", "ms_p50": 1200.0, "ratio_to_first": 0.8}
-    put(tmp_path / "cost-learn.csv", [learned, gels])
-    peak = {"work": "min_norm", "provider": "incline_fast", "peak_mib": 70.5}
+    twice = learned | {"states": "real, a sentence twice"}
+    wrong = twice | {
+        "provider": "torch.linalg.lstsq gels",
+        "ms_p50": "",
+        "ratio_to_first": "",
+        "held_out_error": "4e+02",
+    }
+    put(tmp_path / "cost-learn.csv", [learned, gels, twice, wrong])
+    peak = {"work": "min_norm", "provider": "incline_fast", "states": "real", "peak_mib": 70.5}
     put(tmp_path / "cost-learn-memory.csv", [peak, peak | {"provider": gels["provider"], "peak_mib": 90.0}])
     size = {"prompt": "1x60", "new_tokens": 8, "processes": 3}
     put(tmp_path / "cost-apply-memory.csv", [{"way": "hook", "peak_mib": 7.5, **size}])
@@ -105,8 +131,10 @@ def test_tables_hold_the_rows_and_name_what_loses(tmp_path: Path) -> None:
     put(tmp_path / "cost-states.csv", [ours, *others])
     made = cost_blocks(tmp_path)
     assert "| ours | 1.50 | 1.00x | 70.5 | 1e-13 |" in made["cost-learn"]
-    assert "Less than ours: minimum norm, torch.linalg.lstsq gels, time." in made["cost-learn"]
+    assert "| torch.linalg.lstsq gels | wrong |  |  | 4e+02 |" in made["cost-learn"]
+    assert "real, a sentence twice states" in made["cost-learn"]
+    assert "Less than ours: time of torch.linalg.lstsq gels (minimum norm, real)." in made["cost-learn"]
     assert "| hook | 90.1 |  | 4.12 |  | -0.7 |  | 7.5 |" in made["cost-apply"]
     assert "| the plain model | 90.1 |  |  |  |  |  |  |" in made["cost-apply"]
-    assert "| m | news | 41.5 | 100 | 400 | 100 | 4.00x | 1.25x | 1.1 |" in made["cost-states"]
+    assert "| m | news | 41.5 | 100 | 400 | 100 | 4.00x | 1.25x | 5 | 1.1 |" in made["cost-states"]
     assert "Below 3x: m, news, against last logits only (1.25x)." in made["cost-states"]
