@@ -53,6 +53,7 @@ SITES, ROWS, WIDTH = 18, 500, 640
 PROMPT, NEW_TOKENS = "1x60", 8
 OURS = "incline_fast"
 RIVALS = ("pyvene", "nnsight", "steering-vectors")
+APPLIED = ("plain", "hook", "ours", "twice", *RIVALS)
 ALLOWED = 1e-3
 """Relative error of held-out predictions above which a way is wrong; what is below stands in the table."""
 
@@ -269,13 +270,11 @@ def memory_of_applying(way: str, threads: int) -> float:
 
 
 def apply_memory(arguments: argparse.Namespace) -> None:
-    """The memory of every way to apply."""
-    size = {"prompt": PROMPT, "new_tokens": NEW_TOKENS}
-    rows = [
-        {"way": way, **size, **peaks(arguments.processes, memory_of_applying, way, arguments.threads)}
-        for way in ("plain", "hook", "ours", "twice", *RIVALS)
-    ]
-    write(RESULTS / "cost-apply-memory.csv", rows, list(rows[0]), ("way",))
+    """The memory of every way to apply, written as it is measured."""
+    for way in arguments.ways.split(","):
+        about_it = {"way": way, "prompt": PROMPT, "new_tokens": NEW_TOKENS}
+        row = about_it | peaks(arguments.processes, memory_of_applying, way, arguments.threads)
+        write(RESULTS / "cost-apply-memory.csv", [row], list(row), ("way",))
 
 
 PARTS = {"states": real_states, "learn": learn, "learn-memory": learn_memory, "apply-memory": apply_memory}
@@ -290,6 +289,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, help="folder with ntrex128, of which `states` takes the sentences")
     parser.add_argument("--model", default="gemma3", help="through which `states` runs them")
     parser.add_argument("--repeats", action="store_true", help="`states` keeps sentences that occur twice")
+    parser.add_argument("--ways", default=",".join(APPLIED), help="whose memory `apply-memory` measures")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--processes", type=int, default=3, help="fresh ones for each way's memory")
