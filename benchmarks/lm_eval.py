@@ -47,6 +47,7 @@ TEMPLATES = {
 METRICS = {"xcopa": "acc", "xwinograd": "acc", "mgsm": "exact_match"}
 TASKS = "xcopa_tr,xwinograd_fr,xwinograd_ru,mgsm_fr,mgsm_es,mgsm_de,mgsm_sw"
 SEED = 0
+MAPS = "maps.safetensors"
 KEY = ("model", "task", "alpha")
 COLUMNS = (
     *KEY, "metric", "score", "stderr", "n", "difference", "low", "high", "pairs", "preset", "template", "batch_size",
@@ -109,57 +110,59 @@ def news(data: Path, language: str, pairs: int, folder: Path) -> Path:
     return path
 
 
-def fit(arguments: argparse.Namespace, model: Path, task: str, folder: Path) -> Path:
-    """Maps for a task's language to English; its file."""
+def fit(arguments: argparse.Namespace, model: Path, task: str, folder: Path) -> None:
+    """Write maps for a task's language to English."""
     kind, language = task.split("_")
-    path = folder / "maps.safetensors"
     source, target = (news(arguments.data, code, arguments.pairs, folder) for code in (language, "en"))
     template = TEMPLATES[kind].format(name=LANGUAGE_NAMES[language])
     texts = ["--source", source, "--target", target, "--languages", f"{language},en"]
-    command("fit", model, *texts, "--preset", "robust", "--holdout", 0, "--template", template, "-o", path)
-    return path
+    command("fit", model, *texts, "--preset", "robust", "--holdout", 0, "--template", template, "-o", folder / MAPS)
 
 
-def rows_of(arguments: argparse.Namespace, prepared: Prepared, task: str) -> list[dict[str, Any]]:
+def run(arguments: argparse.Namespace, model: Path, task: str, alpha: float, folder: Path) -> Run:
+    """The harness at one strength; a run that is in the folder already is read."""
+    kind, _ = task.split("_")
+    limit = arguments.limit_generated if METRICS[kind] == "exact_match" else arguments.limit
+    output = folder / f"alpha-{alpha:g}-rows-{limit}"
+    if not [*output.rglob(f"samples_incline_{task}_*.jsonl")]:
+        about = f"pretrained={model},alignment={folder / MAPS},alpha={alpha},dtype=float32"
+        options = ["--batch_size", arguments.batch_size, "--device", "cpu", "--limit", limit, "--log_samples"]
+        options += ["--seed", SEED, "--output_path", output]
+        command(
+            *("lm-eval", "--model", "incline", "--model_args", about, "--tasks", f"incline_{task}", *options),
+            INCLINE_FAST_DATA=str(arguments.data),
+        )
+    return read_run(output, f"incline_{task}", METRICS[kind])
+
+
+def rows_of(arguments: argparse.Namespace, prepared: Prepared, task: str, folder: Path) -> list[dict[str, Any]]:
     """A row for the plain model and one for the intervention."""
     kind, language = task.split("_")
-    limit = arguments.limit_generated if METRICS[kind] == "exact_match" else arguments.limit
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        maps = fit(arguments, prepared.model, task, folder)
-        found = []
-        for alpha in (0.0, arguments.alpha):
-            model = f"pretrained={prepared.model},alignment={maps},alpha={alpha},dtype=float32"
-            output = folder / f"alpha-{alpha:g}"
-            options = ["--batch_size", arguments.batch_size, "--device", "cpu", "--limit", limit, "--log_samples"]
-            options += ["--seed", SEED, "--output_path", output]
-            command(
-                *("lm-eval", "--model", "incline", "--model_args", model, "--tasks", f"incline_{task}", *options),
-                INCLINE_FAST_DATA=str(arguments.data),
-            )
-            found.append(read_run(output, f"incline_{task}", METRICS[kind]))
+    folder.mkdir(parents=True, exist_ok=True)
+    if not (folder / MAPS).exists():
+        fit(arguments, prepared.model, task, folder)
+    plain, edited = (run(arguments, prepared.model, task, alpha, folder) for alpha in (0.0, arguments.alpha))
     about = {
         "model": prepared.title,
         "task": task,
         "metric": METRICS[kind],
-        "n": len(found[0].each),
+        "n": len(plain.each),
         "pairs": arguments.pairs,
         "preset": "robust",
         "template": TEMPLATES[kind].format(name=LANGUAGE_NAMES[language]).replace("\n", "\\n"),
         "batch_size": arguments.batch_size,
         "seed": SEED,
-        "data_hash": text_hash(found[0].rows),
+        "data_hash": text_hash(plain.rows),
         "lm_eval": version("lm_eval"),
         "torch": torch.__version__,
         "cpu": cpu_name(),
     }
-    plain, edited = found
     assert plain.rows == edited.rows
     over = paired_bootstrap(edited.each, plain.each, seed=SEED)
     gain = {"difference": round(over.mean, 4), "low": round(over.low, 4), "high": round(over.high, 4)}
     return [
-        about | {"alpha": float(alpha), "score": round(run.score, 4), "stderr": round(run.stderr, 4)} | beside
-        for run, alpha, beside in ((plain, 0.0, {}), (edited, arguments.alpha, gain))
+        about | {"alpha": float(alpha), "score": round(one.score, 4), "stderr": round(one.stderr, 4)} | beside
+        for one, alpha, beside in ((plain, 0.0, {}), (edited, arguments.alpha, gain))
     ]
 
 
@@ -174,19 +177,21 @@ def main() -> None:
     parser.add_argument("--limit", type=int, default=250, help="rows of a multiple choice")
     parser.add_argument("--limit-generated", type=int, default=16, help="rows whose answer is generated")
     parser.add_argument("--batch-size", type=int, default=16)
+    parser.add_argument("--resume", type=Path, help="folder for maps and finished runs: a stopped script goes on")
     parser.add_argument("--output", type=Path, default=RESULTS)
     arguments = parser.parse_args()
     prepared = prepare(arguments.model)
     model = AutoModelForCausalLM.from_pretrained(prepared.model, dtype=torch.float32)
     weights = {"weights_hash": weights_hash(model)}
     del model  # the commands load their own
-    for task in arguments.tasks.split(","):
-        rows = [row | weights for row in rows_of(arguments, prepared, task)]
-        write(arguments.output, rows, COLUMNS, KEY)
-        for row in rows:
-            print(
-                *(row.get(name, "") for name in ("task", "alpha", "score", "stderr", "n", "difference", "low", "high"))
-            )
+    with tempfile.TemporaryDirectory() as temporary:
+        for task in arguments.tasks.split(","):
+            folder = (arguments.resume or Path(temporary)) / f"{task}-{prepared.model.name}-pairs-{arguments.pairs}"
+            rows = [row | weights for row in rows_of(arguments, prepared, task, folder)]
+            write(arguments.output, rows, COLUMNS, KEY)
+            for row in rows:
+                names = ("task", "alpha", "score", "stderr", "n", "difference", "low", "high")
+                print(*(row.get(name, "") for name in names))
 
 
 if __name__ == "__main__":
