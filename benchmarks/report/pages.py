@@ -1,4 +1,4 @@
-"""Write the tables of README.md, docs/serving.md and docs/benchmarks/ from the CSVs.
+"""Write the tables of README.md, docs/serving.md, docs/lm_eval.md and docs/benchmarks/ from the CSVs.
 
 python -m benchmarks.report.pages            # rewrite what lies between the markers
 python -m benchmarks.report.pages --check    # exit 1 if that would change a file
@@ -17,7 +17,9 @@ from pathlib import Path
 
 from benchmarks.report.accuracy_tables import accuracy_blocks
 from benchmarks.report.call_tables import call_blocks
+from benchmarks.report.cost_tables import cost_blocks
 from benchmarks.report.intervene_tables import intervene_blocks
+from benchmarks.report.lm_eval_tables import lm_eval_blocks
 from benchmarks.report.markdown import table as markdown
 from benchmarks.report.paper_tables import paper_blocks
 from benchmarks.report.plots import picture_of
@@ -34,9 +36,20 @@ PAGES = ROOT / "docs" / "benchmarks"
 DOCUMENTS = (
     ROOT / "README.md",
     ROOT / "docs" / "serving.md",
+    ROOT / "docs" / "lm_eval.md",
     *(
         PAGES / f"{name}.md"
-        for name in ("fused_op", "cholesky", "least_squares", "solver", "accuracy", "paper", "intervene", "call")
+        for name in (
+            "fused_op",
+            "cholesky",
+            "least_squares",
+            "solver",
+            "accuracy",
+            "paper",
+            "intervene",
+            "call",
+            "cost",
+        )
     ),
 )
 SHOWN = (("dense-bf16", 1), ("dense-fp32", 1))
@@ -220,6 +233,8 @@ def blocks(results: Results) -> dict[str, str]:
         | intervene_blocks()
         | call_blocks()
         | serving_blocks()
+        | cost_blocks()
+        | lm_eval_blocks()
     )
 
 
