@@ -53,8 +53,10 @@ def _learn(results: Path) -> str:
     if not rows:
         return "Not yet measured: `python -m benchmarks.cost learn`.\n"
     peaks = {_key(row): row["peak_mib"] for row in _read(results / "cost-learn-memory.csv")}
+    timed = {_problem(row) for row in rows}
+    untimed = [f"{WORKS[key[0]]}: {key[2]} {mib}" for key, mib in peaks.items() if key[:2] not in timed]
     parts, less = [], []
-    for work, kind in sorted({(row["work"], row["states"]) for row in rows}, key=lambda one: [*WORKS].index(one[0])):
+    for work, kind in sorted(timed, key=lambda one: [*WORKS].index(one[0])):
         own = [row for row in rows if (row["work"], row["states"]) == (work, kind)]
         first = own[0]
         about = (
@@ -66,7 +68,13 @@ def _learn(results: Path) -> str:
         where = f"{WORKS[work].partition(',')[0]}, {kind}"
         less += [f"time of {row['provider']} ({where})" for row in own if row["ms_p50"] and _ratio(row) < 1]
         less += [f"memory of {row['provider']} ({where})" for row in own if _smaller(peaks, row, first)]
+    if untimed:
+        parts.append(f"Peak MiB of what was not yet timed on an idle machine: {'; '.join(untimed)}.\n")
     return "\n".join([*parts, f"Less than ours: {'; '.join(less) if less else 'nothing'}.\n"])
+
+
+def _problem(row: Row) -> tuple[str, str]:
+    return row["work"], row["states"]
 
 
 def _key(row: Row) -> tuple[str, str, str]:

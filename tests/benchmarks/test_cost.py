@@ -120,7 +120,8 @@ def test_tables_hold_the_rows_and_name_what_loses(tmp_path: Path) -> None:
     }
     put(tmp_path / "cost-learn.csv", [learned, gels, twice, wrong])
     peak = {"work": "min_norm", "provider": "incline_fast", "states": "real", "peak_mib": 70.5}
-    put(tmp_path / "cost-learn-memory.csv", [peak, peak | {"provider": gels["provider"], "peak_mib": 90.0}])
+    loo = peak | {"work": "loo", "peak_mib": 240.0}
+    put(tmp_path / "cost-learn-memory.csv", [peak, peak | {"provider": gels["provider"], "peak_mib": 90.0}, loo])
     size = {"prompt": "1x60", "new_tokens": 8, "processes": 3}
     put(tmp_path / "cost-apply-memory.csv", [{"way": "hook", "peak_mib": 7.5, **size}])
     ours = {
@@ -132,6 +133,7 @@ def test_tables_hold_the_rows_and_name_what_loses(tmp_path: Path) -> None:
     made = cost_blocks(tmp_path)
     assert "| ours | 1.50 | 1.00x | 70.5 | 1e-13 |" in made["cost-learn"]
     assert "| torch.linalg.lstsq gels | wrong |  |  | 4e+02 |" in made["cost-learn"]
+    assert "our default: incline_fast 240.0." in made["cost-learn"]
     assert "real, a sentence twice states" in made["cost-learn"]
     assert "Less than ours: time of torch.linalg.lstsq gels (minimum norm, real)." in made["cost-learn"]
     assert "| hook | 90.1 |  | 4.12 |  | -0.7 |  | 7.5 |" in made["cost-apply"]
