@@ -186,7 +186,7 @@ class TestEntrances:
 
     @pytest.mark.parametrize(
         "alpha",
-        ["0.5", None, True, [True, False], np.eye(2), [], [[0.5]], ["a"], [float("nan")], {1: [0.5]}, {"1": 0.5}, 1j],
+        ["0.5", None, True, [True, False], np.eye(2), [], [[0.5]], ["a"], [float("nan")], {1: [[0.5]]}, {"1": 0.5}, 1j],
     )
     def test_strengths_that_are_none_are_refused_by_name(self, alpha):
         with pytest.raises((TypeError, ValueError), match="alpha"):
