@@ -42,10 +42,8 @@ from torch import Tensor
 from benchmarks.peak_memory import in_fresh_process, peak_increase
 from benchmarks.ridge import HELD_OUT, Case, measure
 from benchmarks.sib200 import write
-from benchmarks.solver import Site, absolute, made_up, real, torch_loo
+from benchmarks.solver import Site, absolute, fit_sites, made_up, real, torch_loo
 from incline_fast.bench.machine import about
-from incline_fast.fitting.memory_plan import plan_fit
-from incline_fast.fitting.side_by_side import side_by_side
 from incline_fast.solver.ridge import DEFAULT_LAMS, Ridge
 
 RESULTS = Path(__file__).parent / "results"
@@ -67,14 +65,8 @@ def site_by_site(solve: Callable[[Tensor, Tensor], Any]) -> Learn:
 
 
 def ours(lam: Any) -> Learn:
-    """As ``fit`` does it: several sites at the same time where they are small."""
-
-    def learn(sites: list[Site]) -> list[Any]:
-        at_once = plan_fit(*sites[0][0].shape, range(len(sites)), threads=torch.get_num_threads()).at_once
-        found = dict(side_by_side(lambda i: Ridge(lam, fit_intercept=False).fit(*sites[i]), range(len(sites)), at_once))
-        return [found[i] for i in range(len(sites))]
-
-    return learn
+    """As ``fit`` does it."""
+    return lambda sites: fit_sites(sites, lam)
 
 
 def lams(X: Tensor) -> list[float]:

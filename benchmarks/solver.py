@@ -66,6 +66,14 @@ def absolute(X: Tensor, lam: float) -> float:
     return lam * float(X.double().square().sum()) / X.shape[1]
 
 
+def fit_sites(sites: list[Site], lam: Any) -> list[Ridge]:
+    """Every site as ``fit`` does it: several at the same time where they are small."""
+    numbers = range(len(sites))
+    at_once = plan_fit(*sites[0][0].shape, numbers, threads=torch.get_num_threads()).at_once
+    found = dict(side_by_side(lambda i: Ridge(lam, fit_intercept=False).fit(*sites[i]), numbers, at_once))
+    return [found[i] for i in numbers]
+
+
 def by_qr(X: Tensor, Y: Tensor, lam: float, held_out: Tensor) -> np.ndarray:
     """Predictions for held-out rows, from a QR of X over ``sqrt(lam) I``."""
     X, Y = X.double(), Y.double()
@@ -138,16 +146,7 @@ def cases_of(work: str, sites: list[Site]) -> list[Case]:
         return case(f"torch.linalg.lstsq {name} fp64", lambda s: torch.linalg.lstsq(*s, driver=name).solution, doubles)
 
     def ours(lam: Any) -> Case:
-        # As fit does it: several sites at the same time where they are small.
-        at_once = plan_fit(n, d, range(len(sites)), threads=torch.get_num_threads()).at_once
-
-        def fitted() -> list[Ridge]:
-            found = dict(
-                side_by_side(lambda i: Ridge(lam, fit_intercept=False).fit(*sites[i]), range(len(sites)), at_once)
-            )
-            return [found[i] for i in range(len(sites))]
-
-        return Case("incline_fast", fitted, 1e-6 if work == "loo" else 1e-8)
+        return Case("incline_fast", lambda: fit_sites(sites, lam), 1e-6 if work == "loo" else 1e-8)
 
     if work == "min_norm":
         far = [driver("gelsd"), case("numpy.linalg.lstsq fp64", lambda s: np.linalg.lstsq(*s, rcond=None)[0], arrays)]

@@ -1,7 +1,7 @@
 """Work on several sites at the same time, each with one thread.
 
-QR and eigendecompositions gain less from a second thread in one matrix than from a second matrix: with two threads
-LAPACK's QR of 1000 x 640 takes 0.6 of the time of one.
+QR and eigendecompositions gain less from a second thread in one matrix than from a second matrix
+(docs/notes/least_squares.md).
 """
 
 from __future__ import annotations

@@ -67,11 +67,10 @@ class ForwardPass:
 
     def strengths(self, kind: int) -> tuple[Tensor | None, Tensor | None]:
         """Alpha and beta ``[N]`` of the edited rows at the sites of a kind."""
-        alpha, beta = (
-            None if per_kind is None else per_kind[kind if len(per_kind) > 1 else 0]
-            for per_kind in (self.alpha, self.beta)
-        )
-        return alpha, beta
+        if self.alpha is None:
+            return None, None
+        place = kind if len(self.alpha) > 1 else 0
+        return self.alpha[place], None if self.beta is None else self.beta[place]
 
     def per_token(self, kind: int, shape: torch.Size) -> tuple[Tensor, Tensor | None, Tensor | None]:
         """``row_map``, alpha and beta of all ``[B T]`` tokens of states ``[B, T, d]`` on the CPU.

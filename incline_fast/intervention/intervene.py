@@ -7,7 +7,6 @@ intervention of INCLINE, Wang et al., ACL 2025, arXiv 2410.12462, section 3.2) o
 
 from __future__ import annotations
 
-import math
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
@@ -18,12 +17,13 @@ from torch import Tensor, nn
 from incline_fast.alignment.alignment import Alignment
 from incline_fast.intervention.clean import clean_forward
 from incline_fast.intervention.entrances import Calls, Entrance, entrances
-from incline_fast.intervention.forward_pass import Control, ForwardPass
+from incline_fast.intervention.forward_pass import Control
 from incline_fast.intervention.mixture import Mixture, RowSettings, SiteStack
 from incline_fast.intervention.positions import Positions
 from incline_fast.intervention.site_edits import Shared, SiteEdit, backend_for
 from incline_fast.intervention.strength import Alpha, row_alpha, row_alphas, site_alpha
 from incline_fast.intervention.taps import InterventionError, Places, Taps
+from incline_fast.intervention.watch import NonFiniteStateError, Watch
 from incline_fast.maps import AffineMap
 from incline_fast.models.active import ACTIVE
 from incline_fast.models.architectures import Site, describe
@@ -36,10 +36,6 @@ __all__ = ["Intervention", "InterventionError", "Mode", "NonFiniteStateError", "
 Mode = Literal["online", "clean"]
 
 _ENTERING = threading.Lock()
-
-
-class NonFiniteStateError(ArithmeticError):
-    """An edited state is infinite or NaN; the message names site, row and alpha."""
 
 
 def intervene(
@@ -153,15 +149,14 @@ class Intervention:
             each.check_identity(identity)
         # Weights on the meta device that no hook loads are refused here, not in the first pass.
         self._device = self._architecture.sites[0].device
-        self._watch = check_finite
+        self._watch = Watch() if check_finite else None
         self._calls: Calls | None = None
         self._edits: list[SiteEdit] = []
         self._taps: dict[nn.Module, Taps] = {}
         self._entrances: list[Entrance] = []
         self._state: Literal["new", "active", "done"] = "new"
-        self._measuring = threading.Lock()
-        self.max_abs: dict[int, float] = {}
-        self.growth: dict[int, float] = {}
+        self.max_abs: dict[int, float] = {} if self._watch is None else self._watch.max_abs
+        self.growth: dict[int, float] = {} if self._watch is None else self._watch.growth
 
     @property
     def languages(self) -> list[str | None]:
@@ -301,7 +296,7 @@ class Intervention:
         return self._calls
 
     def _install(self) -> None:
-        architecture = self._architecture
+        architecture, watch = self._architecture, self._watch
         calls = Calls(
             architecture,
             Control(),
@@ -309,7 +304,7 @@ class Intervention:
             rows=None if self._rows is None else self._rows.each(lambda per_row: per_row.to(self._device)),
             clone_embeddings=0 in self.layers,
             clean=self._mode == "clean",
-            after=self._measure if self._watch else None,
+            after=None if watch is None else lambda running: watch.collect(running, self._edits, self.alpha),
         )
         self._calls = calls
         sites = self._sites()
@@ -319,7 +314,7 @@ class Intervention:
         for position, site in enumerate(sites):
             map, bias, stack = self._map_of(site.index)
             kind = position if by_site else 0
-            edit = SiteEdit(site, map, bias, strengths[position], position, shared, self._watch, kind)
+            edit = SiteEdit(site, map, bias, strengths[position], position, shared, watch is not None, kind)
             if stack is not None:
                 edit.take(stack)
             self._edits.append(edit)
@@ -372,31 +367,3 @@ class Intervention:
         ACTIVE.discard(self._architecture.backbone)
         self._state = "done"
         return changed
-
-    def _measure(self, running: ForwardPass) -> None:
-        """Collect what the sites measured in one pass; refuse states that are not finite."""
-        rows = running.rows
-        assert rows is not None
-        for edit in self._edits:
-            index = edit.index
-            if index not in running.measures:
-                raise RuntimeError(f"{edit.site.path} did not run in this forward pass, so its edit was skipped")
-            peak, growth = running.measures[index]
-            with self._measuring:
-                for measured, worst in ((peak, self.max_abs), (growth, self.growth)):
-                    value = float(measured.max())  # NaN if one is
-                    worst[index] = max(worst.get(index, 0.0), math.inf if math.isnan(value) else value)
-            bad = (~peak.isfinite()).nonzero()
-            if bad.numel():
-                n = int(bad[0])
-                own, _ = running.strengths(edit.kind)
-                strength = self.alpha[index] if own is None else float(own[n])
-                raise NonFiniteStateError(
-                    f"the edited state of site {index} ({edit.site.path}) is not finite in row {rows.batch_row(n)} at "
-                    f"alpha={strength}. Edits at many sites feed each other: lower alpha, edit fewer layers, or use "
-                    f"form='interpolate'. Largest magnitude per site so far: {_rounded(self.max_abs)}"
-                )
-
-
-def _rounded(values: Mapping[int, float]) -> str:
-    return ", ".join(f"{site}: {value:.3g}" for site, value in values.items())
