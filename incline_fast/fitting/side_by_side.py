@@ -23,8 +23,8 @@ def side_by_side(work: Callable[[int], Result], sites: Sequence[int], at_once: i
     Args:
         work: called in a thread of its own, under the caller's gradient and inference mode.
         sites: what to call it with.
-        at_once: how many at the same time; 1 calls it here, with all threads. While there are more, products of other
-            Python threads have one thread too: MKL has one number for the process.
+        at_once: how many at the same time; 1 calls it here, with all threads. While there are more, Python threads that
+            others begin have one thread too: torch gives a new one the number that was set last.
     """
     if at_once == 1:
         for site in sites:

@@ -53,6 +53,30 @@ def test_two_sites_run_at_the_same_time_with_one_thread_each() -> None:
     assert torch.get_num_threads() == 2
 
 
+def threads_of_a_new_thread() -> int:
+    """Torch gives a Python thread the number that was set last, in whatever thread that was."""
+    found: list[int] = []
+    new = threading.Thread(target=lambda: found.append(torch.get_num_threads()))
+    new.start()
+    new.join()
+    return found[0]
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_threads_that_begin_later_have_the_callers_number(fails: bool) -> None:
+    def work(site: int) -> int:
+        if fails:
+            raise KeyError(site)
+        return site
+
+    if fails:
+        with pytest.raises(KeyError):
+            list(side_by_side(work, range(4), 2))
+    else:
+        assert sorted(dict(side_by_side(work, range(4), 2))) == [0, 1, 2, 3]
+    assert threads_of_a_new_thread() == 2
+
+
 def test_one_at_a_time_has_all_threads() -> None:
     assert list(side_by_side(lambda site: (site, torch.get_num_threads()), [7, 3], 1)) == [(7, (7, 2)), (3, (3, 2))]
 
