@@ -38,8 +38,8 @@ class Gpu:
     multiprocessors: int
     clock_ghz: float
     source: str
-    overlaps: bool = True
-    """Whether it has programmatic dependent launch (compute capability 9.0 and later)."""
+    sm_90: bool = True
+    """Whether it has bulk copies and programmatic dependent launch (compute capability 9.0 and later)."""
 
     def us(self, clocks: float) -> float:
         """Clocks in microseconds."""
@@ -97,6 +97,12 @@ tensor-core products of a step and what surrounds them."""
 BLOCK_WARPS, BLOCKS_PER_SM, STEP_BYTES, TILE, ROW_TILE = 8, 2, 1024, 16, 8
 """csrc/cuda: warps of a block, resident blocks, bytes that a warp requests in a step, columns of a block, tokens of a
 tensor-core product."""
+RING_BYTES, STAGES, SEGMENT_BYTES, MANY_TILES, RING_TOKENS = 104 << 10, 8, 512, 128, 16
+"""csrc/cuda, the kernel with bulk copies: shared memory and slots of its ring at most, bytes of a row of the map in a
+slot, tiles of columns from which on a block has two, tokens that it takes."""
+STAGE_CLOCKS = 200
+"""Assumed: from the arrival of a stage to the end of its products: a barrier in shared memory is seen, operands are
+loaded from there and multiplied."""
 GEMM_SLOWDOWN, GEMM_TAIL_US = 1.05, 0.3
 """Assumed of the vendor's product: its weights take 5% longer than a long read, and its epilogue 0.3 us."""
 
@@ -130,11 +136,19 @@ class Design:
     """Pieces of ``down r`` that are requested together."""
     decode_tokens: int | None
     """More tokens, with one map, take torch's product; None: as the op decides by the shape of the map."""
+    ring: bool
+    """Whether it has a kernel with bulk copies for dense maps."""
 
-    def decodes(self, problem: Problem) -> bool:
+    def decodes(self, gpu: Gpu, problem: Problem) -> bool:
         """Whether the decode kernels serve the problem, and not torch's product."""
-        limit = self.decode_tokens or decode_limit(problem.hidden_size, problem.rank or 0)
+        ring = self.takes_ring(gpu, problem)
+        limit = self.decode_tokens or decode_limit(problem.hidden_size, problem.rank or 0, ring)
         return problem.num_tokens <= limit
+
+    def takes_ring(self, gpu: Gpu, problem: Problem) -> bool:
+        """Whether it is the kernel with bulk copies that serves the problem: a dense map, rows of its 16-bit type."""
+        served = problem.rank is None and problem.num_tokens <= RING_TOKENS and problem.dtype.itemsize == 2
+        return self.ring and gpu.sm_90 and served and problem.hidden_size % 64 == 0
 
     @property
     def publish_clocks(self) -> int:
@@ -161,6 +175,7 @@ BEFORE = Design(
     short_pieces=1024,
     pieces_at_once=2,
     decode_tokens=DECODE_TOKENS,
+    ring=False,
 )
 
 NOW = Design(
@@ -179,6 +194,7 @@ NOW = Design(
     short_pieces=512,
     pieces_at_once=4,
     decode_tokens=None,
+    ring=True,
 )
 
 DESIGNS = (BEFORE, NOW)
@@ -194,6 +210,8 @@ def decode_us(gpu: Gpu, problem: Problem, design: Design = DESIGNS[-1], *, progr
     m, d, rank = problem.num_tokens, problem.hidden_size, problem.rank
     begin = LAUNCH_US + gpu.us(design.prologue_clocks) + DRAM_US
     time = DEPENDENCY_US + gpu.us(L2_CLOCKS) if programmatic else begin
+    if design.takes_ring(gpu, problem):
+        return time + _ring_us(gpu, design, problem)
     if rank is None:
         time += _factor_us(gpu, design, problem, d, d, 1)
     else:
@@ -233,21 +251,48 @@ def _factor_us(gpu: Gpu, design: Design, problem: Problem, columns: int, depth: 
     return max(from_memory, latency, from_l2, chain if tiles > 1 else 0.0, flops)
 
 
+def _ring_us(gpu: Gpu, design: Design, problem: Problem) -> float:
+    """The kernel with bulk copies, from its first weights on: the last blocks to finish normalise a row each."""
+    m, d, size = problem.num_tokens, problem.hidden_size, problem.map_dtype.itemsize
+    tiles = math.ceil(d / TILE)
+    columns = TILE * (2 if tiles > MANY_TILES else 1)
+    blocks = math.ceil(d / columns)
+    depth = SEGMENT_BYTES // size
+    slot = columns * SEGMENT_BYTES + m * depth * problem.dtype.itemsize
+    stages = min(STAGES, RING_BYTES // slot, math.ceil(d / depth))
+    weights = d * d * size
+    in_flight = min(blocks, BLOCKS_PER_SM * gpu.multiprocessors) * stages * columns * SEGMENT_BYTES
+    waves = math.ceil(blocks / gpu.multiprocessors / BLOCKS_PER_SM)
+    streamed = max(
+        weights / (gpu.bandwidth * ATTAINABLE_BANDWIDTH) / 1e6,
+        weights / in_flight * LOADED_DRAM_US,
+        (weights + blocks * m * d * problem.dtype.itemsize) / gpu.l2_bandwidth / 1e6,
+        gpu.us(waves * math.ceil(d / depth) * STAGE_CLOCKS),
+    )
+    publish = design.publish_clocks if m == 1 else design.publish_clocks - design.acquire_clocks + NOTICE_CLOCKS
+    rows = math.ceil(m / blocks) * _row_clocks(problem)
+    return streamed + gpu.us(STAGE_CLOCKS + design.tile_clocks + BARRIER_CLOCKS + publish + rows)
+
+
+def _row_clocks(problem: Problem) -> float:
+    """A row by one block, from the request of its slots to y."""
+    d = problem.hidden_size
+    trips = math.ceil(d / (4 * 32 * BLOCK_WARPS * 4))
+    received = (4 * d + problem.dtype.itemsize * d + 8 * d / TILE) / SM_BYTES_PER_CLOCK
+    means = 2 if problem.norm == "layer" else 1
+    return trips * L2_CLOCKS + received + means * _REDUCE + 2 * DIVISION_CLOCKS + ROW_CLOCKS
+
+
 def _rows_us(gpu: Gpu, design: Design, problem: Problem, programmatic: bool) -> float:
     """From the last tile to y: by the last block, or by a second launch with a block for every row."""
     m, d = problem.num_tokens, problem.hidden_size
-    size = problem.dtype.itemsize
     in_launch = m <= design.one_launch_rows
     time = gpu.us(design.publish_clocks) if in_launch or design.exits_published else 0.0
     if not in_launch:
         time += _next_launch_us(programmatic) + gpu.us(SECOND_CLOCKS)
     tiles = d / TILE
     if design.block_per_row:
-        trips = math.ceil(d / (4 * 32 * BLOCK_WARPS * 4))
-        received = (4 * d + size * d + 8 * tiles) / SM_BYTES_PER_CLOCK
-        means = 2 if problem.norm == "layer" else 1
-        row = trips * L2_CLOCKS + received + means * _REDUCE + 2 * DIVISION_CLOCKS + ROW_CLOCKS
-        return time + gpu.us(row)  # in one launch there is one row
+        return time + gpu.us(_row_clocks(problem))  # in one launch there is one row
     statistics = math.ceil(tiles / 32) * (L2_CLOCKS + DIVISION_CLOCKS) + 5 * 110 + 150
     sharing = BLOCK_WARPS
     while in_launch and sharing > 1 and sharing * m > BLOCK_WARPS:

@@ -71,7 +71,7 @@ def find_gpu(device_name: str) -> Gpu | None:
 
 def predict(gpu: Gpu, problem: Problem, design: Design = DESIGNS[-1]) -> Prediction:
     """The fused op: the decode kernels up to the design's number of tokens, torch's product and the epilogue above."""
-    decode = design.decodes(problem)
+    decode = design.decodes(gpu, problem)
 
     def fused(programmatic: bool) -> float:
         if decode:
@@ -79,7 +79,7 @@ def predict(gpu: Gpu, problem: Problem, design: Design = DESIGNS[-1]) -> Predict
         return model.prefill_us(gpu, problem, programmatic=programmatic)
 
     ours, unfused = fused(False), model.pair_us(gpu, problem)
-    overlaps = gpu.overlaps and design is DESIGNS[-1]
+    overlaps = gpu.sm_90 and design is DESIGNS[-1]
     ours_pdl = fused(True) if overlaps else None
     unfused_pdl = model.pair_us(gpu, problem, programmatic=True) if overlaps else None
     form = "dense" if problem.rank is None else "low_rank"

@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from benchmarks.decode_model import RING_TOKENS
 from benchmarks.gpu.data import DeviceData
 from benchmarks.gpu.norms import ADD_NORMS, compiled_norm
 from incline_fast import ops
@@ -76,7 +77,8 @@ def ours(backend: str) -> GpuProvider:
 
 def _while_set(set_option: Callable[[bool], None], backend: str) -> Callable[[DeviceData], Run]:
     """The in-place op with one of the process's settings on: with ``set_batch_invariant`` the decode kernels keep calls
-    that torch's product would take (is the threshold right?), with ``set_programmatic_launch`` launches overlap.
+    that torch's product would take (is the threshold right?), with ``set_programmatic_launch`` launches overlap, without
+    bulk copies the kernels serve that older GPUs have too.
 
     A graph keeps the launches as they were captured, so that no provider's setting reaches another one's graph.
     """
@@ -101,8 +103,17 @@ def _no_overlap(problem: Problem) -> str:
     return "" if capable else "programmatic launches need a GPU of compute capability 9.0 or later"
 
 
+def _no_ring(problem: Problem) -> str:
+    dense = problem.rank is None and problem.dtype.itemsize == 2 and problem.num_tokens <= RING_TOKENS
+    return _no_overlap(problem) if dense else f"bulk copies serve dense maps and up to {RING_TOKENS} tokens of 16 bits"
+
+
+def _without_bulk_copies(enabled: bool) -> None:
+    torch.ops.incline_fast.set_bulk_copies(not enabled)
+
+
 def _always_decoded(problem: Problem) -> str:
-    limit = decode_limit(problem.hidden_size, problem.rank or 0)
+    limit = decode_limit(problem.hidden_size, problem.rank or 0, ring=not _no_ring(problem))
     few = problem.num_tokens <= limit
     return f"up to {limit} tokens the decode kernels serve every call with such a map" if few else ""
 
@@ -253,6 +264,7 @@ GPU_PROVIDERS: dict[str, GpuProvider] = {
     "triton": ours("triton"),
     "cuda, decode kernels": GpuProvider(_while_set(ops.set_batch_invariant, "cuda"), _always_decoded),
     "cuda, PDL": GpuProvider(_while_set(ops.set_programmatic_launch, "cuda"), _no_overlap),
+    "cuda, no bulk copies": GpuProvider(_while_set(_without_bulk_copies, "cuda"), _no_ring),
     "triton, PDL": GpuProvider(_while_set(ops.set_programmatic_launch, "triton"), _no_overlap),
     **{f"cublas+{norm}": _pair(norm) for norm in ADD_NORMS},
     "cublas, residual as C": GpuProvider(_residual_in_gemm),

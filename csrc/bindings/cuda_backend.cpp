@@ -17,20 +17,26 @@ using torch::headeronly::ScalarType;
 // Rows up to which the decode kernels are at least as fast as torch's GEMM and an epilogue, by the model of
 // benchmarks/decode_model.py on H100 and H200. Never more than a tile of the tensor cores holds. Every block of theirs
 // reads all of x, and of a low rank also the pieces of down r, of which there are many in a long row, from L2: the more
-// rows, the more that weighs beside the map. A short row has less map to hide a second launch behind. rank 0: dense.
-std::int64_t decode_rows(std::int64_t hidden_size, std::int64_t rank) {
+// rows, the more that weighs beside the map. A short row has less map to hide a second launch behind. rank 0: dense;
+// `ring`: by the kernel with bulk copies, whose blocks read x half as often and need no second launch.
+std::int64_t decode_rows(std::int64_t hidden_size, std::int64_t rank, bool ring) {
+  if (ring) return 10;
   if (rank == 0) return hidden_size <= 1024 ? 1 : 4;
   if (hidden_size > 4096) return 1;
   return rank <= 384 ? 8 : rank <= 1024 ? 4 : 2;
 }
+
+bool takes_bulk_copies() { return cuda::bulk_copies && cuda::runs_sm_90_code(); }
 
 // Whether torch's GEMM should multiply instead of the decode kernels, as is faster above decode_rows() rows. It rounds
 // to the type of its operands, so all of them must have the type of the residual stream: otherwise more would be lost
 // than in an unfused layer. And it takes one map for all rows.
 bool takes_gemm(const AffineNorm& op) {
   const std::int64_t rank = op.down.data == nullptr ? 0 : op.down.columns;
-  return !cuda::batch_invariant && op.num_rows > decode_rows(op.hidden_size, rank) && op.num_maps == 1 &&
-         op.up.dtype == op.x.dtype && op.x.dtype == op.edited.dtype;
+  const bool possible = op.num_maps == 1 && op.up.dtype == op.x.dtype && op.x.dtype == op.edited.dtype;
+  if (!possible || cuda::batch_invariant) return false;
+  const bool ring = takes_bulk_copies() && cuda::takes_ring(op);
+  return op.num_rows > decode_rows(op.hidden_size, rank, ring);
 }
 
 Tensor multiply(const Tensor& rows, const Tensor& map) {
@@ -68,7 +74,8 @@ void affine_norm(const AffineNorm& op, const AffineTensors& tensors) {
   // From torch's allocator, which does not reuse freed memory before the CUDA stream has passed the kernel that reads
   // it, nor, during a capture, within the graph.
   const Tensor workspace = torch::stable::new_empty(tensors.x, {cuda::workspace_bytes(op)}, ScalarType::Byte);
-  cuda::affine_norm(op, {workspace.mutable_data_ptr(), here.tickets()}, here.cuda_stream(), cuda::programmatic_launch);
+  cuda::affine_norm(op, {workspace.mutable_data_ptr(), here.tickets()}, here.cuda_stream(), cuda::programmatic_launch,
+                    takes_bulk_copies());
 }
 
 void cholesky_block(const CholeskyBlock& op, const Tensor& A) {

@@ -37,12 +37,17 @@ DECODE_TOKENS = 64
 Above it, torch's product is faster than weights that are read again for every tile of tokens."""
 
 
-def decode_limit(hidden_size: int, rank: int) -> int:
+def decode_limit(hidden_size: int, rank: int, ring: bool = False) -> int:
     """Tokens of a single map up to which the CUDA decode kernels serve a call; rank 0 is a dense map.
+
+    ``ring``: where the kernel with bulk copies can, that is for a dense map and tokens of its 16-bit type on compute
+    capability 9.0 and later.
 
     Above, where all operands have one dtype, the product is left to torch (decode_rows() in csrc/bindings): by
     docs/gpu_time.md the faster way.
     """
+    if ring:
+        return 10
     if rank == 0:
         return 1 if hidden_size <= 1024 else 4
     if hidden_size > 4096:

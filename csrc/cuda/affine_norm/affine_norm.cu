@@ -1,8 +1,10 @@
 #include <algorithm>
+#include <atomic>
 
 #include "affine_norm.h"
 #include "low_rank_kernel.h"
 #include "plan.h"
+#include "ring_kernel.h"
 
 namespace incline_fast::cuda {
 namespace {
@@ -92,21 +94,43 @@ AffineCall describe(const AffineNorm& op, bool programmatic) {
   return call;
 }
 
-// The workspace of a launch of `rows` rows: slots, moments, inner; in bytes, all multiples of 16.
+// The workspace of a launch of `rows` rows: slots, moments, early, inner; in bytes, all multiples of 16.
 struct Layout {
-  std::int64_t slots, moments, inner;
+  std::int64_t slots, moments, early, inner;
 
   Layout(const AffineNorm& op, std::int64_t rows) {
     const std::int64_t tiles = ceil_div(op.hidden_size, kTileColumns);
     slots = rows * tiles * kTileColumns * static_cast<std::int64_t>(sizeof(float));
     moments = ceil_div(rows * tiles * static_cast<std::int64_t>(sizeof(Moments)), 16) * 16;
+    early = 16;
     const std::int64_t rank = op.down.data == nullptr ? 0 : op.down.columns;
     const std::int64_t pieces = ceil_div(op.hidden_size, piece_depth(rank));
     inner = pieces * rows * ceil_div(rank, kTileColumns) * kTileColumns * static_cast<std::int64_t>(sizeof(float));
   }
 };
 
-Launch decode(const AffineNorm& op, const Workspace& workspace, const AffineCall& shared, std::int64_t first) {
+// A block of a GPU's hundred and some multiprocessors has one tile of columns as long as there are no more than these.
+constexpr int kManyTiles = 128;
+
+// The launch of ring_kernel, if it serves the call; its kernel is null otherwise.
+Launch ring(const AffineNorm& op, const AffineCall& shared) {
+  AffineCall call = shared;
+  const int column_tiles = call.tiles > kManyTiles ? 2 : 1;
+  const std::int64_t blocks = ceil_div(call.tiles, column_tiles);
+  const bool serves = op.down.data == nullptr && op.row_map == nullptr && op.num_rows <= kMaxRingRows && call.up.wide &&
+                      blocks <= kMaxSharingBlocks;
+  if (!serves) return {};
+  call.normalise = true;
+  const Slot slot(bytes_of(op.up.dtype), column_tiles, call.num_rows, call.residual.first.data != nullptr);
+  call.stages = ring_stages(slot, call.hidden);
+  const auto sums = static_cast<std::int64_t>(sizeof(WarpSums)) * column_tiles * ceil_div(op.num_rows, kTileRows);
+  const std::int64_t bytes = std::max(call.stages * static_cast<std::int64_t>(slot.bytes()), sums);
+  return {ring_kernel_for(call, op.up.dtype, column_tiles), dim3(static_cast<unsigned>(blocks)), bytes, call,
+          kRingThreads};
+}
+
+Launch decode(const AffineNorm& op, const Workspace& workspace, const AffineCall& shared, std::int64_t first,
+              bool bulk_copies) {
   AffineCall call = shared;
   call.first_row = first;
   call.num_rows = static_cast<int>(std::min<std::int64_t>(kMaxRows, op.num_rows - first));
@@ -116,8 +140,13 @@ Launch decode(const AffineNorm& op, const Workspace& workspace, const AffineCall
   char* const data = static_cast<char*>(workspace.data);
   call.slots = reinterpret_cast<float*>(data);
   call.moments = reinterpret_cast<Moments*>(data + layout.slots);
-  call.inner = reinterpret_cast<float*>(data + layout.slots + layout.moments);
+  call.early = reinterpret_cast<unsigned*>(data + layout.slots + layout.moments);
+  call.inner = reinterpret_cast<float*>(data + layout.slots + layout.moments + layout.early);
   call.tickets = workspace.tickets;
+  if (bulk_copies) {
+    const Launch launch = ring(op, call);
+    if (launch.kernel != nullptr) return launch;
+  }
   if (op.down.data == nullptr) {
     const dim3 grid(static_cast<unsigned>(call.tiles), static_cast<unsigned>(call.groups));
     return {dense_kernel_for(call, op.up.dtype), grid, 0, call};
@@ -131,7 +160,15 @@ Launch decode(const AffineNorm& op, const Workspace& workspace, const AffineCall
 
 std::int64_t workspace_bytes(const AffineNorm& op) {
   const Layout layout(op, std::min<std::int64_t>(kMaxRows, op.num_rows));
-  return layout.slots + layout.moments + layout.inner;
+  return layout.slots + layout.moments + layout.early + layout.inner;
+}
+
+bool takes_ring(const AffineNorm& op) {
+  if (op.num_rows == 0) return false;
+  AffineCall call = describe(op, false);
+  call.up = map_view("up", op.up, op.num_maps);
+  call.num_rows = static_cast<int>(std::min<std::int64_t>(kMaxRows, op.num_rows));
+  return ring(op, call).kernel != nullptr;
 }
 
 void check_maps(const AffineNorm& op) {
@@ -139,7 +176,7 @@ void check_maps(const AffineNorm& op) {
   map_view("down", op.down, op.num_maps);
 }
 
-std::vector<Launch> plan(const AffineNorm& op, const Workspace& workspace, bool programmatic) {
+std::vector<Launch> plan(const AffineNorm& op, const Workspace& workspace, bool programmatic, bool bulk_copies) {
   std::vector<Launch> launches;
   if (op.num_rows == 0) return launches;
   if (workspace.data == nullptr || !aligned(workspace.data)) {
@@ -150,7 +187,7 @@ std::vector<Launch> plan(const AffineNorm& op, const Workspace& workspace, bool 
   shared.up = map_view("up", op.up, op.num_maps);
   shared.down = map_view("down", op.down, op.num_maps);
   for (std::int64_t first = 0; first < op.num_rows; first += kMaxRows) {
-    launches.push_back(decode(op, workspace, shared, first));
+    launches.push_back(decode(op, workspace, shared, first, bulk_copies));
     const AffineCall& call = launches.back().call;
     if (!call.normalise) {
       launches.push_back({normalise_kernel_for(call), dim3(static_cast<unsigned>(call.num_rows)), 0, call});
@@ -163,42 +200,48 @@ std::vector<Launch> plan_epilogue(const AffineNorm& op, const Rows& mapped, bool
   if (op.num_rows == 0) return {};
   AffineCall call = describe(op, programmatic);
   call.mapped = view("mapped", mapped);
-  const auto bytes = call.tiles * static_cast<std::int64_t>(sizeof(Moments));
-  return {{epilogue_kernel(), dim3(static_cast<unsigned>(op.num_rows)), bytes, call}};
+  return {epilogue(call, op.num_rows)};
 }
 
-namespace {
-
-// Whether the code that this device runs of a kernel has the instructions of arch/dependency.h. The device's own
-// architecture does not tell: it may run what was compiled for an older one.
-bool waits_for_previous_launch(Kernel kernel) {
+// The device's own architecture does not tell: it may run what was compiled for an older one. All kernels are compiled
+// for the same ones.
+bool runs_sm_90_code() {
+  constexpr int remembered = 64;
+  enum { kUnknown, kOlder, kSm90 };
+  static std::atomic<int> known[remembered] = {};
+  int device = 0;
+  check(cudaGetDevice(&device), "current device");
+  if (device < remembered && known[device] != kUnknown) return known[device] == kSm90;
   cudaFuncAttributes attributes;
-  check(cudaFuncGetAttributes(&attributes, reinterpret_cast<const void*>(kernel)), "attributes of a kernel");
-  return attributes.ptxVersion >= 90;
+  check(cudaFuncGetAttributes(&attributes, reinterpret_cast<const void*>(normalise_kernel_for({}))),
+        "attributes of a kernel");
+  const bool sm_90 = attributes.ptxVersion >= 90;
+  if (device < remembered) known[device] = sm_90 ? kSm90 : kOlder;
+  return sm_90;
 }
-
-}  // namespace
 
 void run(const std::vector<Launch>& launches, void* cuda_stream) {
   for (const Launch& launch : launches) {
     if (launch.dynamic_bytes > 48 << 10) {
       check(cudaFuncSetAttribute(reinterpret_cast<const void*>(launch.kernel),
                                  cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(launch.dynamic_bytes)),
-            "shared memory for the statistics of a row of x");
+            "shared memory of a kernel of affine_norm");
     }
     const auto bytes = static_cast<std::size_t>(launch.dynamic_bytes);
+    const auto threads = static_cast<unsigned>(launch.threads);
     const auto stream = static_cast<cudaStream_t>(cuda_stream);
-    if (launch.call.programmatic && waits_for_previous_launch(launch.kernel)) {
-      LAUNCH_PROGRAMMATIC(launch.kernel, launch.grid, dim3(kThreads), bytes, stream, launch.call);
+    if (launch.call.programmatic && runs_sm_90_code()) {
+      LAUNCH_PROGRAMMATIC(launch.kernel, launch.grid, dim3(threads), bytes, stream, launch.call);
     } else {
-      LAUNCH(launch.kernel, launch.grid, dim3(kThreads), bytes, stream, launch.call);
+      LAUNCH(launch.kernel, launch.grid, dim3(threads), bytes, stream, launch.call);
     }
     check(cudaGetLastError(), "launch of a kernel of affine_norm");
   }
 }
 
-void affine_norm(const AffineNorm& op, const Workspace& workspace, void* cuda_stream, bool programmatic) {
-  run(plan(op, workspace, programmatic), cuda_stream);
+void affine_norm(const AffineNorm& op, const Workspace& workspace, void* cuda_stream, bool programmatic,
+                 bool bulk_copies) {
+  run(plan(op, workspace, programmatic, bulk_copies), cuda_stream);
 }
 
 void affine_norm_epilogue(const AffineNorm& op, const Rows& mapped, void* cuda_stream, bool programmatic) {

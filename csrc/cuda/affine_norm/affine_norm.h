@@ -11,7 +11,7 @@ namespace incline_fast::cuda {
 constexpr int kMaxRows = 64;  // of one launch of the decode kernels
 
 // The counters of a launch: zero before it, and zero again when it ends.
-enum Ticket { kFinished, kNextWork, kInnerDone, kTicketCount };
+enum Ticket { kFinished, kNextWork, kInnerDone, kProgress, kSeen, kTicketCount };
 
 struct Workspace {
   void* data = nullptr;         // workspace_bytes(op) bytes, aligned to 16; any contents
@@ -20,6 +20,14 @@ struct Workspace {
 
 std::int64_t workspace_bytes(const AffineNorm& op);
 
+// Whether the current device runs code compiled for sm_90 or later, which has the instructions of arch/dependency.h and
+// arch/bulk_copy.h.
+bool runs_sm_90_code();
+
+// Whether there is a kernel for `op` that streams its operands by bulk copies: a dense map for up to 16 rows of one
+// 16-bit type.
+bool takes_ring(const AffineNorm& op);
+
 // All of these throw std::invalid_argument, naming the argument, for what the kernels do not take: fp64, maps that are
 // packed or not contiguous, rows that need more than kLeadingDims strides, a workspace that is missing; and
 // std::runtime_error when a launch fails.
@@ -27,8 +35,10 @@ void check_maps(const AffineNorm& op);
 
 // Carries out `op` in launches of at most kMaxRows rows. `programmatic`: on sm_90 and later each of them may begin
 // before the launch ahead of it has ended, and lets the one behind it do so. No kernel that can still be running may
-// write the maps then; anything else it may.
-void affine_norm(const AffineNorm& op, const Workspace& workspace, void* cuda_stream, bool programmatic = false);
+// write the maps then; anything else it may. `bulk_copies`: where takes_ring(op), by the kernel that uses them; for a
+// device that has them.
+void affine_norm(const AffineNorm& op, const Workspace& workspace, void* cuda_stream, bool programmatic = false,
+                 bool bulk_copies = false);
 
 // Likewise where `mapped` [rows, d] already holds M r, of whichever map a row has; the maps are not read.
 void affine_norm_epilogue(const AffineNorm& op, const Rows& mapped, void* cuda_stream, bool programmatic = false);

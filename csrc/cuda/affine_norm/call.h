@@ -37,6 +37,7 @@ struct AffineCall {
   int groups = 1;  // maps that the rows of one launch can use at most
   int tiles = 0;   // of kTileColumns output columns
   int splits = 1;  // pieces into which the depth of `down` is cut
+  int stages = 0;  // slots of the ring of ring_kernel
   std::int64_t first_row = 0;
   RowView x, residual, edited, y, mapped;
   Row weight, norm_bias, bias, row_alpha, row_beta;
@@ -51,6 +52,7 @@ struct AffineCall {
   float* slots = nullptr;      // [num_rows, tiles * kTileColumns]: r', rounded
   Moments* moments = nullptr;  // [num_rows, tiles]
   float* inner = nullptr;      // [splits, num_rows, inner_pitch(rank)]: partial sums of down r, zeros from rank on
+  unsigned* early = nullptr;   // see share_rows.h
   unsigned* tickets = nullptr;
 };
 

@@ -83,24 +83,26 @@ __device__ __forceinline__ Statistics statistics(const AffineCall& call, Moments
   return {mean, 1.0f / sqrtf(squares * call.inverse_hidden + call.eps)};
 }
 
-// What makes y of four neighbouring elements of r'.
-template <class Types>
+// What makes y of `count` neighbouring elements of r'.
+template <class Types, int count>
 struct Vectors {
-  typename Types::template Raw<4> weight, bias;
+  typename Types::template Raw<count> weight, bias;
 
   static __device__ __forceinline__ Vectors request(const AffineCall& call, int k) {
     Vectors vectors;
-    vectors.weight = Types::template request<4>(call, Types::of(call.weight), k);
-    if (call.norm_bias.data != nullptr) vectors.bias = Types::template request<4>(call, Types::of(call.norm_bias), k);
+    vectors.weight = Types::template request<count>(call, Types::of(call.weight), k);
+    if (call.norm_bias.data != nullptr) {
+      vectors.bias = Types::template request<count>(call, Types::of(call.norm_bias), k);
+    }
     return vectors;
   }
 
   __device__ __forceinline__ void store_normed(const AffineCall& call, const Row& y, const Statistics& stats, int k,
-                                               const float (&edited)[4]) const {
-    float scale[4], shift[4], normed[4];
+                                               const float (&edited)[count]) const {
+    float scale[count], shift[count], normed[count];
     Types::widen_to(weight, scale);
     Types::widen_to(bias, shift);
-    for (int i = 0; i < 4; ++i) {
+    for (int i = 0; i < count; ++i) {
       normed[i] = (edited[i] - stats.mean) * stats.rstd * (scale[i] + call.weight_offset) + shift[i];
     }
     store_elements(y, k, Types::limit(call), normed);
@@ -123,13 +125,13 @@ __device__ __forceinline__ void normalise_row(const AffineCall& call, int row) {
   for (int begin = 0; begin < call.hidden; begin += Types::kQuads * stride) {
     const int first = begin + 4 * static_cast<int>(threadIdx.x);
     float4 slot[Types::kQuads];
-    Vectors<Types> vectors[Types::kQuads];
+    Vectors<Types, 4> vectors[Types::kQuads];
 #pragma unroll
     for (int i = 0; i < Types::kQuads; ++i) {
       const int k = first + i * stride;
       if (k >= call.hidden) continue;
       slot[i] = __ldcg(reinterpret_cast<const float4*>(slots + k));
-      vectors[i] = Vectors<Types>::request(call, k);
+      vectors[i] = Vectors<Types, 4>::request(call, k);
     }
     if (begin == 0) {
       stats = statistics(call, [&](int tile) {

@@ -104,22 +104,30 @@ __device__ __forceinline__ void store_element(const Row& row, std::int64_t k, fl
   }
 }
 
-// Elements k to k + 3, those before `limit`.
-__device__ __forceinline__ void store_elements(const Row& row, int k, int limit, const float (&values)[4]) {
-  if (!row.wide || k + 4 > limit) {
+// Elements k to k + count - 1, those before `limit`; count is 4 or 8 and k a multiple of it.
+template <int count>
+__device__ __forceinline__ void store_elements(const Row& row, int k, int limit, const float (&values)[count]) {
+  if (!row.wide || k + count > limit) {
 #pragma unroll
-    for (int i = 0; i < 4; ++i) {
+    for (int i = 0; i < count; ++i) {
       if (k + i < limit) store_element(row, k + i, values[i]);
     }
   } else if (row.dtype == DType::kFloat32) {
-    *reinterpret_cast<float4*>(row.data + 4 * static_cast<std::int64_t>(k)) =
-        make_float4(values[0], values[1], values[2], values[3]);
+    for (int i = 0; i < count; i += 4) {
+      *reinterpret_cast<float4*>(row.data + 4 * static_cast<std::int64_t>(k + i)) =
+          make_float4(values[i], values[i + 1], values[i + 2], values[i + 3]);
+    }
   } else {
-    unsigned words[2];
-    for (int i = 0; i < 2; ++i) {
+    unsigned words[count / 2];
+    for (int i = 0; i < count / 2; ++i) {
       words[i] = narrow(values[2 * i], row.dtype) | static_cast<unsigned>(narrow(values[2 * i + 1], row.dtype)) << 16;
     }
-    *reinterpret_cast<uint2*>(row.data + 2 * static_cast<std::int64_t>(k)) = make_uint2(words[0], words[1]);
+    char* const address = row.data + 2 * static_cast<std::int64_t>(k);
+    if constexpr (count == 4) {
+      *reinterpret_cast<uint2*>(address) = make_uint2(words[0], words[1]);
+    } else {
+      *reinterpret_cast<uint4*>(address) = make_uint4(words[0], words[1], words[2], words[3]);
+    }
   }
 }
 

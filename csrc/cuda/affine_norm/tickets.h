@@ -47,17 +47,20 @@ __device__ inline unsigned take_work(unsigned* counter) {
   return work;
 }
 
-// Waits until `counter` is `total`. Only for what blocks that are running already will do: see low_rank_kernel.h.
-__device__ inline void wait_for(const unsigned* counter, unsigned total) {
-  if (threadIdx.x == 0) {
-    [[maybe_unused]] unsigned turns = 0;
-    while (load_acquire(counter) != total) {
-      if constexpr (INCLINE_FAST_SPIN_LIMIT > 0) {
-        if (++turns > INCLINE_FAST_SPIN_LIMIT) __trap();
-      }
-      __nanosleep(64);
+// One thread waits until `counter` is `total`. Only for what blocks that are running already will do.
+__device__ __forceinline__ void spin_until(const unsigned* counter, unsigned total) {
+  [[maybe_unused]] unsigned turns = 0;
+  while (load_acquire(counter) != total) {
+    if constexpr (INCLINE_FAST_SPIN_LIMIT > 0) {
+      if (++turns > INCLINE_FAST_SPIN_LIMIT) __trap();
     }
+    __nanosleep(64);
   }
+}
+
+// The same for all threads: see low_rank_kernel.h.
+__device__ inline void wait_for(const unsigned* counter, unsigned total) {
+  if (threadIdx.x == 0) spin_until(counter, total);
   __syncthreads();
 }
 

@@ -6,7 +6,7 @@
 // start and the end of the phase in which its bytes are awaited. Sources: PTX ISA, "mbarrier", "cp.async.bulk",
 // "Async proxy"; CUDA C++ Programming Guide, "Asynchronous Data Copies using the Tensor Memory Accelerator".
 //
-// Code for GPUs before sm_90 has none of these instructions, and must not be launched.
+// Code for GPUs before sm_90 has none of these instructions, and traps where it would wait.
 #pragma once
 
 #include <cstdint>
@@ -60,6 +60,8 @@ struct PhaseBarrier {
           : "r"(address()), "r"(parity)
           : "memory");
     }
+#else
+    __trap();
 #endif
   }
 

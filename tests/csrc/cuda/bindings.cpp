@@ -50,9 +50,10 @@ long long cuda_workspace_bytes(const AffineNorm* op) { return cuda::workspace_by
 
 int cuda_ticket_count() { return cuda::kTicketCount; }
 
-const char* cuda_plan(const AffineNorm* op, void* data, unsigned* tickets, const Rows* mapped, bool programmatic) {
+const char* cuda_plan(const AffineNorm* op, void* data, unsigned* tickets, const Rows* mapped, bool programmatic,
+                      bool bulk_copies) {
   return guarded([&] {
-    launches = mapped == nullptr ? cuda::plan(*op, {data, tickets}, programmatic)
+    launches = mapped == nullptr ? cuda::plan(*op, {data, tickets}, programmatic, bulk_copies)
                                  : cuda::plan_epilogue(*op, *mapped, programmatic);
   });
 }
@@ -66,7 +67,7 @@ int cuda_launch_count() { return static_cast<int>(launches.size()); }
 LaunchRecord cuda_launch(int index) {
   const cuda::Launch& launch = launches[static_cast<std::size_t>(index)];
   const dim3 grid = launch.grid;
-  return {name_of(launch.kernel), {grid.x, grid.y, grid.z}, cuda::kThreads, launch.dynamic_bytes,
+  return {name_of(launch.kernel), {grid.x, grid.y, grid.z}, static_cast<unsigned>(launch.threads), launch.dynamic_bytes,
           &launch.call,           sizeof(launch.call)};
 }
 

@@ -23,7 +23,8 @@ STABLE_TORCH_LIBRARY(incline_fast_emulated, m) {
   incline_fast::define_ops(m);
   m.def("set_batch_invariant(bool enabled) -> ()");
   m.def("set_programmatic_launch(bool enabled) -> ()");
-  m.def("decode_rows(int hidden_size, int rank) -> int");
+  m.def("set_bulk_copies(bool enabled) -> ()");
+  m.def("decode_rows(int hidden_size, int rank, bool ring) -> int");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(incline_fast_emulated, CPU, m) { incline_fast::register_ops(m); }
@@ -31,5 +32,6 @@ STABLE_TORCH_LIBRARY_IMPL(incline_fast_emulated, CPU, m) { incline_fast::registe
 STABLE_TORCH_LIBRARY_IMPL(incline_fast_emulated, CompositeExplicitAutograd, m) {
   m.impl("set_batch_invariant", TORCH_BOX(&incline_fast::cuda::set_batch_invariant));
   m.impl("set_programmatic_launch", TORCH_BOX(&incline_fast::cuda::set_programmatic_launch));
+  m.impl("set_bulk_copies", TORCH_BOX(&incline_fast::cuda::set_bulk_copies));
   m.impl("decode_rows", TORCH_BOX(&incline_fast::backend::decode_rows));
 }

@@ -107,13 +107,15 @@ class Call:
     mapped: Tensor | None
     buffers: dict[str, Tensor]
     programmatic: bool = False
+    bulk_copies: bool = False
 
     def plan(self, fibers: FiberLibrary) -> None:
         """Let the library describe the launches; it holds them until the next plan."""
         mapped = None if self.mapped is None else ctypes.byref(rows(self.mapped))
-        function = fibers.function("cuda_plan", *[Pointer] * 4, ctypes.c_bool, restype=ctypes.c_char_p)
+        function = fibers.function("cuda_plan", *[Pointer] * 4, *[ctypes.c_bool] * 2, restype=ctypes.c_char_p)
         workspace = self.workspace.data_ptr() if self.workspace.numel() else None
-        raise_if(function(ctypes.byref(self.op), workspace, self.tickets.data_ptr(), mapped, self.programmatic))
+        options = (self.programmatic, self.bulk_copies)
+        raise_if(function(ctypes.byref(self.op), workspace, self.tickets.data_ptr(), mapped, *options))
 
 
 def raise_if(message: bytes | None) -> None:
@@ -128,8 +130,12 @@ def prepare(
     mapped: Tensor | None = None,
     sanitizer: Sanitizer = "none",
     programmatic: bool = False,
+    bulk_copies: bool = False,
 ) -> Call:
-    """Describe a case to the launcher. In place, x (and the residual) are copied first and then written to."""
+    """Describe a case to the launcher. In place, x (and the residual) are copied first and then written to.
+
+    With ``bulk_copies`` for a device that has them.
+    """
     x, residual = case.x, case.options.get("residual")
     if in_place:
         x = like(x).copy_(x)
@@ -168,7 +174,7 @@ def prepare(
     # In place, an output is an input under a second name.
     first = {tensor.data_ptr(): name for name, tensor in reversed(present.items())}
     buffers = {name: tensor for name, tensor in present.items() if first[tensor.data_ptr()] == name}
-    return Call(case, y, edited, op, workspace, tickets, mapped, buffers, programmatic)
+    return Call(case, y, edited, op, workspace, tickets, mapped, buffers, programmatic, bulk_copies)
 
 
 def like(tensor: Tensor) -> Tensor:
