@@ -5,7 +5,8 @@
 // exactly one of them runs at a time, in an order drawn from a seed. A fiber gives way at barriers, warp operations,
 // atomics and fences only. One source serves nvcc and g++ as long as it launches with LAUNCH((kernel<T>), grid, block,
 // dynamic_bytes, stream, arguments...), names dynamic shared memory with DYNAMIC_SHARED(T, name), and keeps inline PTX
-// beside a portable twin; warp.h, async_copy.h and matrix.h have what twins need. README.md says what is detected.
+// beside a portable twin; warp.h, async_copy.h, phase_barrier.h and matrix.h have what twins need. README.md says what
+// is detected.
 #pragma once
 
 #include <cuda_bf16.h>
@@ -44,6 +45,7 @@
 #include "intrinsics.h"
 #include "launch_grid.h"
 #include "matrix.h"
+#include "phase_barrier.h"
 #include "runtime.h"
 #include "warp.h"
 

@@ -1,6 +1,8 @@
 // The state of a launch, shared by the scheduler and the race detector. Kernels never see this header.
 #pragma once
 
+#include <cstdint>
+#include <map>
 #include <semaphore>
 #include <string>
 #include <vector>
@@ -11,7 +13,7 @@
 
 namespace cuda_on_cpu {
 
-enum class State { kReady, kAtBlockBarrier, kAtWarpBarrier, kDone };
+enum class State { kReady, kAtBlockBarrier, kAtWarpBarrier, kAtPhaseBarrier, kDone };
 
 struct Copy {
   void* shared = nullptr;
@@ -23,6 +25,32 @@ struct Copy {
 };
 
 struct Block;
+struct Fiber;
+
+struct BulkCopy {
+  void* shared = nullptr;
+  const void* global = nullptr;
+  std::size_t bytes = 0;
+  const Fiber* starter = nullptr;
+  Where place;
+};
+
+struct PhaseBarrier {
+  unsigned arrivals = 0;  // that a phase needs
+  unsigned pending = 0;   // of them, in this phase
+  unsigned phase = 0;
+  std::size_t announced = 0;     // bytes that this phase awaits
+  std::size_t started = 0;       // bytes of `copies`
+  std::vector<BulkCopy> copies;  // under way, in this phase
+  Moment initialised;
+  Moment shown;             // to the copies; never, if its step is 0
+  std::uint32_t agent = 0;  // for the race detector: the number of the thread that its copies are
+  SharedKnowledge arrived;  // of those that arrived in this phase
+  SharedKnowledge ended;    // of the phases that ended, for those that wait
+
+  bool has_ended(unsigned parity) const { return phase % 2 != parity; }
+  bool can_end() const { return pending == 0 && announced == started; }
+};
 
 struct Fiber {
   Block* block = nullptr;
@@ -38,6 +66,8 @@ struct Fiber {
   Where place;
   unsigned mask = 0;
   bool predicate = false;
+  PhaseBarrier* phase_barrier = nullptr;
+  unsigned parity = 0;
   const void* published = nullptr;
   std::vector<Copy> copies;
   ThreadClock clock;
@@ -49,6 +79,7 @@ struct Block {
   unsigned live = 0;
   BarrierResult barrier;
   unsigned barrier_epoch = 1;
+  std::map<const std::uint64_t*, PhaseBarrier> phase_barriers;
   // Where its static shared variables lie: the thread-local image of the library.
   char* static_shared = nullptr;
   std::size_t static_bytes = 0;
@@ -72,6 +103,22 @@ void leave(bool finished);
 
 // A thread that returns may be the last one that others wait for.
 void release_after_return(Fiber& fiber);
+
+// Once in so many, drawn from the seed; never in the natural order.
+bool chance(unsigned one_in);
+
+// A number below `count`, drawn from the seed; 0 in the natural order.
+std::size_t draw(std::size_t count);
+
+inline bool lies_in(const void* address, const void* start, std::size_t bytes) {
+  const auto offset = reinterpret_cast<std::uintptr_t>(address) - reinterpret_cast<std::uintptr_t>(start);
+  return offset < bytes;
+}
+
+// Lands copies that a thread waits for, where nothing else is missing. Says whether any phase ended.
+bool land_copies(Block& block);
+void report_copies_under_way(const Block& block);
+std::string what_is_awaited(const Fiber& at_phase_barrier);
 
 constexpr unsigned char kGarbage = 0xCB;  // what shared memory holds before it is written
 

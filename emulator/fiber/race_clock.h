@@ -20,10 +20,18 @@ struct Knowledge {
   }
 };
 
+// When a thread did something: its own step, in an epoch of its block.
+struct Moment {
+  std::uint32_t block = 0;
+  std::uint32_t thread = 0;
+  std::uint32_t epoch = 0;  // the block's barrier epoch
+  std::uint32_t step = 0;
+};
+
 using SharedKnowledge = std::shared_ptr<const Knowledge>;
 
 struct ThreadClock {
-  std::uint32_t step = 1;                 // counts this thread's fences and warp barriers
+  std::uint32_t step = 1;                 // counts what this thread handed on: fences, warp barriers, arrivals, copies
   std::array<std::uint32_t, 32> lanes{};  // step of each lane of the own warp that a warp barrier made known
   SharedKnowledge known;                  // acquired: this thread's accesses come after it
   SharedKnowledge seen;                   // read by an atomic; a fence turns it into `known`

@@ -5,6 +5,7 @@
 #include <array>
 #include <cstdint>
 #include <cstdio>
+#include <limits>
 #include <string>
 
 namespace cuda_on_cpu {
@@ -23,16 +24,19 @@ void Knowledge::join(const Knowledge& other) {
 namespace races {
 namespace {
 
+#if defined(CUDA_ON_CPU_RACES)
+constexpr bool kDetects = true;
+#else
+constexpr bool kDetects = false;
+#endif
+
 constexpr std::size_t kGranule = 8;   // bytes that share a cell
 constexpr std::size_t kMaxReads = 4;  // readers remembered per cell; more are forgotten, oldest first
 
 struct Record {
   std::uint8_t bytes = 0;  // a bit for each byte of the granule
   Access access = Access::kRead;
-  std::uint32_t block = 0;
-  std::uint32_t thread = 0;
-  std::uint32_t epoch = 0;  // the block's barrier epoch
-  std::uint32_t step = 0;   // the thread's own step
+  Moment moment;
   const void* instruction = nullptr;
   Where place;
 };
@@ -45,35 +49,16 @@ struct Cell {
 std::unordered_map<std::uintptr_t, Cell> cells;
 std::unordered_map<const void*, SharedKnowledge> handed_on;  // by the atomics on an address
 
-SharedKnowledge joined(const SharedKnowledge& a, const SharedKnowledge& b) {
-  if (a == b || b == nullptr) return a;
-  if (a == nullptr) return b;
-  auto result = std::make_shared<Knowledge>(*a);
-  result->join(*b);
-  return result;
-}
-
 template <class Map, class Key>
 std::uint32_t value_or_zero(const Map& map, Key key) {
   const auto found = map.find(key);
   return found == map.end() ? 0 : found->second;
 }
 
-bool is_before(const Record& earlier, const Fiber& now) {
-  if (earlier.block == now.block->number) {
-    if (earlier.thread == now.number || earlier.epoch < now.block->barrier_epoch) return true;
-    const bool same_warp = earlier.thread / 32 == now.number / 32;
-    if (same_warp && earlier.step <= now.clock.lanes[earlier.thread % 32]) return true;
-  }
-  const Knowledge* known = now.clock.known.get();
+bool knows(const Knowledge* known, const Moment& earlier) {
   if (known == nullptr) return false;
   if (earlier.epoch < value_or_zero(known->blocks, earlier.block)) return true;
   return earlier.step <= value_or_zero(known->threads, Knowledge::key(earlier.block, earlier.thread));
-}
-
-bool lies_in(const void* address, const void* start, std::size_t bytes) {
-  const auto offset = reinterpret_cast<std::uintptr_t>(address) - reinterpret_cast<std::uintptr_t>(start);
-  return offset < bytes;
 }
 
 // File and line, or an offset into the library that build.py turns into them with addr2line.
@@ -93,12 +78,13 @@ std::string place_of(const Record& record) {
 
 std::string describe(const Record& record) {
   static const char* const names[] = {"read", "write", "atomic"};
-  return std::string(names[static_cast<int>(record.access)]) + " by block " + std::to_string(record.block) +
-         " thread " + std::to_string(record.thread) + " at " + place_of(record);
+  const auto thread = record.moment.thread;
+  const std::string who = thread < kFirstAgent ? " thread " + std::to_string(thread) : "'s bulk copy";
+  return std::string(names[static_cast<int>(record.access)]) + " by block " + std::to_string(record.moment.block) +
+         who + " at " + place_of(record);
 }
 
-[[noreturn]] void report_race(const Record& earlier, const Record& now, const Fiber& fiber, const void* address) {
-  const Block& block = *fiber.block;
+[[noreturn]] void report_race(const Record& earlier, const Record& now, const Block& block, const void* address) {
   const bool shared = lies_in(address, block.static_shared, block.static_bytes) ||
                       lies_in(address, block.dynamic_shared, block.dynamic_bytes);
   report(std::string("race on ") + (shared ? "shared" : "global") + " memory: " + describe(now) +
@@ -106,22 +92,33 @@ std::string describe(const Record& record) {
   abandon_thread();
 }
 
-void check_and_store(Cell& cell, const Record& now, const Fiber& fiber, const void* address) {
+// Who makes an access: a thread, or a copy, which has only what its starter handed on.
+struct Observer {
+  const Fiber& fiber;
+  const Knowledge* copy = nullptr;
+
+  bool comes_after(const Record& earlier) const {
+    return copy != nullptr ? knows(copy, earlier.moment) : is_before(earlier.moment, fiber);
+  }
+};
+
+void check_and_store(Cell& cell, const Record& now, const Observer& observer, const void* address) {
   const auto conflicts = [&](const Record& earlier) {
     const bool both_atomic = earlier.access == Access::kAtomic && now.access == Access::kAtomic;
-    return (earlier.bytes & now.bytes) && !both_atomic && !is_before(earlier, fiber);
+    return (earlier.bytes & now.bytes) && !both_atomic && !observer.comes_after(earlier);
   };
   for (const Record& write : cell.writes) {
-    if (conflicts(write)) report_race(write, now, fiber, address);
+    if (conflicts(write)) report_race(write, now, *observer.fiber.block, address);
   }
   if (now.access == Access::kRead) {
-    std::erase_if(cell.reads, [&](const Record& read) { return !(read.bytes & ~now.bytes) && is_before(read, fiber); });
+    std::erase_if(cell.reads,
+                  [&](const Record& read) { return !(read.bytes & ~now.bytes) && observer.comes_after(read); });
     if (cell.reads.size() == kMaxReads) cell.reads.erase(cell.reads.begin());
     cell.reads.push_back(now);
     return;
   }
   for (const Record& read : cell.reads) {
-    if (conflicts(read)) report_race(read, now, fiber, address);
+    if (conflicts(read)) report_race(read, now, *observer.fiber.block, address);
   }
   const auto forget = [&](std::vector<Record>& records) {
     for (Record& record : records) record.bytes &= static_cast<std::uint8_t>(~now.bytes);
@@ -132,7 +129,41 @@ void check_and_store(Cell& cell, const Record& now, const Fiber& fiber, const vo
   cell.writes.push_back(now);
 }
 
+void store(const void* address, std::size_t bytes, Record record, const Observer& observer) {
+  auto at = reinterpret_cast<std::uintptr_t>(address);
+  const auto end = at + bytes;
+  while (at < end) {
+    const auto first = at % kGranule;
+    const auto count = std::min<std::size_t>(kGranule - first, end - at);
+    record.bytes = static_cast<std::uint8_t>(((1u << count) - 1) << first);
+    check_and_store(cells[at / kGranule], record, observer, reinterpret_cast<const void*>(at));
+    at += count;
+  }
+}
+
 }  // namespace
+
+SharedKnowledge joined(const SharedKnowledge& a, const SharedKnowledge& b) {
+  if (a == b || b == nullptr) return a;
+  if (a == nullptr) return b;
+  auto result = std::make_shared<Knowledge>(*a);
+  result->join(*b);
+  return result;
+}
+
+Moment now(const Fiber& fiber) {
+  return {fiber.block->number, fiber.number, fiber.block->barrier_epoch, fiber.clock.step};
+}
+
+bool is_before(const Moment& earlier, const Fiber& fiber) {
+  if (!kDetects) return true;
+  if (earlier.block == fiber.block->number) {
+    if (earlier.thread == fiber.number || earlier.epoch < fiber.block->barrier_epoch) return true;
+    const bool same_warp = earlier.thread / 32 == fiber.number / 32;
+    if (same_warp && earlier.step <= fiber.clock.lanes[earlier.thread % 32]) return true;
+  }
+  return knows(fiber.clock.known.get(), earlier);
+}
 
 void begin_launch() {
   cells.clear();
@@ -152,23 +183,18 @@ void begin_block(const Block& block) {
 }
 
 void record(Fiber& fiber, const void* address, std::size_t bytes, Access access, const void* instruction, Where place) {
-#if defined(CUDA_ON_CPU_RACES)
+  if (!kDetects) return;
   if (lies_in(address, fiber.stack, StackPool::size()) || lies_in(address, &here, sizeof here)) return;
-  auto at = reinterpret_cast<std::uintptr_t>(address);
-  const auto end = at + bytes;
-  while (at < end) {
-    const auto first = at % kGranule;
-    const auto count = std::min<std::size_t>(kGranule - first, end - at);
-    const auto mask = static_cast<std::uint8_t>(((1u << count) - 1) << first);
-    const Record now{
-        mask,        access, fiber.block->number, fiber.number, fiber.block->barrier_epoch, fiber.clock.step,
-        instruction, place};
-    check_and_store(cells[at / kGranule], now, fiber, reinterpret_cast<const void*>(at));
-    at += count;
-  }
-#else
-  (void)fiber, (void)address, (void)bytes, (void)access, (void)instruction, (void)place;
-#endif
+  store(address, bytes, {0, access, now(fiber), instruction, place}, {fiber});
+}
+
+void record_copy(Fiber& starter, std::uint32_t agent, std::uint32_t step, const BulkCopy& copy) {
+  if (!kDetects) return;
+  constexpr auto no_epoch = std::numeric_limits<std::uint32_t>::max();  // no barrier of the block orders it
+  const SharedKnowledge known = hand_on(starter);
+  const Moment moment{starter.block->number, agent, no_epoch, step};
+  store(copy.global, copy.bytes, {0, Access::kRead, moment, nullptr, copy.place}, {starter, known.get()});
+  store(copy.shared, copy.bytes, {0, Access::kWrite, moment, nullptr, copy.place}, {starter, known.get()});
 }
 
 void order_atomic(Fiber& fiber, const void* address, AtomicKind kind) {
@@ -180,22 +206,36 @@ void order_atomic(Fiber& fiber, const void* address, AtomicKind kind) {
 }
 
 void order_fence(Fiber& fiber) {
-#if defined(CUDA_ON_CPU_RACES)
+  acquire(fiber, fiber.clock.seen);
+  fiber.clock.released = hand_on(fiber);
+}
+
+SharedKnowledge hand_on(Fiber& fiber) {
+  if (!kDetects) return nullptr;
   ThreadClock& clock = fiber.clock;
-  clock.known = joined(clock.known, clock.seen);
   auto all = std::make_shared<Knowledge>();
   if (clock.known != nullptr) *all = *clock.known;
   const std::uint32_t block = fiber.block->number;
   all->blocks[block] = fiber.block->barrier_epoch;
   all->threads[Knowledge::key(block, fiber.number)] = clock.step;
   for (std::uint32_t lane = 0; lane < 32; lane++) {
-    if (clock.lanes[lane] != 0) all->threads[Knowledge::key(block, (fiber.number & ~31u) | lane)] = clock.lanes[lane];
+    if (clock.lanes[lane] == 0 || lane == fiber.number % 32) continue;
+    auto& known = all->threads[Knowledge::key(block, (fiber.number & ~31u) | lane)];
+    known = std::max(known, clock.lanes[lane]);
   }
-  clock.released = std::move(all);
   clock.step++;
-#else
-  (void)fiber;
-#endif
+  return all;
+}
+
+void acquire(Fiber& fiber, const SharedKnowledge& knowledge) {
+  fiber.clock.known = joined(fiber.clock.known, knowledge);
+}
+
+SharedKnowledge know_of_agent(const Block& block, std::uint32_t agent, std::uint32_t step) {
+  if (!kDetects) return nullptr;
+  Knowledge end;
+  end.threads[Knowledge::key(block.number, agent)] = step;
+  return std::make_shared<Knowledge>(std::move(end));
 }
 
 void order_warp(Fiber* const* fibers, unsigned count) {

@@ -21,6 +21,21 @@ void record(Fiber& fiber, const void* address, std::size_t bytes, Access access,
 
 void order_atomic(Fiber& fiber, const void* address, AtomicKind kind);
 void order_fence(Fiber& fiber);
+
+Moment now(const Fiber& fiber);
+bool is_before(const Moment& earlier, const Fiber& fiber);
+
+// Release and acquire: what is known now, for others to know later.
+SharedKnowledge hand_on(Fiber& fiber);
+void acquire(Fiber& fiber, const SharedKnowledge& knowledge);
+SharedKnowledge joined(const SharedKnowledge& a, const SharedKnowledge& b);
+
+// A copy is a thread of its own, `agent`, that comes after what its starter did before, and before those who know of
+// the `step`th end of its barrier's phases.
+constexpr std::uint32_t kFirstAgent = 1024;
+void record_copy(Fiber& starter, std::uint32_t agent, std::uint32_t step, const BulkCopy& copy);
+SharedKnowledge know_of_agent(const Block& block, std::uint32_t agent, std::uint32_t step);
+
 void order_warp(Fiber* const* fibers, unsigned count);
 void order_block(Block& block);
 

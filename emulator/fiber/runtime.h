@@ -42,6 +42,9 @@ unsigned exchange(unsigned mask, const void* mine, std::size_t bytes, void* all,
 // Lets other threads and blocks run first if the schedule says so; after many in a row without any progress, fails.
 void give_way(Where at);
 
+// The same, before what counts as progress.
+void take_turns(Where at);
+
 // Makes what the calling thread wrote, or knows of, visible to the grid, and the reverse.
 void fence();
 

@@ -55,8 +55,6 @@ Worker* holder = nullptr;  // of the baton
 std::string message;
 std::mutex one_launch;
 
-bool chance(unsigned one_in) { return schedule.seed != 0 && grid.random() % one_in == 0; }
-
 void pass_the_baton() {
   Worker& self = *holder;
   baton.release();
@@ -71,14 +69,23 @@ void resume(Fiber& fiber) {
   current = nullptr;
 }
 
+std::string details(const Fiber& fiber) {
+  char mask[32] = "";
+  if (fiber.state == State::kAtWarpBarrier) std::snprintf(mask, sizeof mask, " with mask %08x", fiber.mask);
+  return fiber.state == State::kAtPhaseBarrier ? what_is_awaited(fiber) : mask;
+}
+
 void report_deadlock(const Block& block) {
-  std::string text = "deadlock: every thread that is left waits for one that cannot come";
-  int listed = 0;
+  std::map<std::string, std::vector<const Fiber*>> waits;
   for (const Fiber& fiber : block.fibers) {
-    if (fiber.state == State::kDone || listed++ == 8) continue;
-    char mask[32] = "";
-    if (fiber.state == State::kAtWarpBarrier) std::snprintf(mask, sizeof mask, " with mask %08x", fiber.mask);
-    if (listed <= 8) text += "\n  " + name_of(fiber) + ": " + fiber.operation + mask + " at " + name_of(fiber.place);
+    if (fiber.state == State::kDone) continue;
+    waits[fiber.operation + details(fiber) + " at " + name_of(fiber.place)].push_back(&fiber);
+  }
+  std::string text = "deadlock: every thread that is left waits for one that cannot come";
+  for (const auto& [wait, fibers] : waits) {
+    text += "\n  " + name_of(*fibers.front());
+    if (fibers.size() > 1) text += " and " + std::to_string(fibers.size() - 1) + " others";
+    text += ": " + wait;
   }
   report(text);
 }
@@ -155,6 +162,7 @@ bool run_round(std::vector<Fiber*>& order) {
     if (chance(16)) pass_the_baton();
     if (grid.failed) return false;
   }
+  if (!progress && land_copies(*order.front()->block)) return true;
   if (!ran) report_deadlock(*order.front()->block);
   return progress;
 }
@@ -175,6 +183,7 @@ void run_block(unsigned number, char* dynamic, StackPool& stacks) {
       pass_the_baton();
     }
   }
+  if (!grid.failed) report_copies_under_way(block);
   for (Fiber& fiber : block.fibers) stacks.give_back(fiber.stack);
 }
 
@@ -218,6 +227,10 @@ void run_workers(unsigned count) {
 
 }  // namespace
 
+bool chance(unsigned one_in) { return schedule.seed != 0 && draw(one_in) == 0; }
+
+std::size_t draw(std::size_t count) { return schedule.seed == 0 ? 0 : grid.random() % count; }
+
 void report(const std::string& text) {
   if (!grid.failed) message = text;  // the first error is the cause
   grid.failed = true;
@@ -246,11 +259,16 @@ void abandon_thread() {
 
 std::string name_of_current() { return current == nullptr ? "host code" : name_of(*current); }
 
-void give_way(Where at) {
+void take_turns(Where at) {
   if (schedule.seed != 0 && !chance(2)) return;
-  current->gave_way = true;
   current->place = at;
   leave(false);
+}
+
+void give_way(Where at) {
+  current->gave_way = true;
+  take_turns(at);
+  current->gave_way = false;
 }
 
 void fence() { races::order_fence(*current); }

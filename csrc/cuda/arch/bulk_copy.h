@@ -13,6 +13,13 @@
 
 #include "../launch.h"
 
+// The emulator's errors name the line that calls.
+#ifdef INCLINE_FAST_EMULATED
+#define CALLED_WITH(...) (__VA_ARGS__ __VA_OPT__(, ) cuda_on_cpu::Where at = cuda_on_cpu::Where::current())
+#else
+#define CALLED_WITH(...) (__VA_ARGS__)
+#endif
+
 namespace incline_fast::cuda {
 
 // In shared memory.
@@ -20,36 +27,36 @@ struct PhaseBarrier {
   std::uint64_t state;
 
   // By one thread; everybody else, and every copy, comes after share_barriers() in that thread and a __syncthreads().
-  __device__ __forceinline__ void init([[maybe_unused]] unsigned arrivals) {
+  __device__ __forceinline__ void init CALLED_WITH([[maybe_unused]] unsigned arrivals) {
 #ifdef INCLINE_FAST_EMULATED
-    cuda_on_cpu::phase_barrier_init(&state, arrivals);
+    cuda_on_cpu::phase_barrier_init(&state, arrivals, at);
 #elif defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
     asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(address()), "r"(arrivals) : "memory");
 #endif
   }
 
   // One arrival, which releases what the thread did before to those that wait for the phase.
-  __device__ __forceinline__ void arrive() {
+  __device__ __forceinline__ void arrive CALLED_WITH() {
 #ifdef INCLINE_FAST_EMULATED
-    cuda_on_cpu::phase_barrier_arrive(&state, 0);
+    cuda_on_cpu::phase_barrier_arrive(&state, 0, at);
 #elif defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
     asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(address()) : "memory");
 #endif
   }
 
   // The same, and the phase does not end before `bytes` more have been copied.
-  __device__ __forceinline__ void arrive_and_expect([[maybe_unused]] unsigned bytes) {
+  __device__ __forceinline__ void arrive_and_expect CALLED_WITH([[maybe_unused]] unsigned bytes) {
 #ifdef INCLINE_FAST_EMULATED
-    cuda_on_cpu::phase_barrier_arrive(&state, bytes);
+    cuda_on_cpu::phase_barrier_arrive(&state, bytes, at);
 #elif defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
     asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(address()), "r"(bytes) : "memory");
 #endif
   }
 
   // Returns when a phase of this parity has ended and no later one has. The phase before the first counts as ended.
-  __device__ __forceinline__ void wait([[maybe_unused]] unsigned parity) {
+  __device__ __forceinline__ void wait CALLED_WITH([[maybe_unused]] unsigned parity) {
 #ifdef INCLINE_FAST_EMULATED
-    cuda_on_cpu::phase_barrier_wait(&state, parity);
+    cuda_on_cpu::phase_barrier_wait(&state, parity, at);
 #elif defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
     unsigned ended = 0;
     while (ended == 0) {
@@ -67,10 +74,10 @@ struct PhaseBarrier {
 
   // Starts a copy of bytes that somebody has announced, or will before the phase can end. Addresses and bytes are
   // multiples of 16.
-  __device__ __forceinline__ void copy([[maybe_unused]] void* shared, [[maybe_unused]] const void* global,
-                                       [[maybe_unused]] unsigned bytes) {
+  __device__ __forceinline__ void copy CALLED_WITH([[maybe_unused]] void* shared, [[maybe_unused]] const void* global,
+                                                   [[maybe_unused]] unsigned bytes) {
 #ifdef INCLINE_FAST_EMULATED
-    cuda_on_cpu::bulk_copy(shared, global, bytes, &state);
+    cuda_on_cpu::bulk_copy(shared, global, bytes, &state, at);
 #elif defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
     asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(
                      static_cast<unsigned>(__cvta_generic_to_shared(shared))),
@@ -85,12 +92,14 @@ struct PhaseBarrier {
 };
 
 // Shows barriers that this thread has initialised to the copies.
-__device__ __forceinline__ void share_barriers() {
+__device__ __forceinline__ void share_barriers CALLED_WITH() {
 #ifdef INCLINE_FAST_EMULATED
-  cuda_on_cpu::fence_async_proxy();
+  cuda_on_cpu::fence_async_proxy(at);
 #elif defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
   asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
 #endif
 }
 
 }  // namespace incline_fast::cuda
+
+#undef CALLED_WITH
