@@ -89,7 +89,6 @@ void check_copy(const void* shared, const void* global, std::size_t bytes, Where
 
 void phase_barrier_init(std::uint64_t* state, unsigned arrivals, Where at) {
   Block& block = *current->block;
-  if (reinterpret_cast<std::uintptr_t>(state) % sizeof *state) fail("a phase barrier is not aligned to 8 bytes", at);
   if (!lies_in_shared(block, state, sizeof *state)) fail("a phase barrier lies outside of shared memory", at);
   if (arrivals == 0 || arrivals > kMost) fail("a phase barrier takes 1 to 1048575 arrivals", at);
   if (block.phase_barriers.contains(state)) fail("a phase barrier is initialised again while it is in use", at);

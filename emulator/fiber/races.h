@@ -23,6 +23,7 @@ void order_atomic(Fiber& fiber, const void* address, AtomicKind kind);
 void order_fence(Fiber& fiber);
 
 Moment now(const Fiber& fiber);
+// Whether what was done then is ordered before what the thread does now. True where nothing is detected.
 bool is_before(const Moment& earlier, const Fiber& fiber);
 
 // Release and acquire: what is known now, for others to know later.

@@ -75,19 +75,21 @@ std::string details(const Fiber& fiber) {
   return fiber.state == State::kAtPhaseBarrier ? what_is_awaited(fiber) : mask;
 }
 
-void report_deadlock(const Block& block) {
+// What the threads that are left wait for, and where; those that wait alike together.
+std::string list_waits(const Block& block) {
   std::map<std::string, std::vector<const Fiber*>> waits;
   for (const Fiber& fiber : block.fibers) {
     if (fiber.state == State::kDone) continue;
-    waits[fiber.operation + details(fiber) + " at " + name_of(fiber.place)].push_back(&fiber);
+    const std::string what = fiber.state == State::kReady ? "in a loop" : fiber.operation + details(fiber);
+    waits[what + " at " + name_of(fiber.place)].push_back(&fiber);
   }
-  std::string text = "deadlock: every thread that is left waits for one that cannot come";
+  std::string text;
   for (const auto& [wait, fibers] : waits) {
     text += "\n  " + name_of(*fibers.front());
     if (fibers.size() > 1) text += " and " + std::to_string(fibers.size() - 1) + " others";
     text += ": " + wait;
   }
-  report(text);
+  return text;
 }
 
 void fiber_main() {
@@ -163,7 +165,9 @@ bool run_round(std::vector<Fiber*>& order) {
     if (grid.failed) return false;
   }
   if (!progress && land_copies(*order.front()->block)) return true;
-  if (!ran) report_deadlock(*order.front()->block);
+  if (!ran) {
+    report("deadlock: every thread that is left waits for one that cannot come" + list_waits(*order.front()->block));
+  }
   return progress;
 }
 
@@ -177,8 +181,8 @@ void run_block(unsigned number, char* dynamic, StackPool& stacks) {
       grid.idle_rounds = 0;
     } else if (!grid.failed) {
       if (++grid.idle_rounds > kIdleLimit) {
-        report("no progress: the blocks in flight wait in a loop for something that none of them brings; " +
-               name_of(*order.front()) + " is at " + name_of(order.front()->place));
+        report("no progress: the blocks in flight wait in a loop for something that none of them brings" +
+               list_waits(block));
       }
       pass_the_baton();
     }
