@@ -90,7 +90,7 @@ class Barriers:
             return []
         barrier.waits[numbers] = False
         blocks = np.unique(machine.block[numbers])
-        machine.ordering.block_barrier(blocks)
+        machine.ordering.block_barrier(numbers)
         if machine.memory.dependency is not None:
             machine.memory.dependency.block_barrier(blocks)
         out = []
