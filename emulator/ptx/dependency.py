@@ -30,8 +30,10 @@ class Dependency:
     def wait(self, lanes: Lanes) -> None:
         self.waited.reshape(-1)[lanes.index] = True
 
-    def block_barrier(self, blocks: Array) -> None:
-        self.waited[blocks] |= self.waited[blocks].any(axis=1, keepdims=True)
+    def block_barrier(self, threads: Array) -> None:
+        """Threads that leave a barrier of their block together."""
+        block, waited = threads // self.waited.shape[1], self.waited.reshape(-1)
+        waited[threads] |= np.isin(block, block[waited[threads]])
 
     def phase_barrier(self, threads: Array, told: Array) -> None:
         """Threads that have waited for a phase at which others may have told that they had waited."""

@@ -64,7 +64,7 @@ class PhaseBarriers:
         self.shown = np.full(count, FOREVER, np.int64)  # when the initialiser has shown it to the copies
         self.tells, self.told = np.zeros(count, np.bool_), np.zeros(count, np.bool_)  # of griddepcontrol.wait
         self.news, self.idle_rounds = False, 0
-        self.in_vain: tuple[Instruction, int, int] | None = None  # a thread that waits for a barrier
+        self.in_vain: dict[int, tuple[int, Instruction]] = {}  # a thread that waits for the barrier of this number
 
     @property
     def order(self) -> PhaseOrder:
@@ -211,7 +211,7 @@ class PhaseBarriers:
             machine.gave_way = True
         if not can_end.all():
             first = np.flatnonzero(~can_end)[0]
-            self.in_vain = (current, int(lanes.numbers[first]), int(numbers[first]))
+            self.in_vain.setdefault(int(numbers[first]), (int(lanes.numbers[first]), current))
 
     def _pass(self, threads: Array, numbers: Array) -> None:
         self.order.wait(threads, numbers)
@@ -266,14 +266,17 @@ class PhaseBarriers:
 
     def check_progress(self) -> None:
         """Called when all threads that can run have given way."""
-        self.idle_rounds = 0 if self.news or self.in_vain is None else self.idle_rounds + 1
-        if self.in_vain is not None and self.idle_rounds == PATIENCE:
-            current, thread, number = self.in_vain
-            barrier = self.barriers[number]
-            lacks = f"{barrier.pending} arrivals and {barrier.announced - barrier.copied} bytes"
-            phase = f"its phase {self.phase[number]} lacks {lacks}"
-            raise PTXError(f"deadlock: {self._name(thread)} waits for a barrier in vain, {phase}", current)
-        self.news, self.in_vain = False, None
+        self.idle_rounds = self.idle_rounds + 1 if self.in_vain and not self.news else 0
+        if self.idle_rounds == PATIENCE:
+            waits = [self._name(thread) + self._lacks(number) for number, (thread, _) in self.in_vain.items()]
+            current = next(iter(self.in_vain.values()))[1]
+            raise PTXError(f"deadlock at phase barriers: {', '.join(waits)}", current)
+        self.news, self.in_vain = False, {}
+
+    def _lacks(self, number: int) -> str:
+        barrier = self.barriers[number]
+        lacks = f"{barrier.pending} arrivals and {barrier.announced - barrier.copied} bytes"
+        return f" waits for phase {self.phase[number]} of a barrier, which lacks {lacks}"
 
     def check_end(self) -> None:
         """Called when all threads have returned."""
