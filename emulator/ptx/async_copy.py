@@ -15,6 +15,11 @@ from emulator.ptx.memory import GARBAGE, gather, scatter
 from emulator.ptx.parser import Instruction
 from emulator.ptx.scalars import Array
 
+BULK = [
+    ("cp", "async", "bulk", target, "global", "mbarrier_complete_tx_bytes")
+    for target in ("shared_cta", "shared_cluster")
+]
+
 
 @dataclass
 class PendingCopy:
@@ -71,8 +76,13 @@ def _copy(machine: Machine, current: Instruction, lanes: Lanes) -> None:
     if current.parts[1:4] == ("async", "bulk", "prefetch"):
         _prefetch(machine, current, lanes)
         return
+    if current.parts in BULK:
+        machine.phases.copy(lanes, current)
+        return
     if current.parts[1] != "async" or {"bulk", "mbarrier"}.intersection(current.parts):
-        raise PTXError("of the cp instructions the emulator knows cp.async and cp.async.bulk.prefetch alone", current)
+        raise PTXError(
+            "of cp the emulator knows cp.async, cp.async.bulk.prefetch and bulk copies to shared memory alone", current
+        )
     if "commit_group" in current.parts:
         machine.copies.committed[lanes.index] += 1
     elif "wait_all" in current.parts:

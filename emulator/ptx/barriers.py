@@ -89,10 +89,9 @@ class Barriers:
         if len(numbers) == 0:
             return []
         barrier.waits[numbers] = False
-        blocks = np.unique(machine.block[numbers])
-        machine.ordering.block_barrier(blocks)
+        machine.ordering.block_barrier(numbers)
         if machine.memory.dependency is not None:
-            machine.memory.dependency.block_barrier(blocks)
+            machine.memory.dependency.block_barrier(numbers)
         out = []
         for position in np.unique(barrier.position[numbers]):
             lanes = Lanes(numbers[barrier.position[numbers] == position], machine.count)

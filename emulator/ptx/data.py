@@ -131,6 +131,8 @@ def accesses_of(
     """Locate an access, let it be judged for races, and count it."""
     accesses = machine.memory.locate(space, address, size * elements, lanes, machine.block, current)
     for access in accesses:
+        if access.space == "shared":
+            machine.phases.guard(access, size * elements, current)
         if judged and access.space in ("shared", "global"):
             machine.ordering.check(access, size * elements, writes, current)
         if access.space == "global":
@@ -232,7 +234,9 @@ def _atomic(machine: Machine, current: Instruction, lanes: Lanes) -> None:
 
 @instruction("fence", "membar")
 def _fence(machine: Machine, current: Instruction, lanes: Lanes) -> None:
-    if not {"cta", "proxy"}.intersection(current.parts):
+    if {"proxy", "mbarrier_init"}.intersection(current.parts):
+        machine.phases.show(lanes)
+    elif "cta" not in current.parts:
         machine.ordering.fence(lanes)
 
 

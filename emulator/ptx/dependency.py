@@ -1,8 +1,9 @@
 """Programmatic dependent launches: until griddepcontrol.wait the launch before may still run.
 
 Of such a launch everything in global memory but the buffers that are constant for both launches is the previous one's
-until the thread has waited, or has met at a barrier of its block with a thread that has. Touching it earlier is an
-error. So is a block that never waits: the end of its launch would tell the next one nothing of the launches before.
+until the thread has waited, or has met at a barrier of its block with a thread that has, or has waited for a phase at
+which such a thread has arrived. Touching it earlier is an error. So is a block that never waits: the end of its launch
+would tell the next one nothing of the launches before.
 """
 
 from __future__ import annotations
@@ -29,8 +30,17 @@ class Dependency:
     def wait(self, lanes: Lanes) -> None:
         self.waited.reshape(-1)[lanes.index] = True
 
-    def block_barrier(self, blocks: Array) -> None:
-        self.waited[blocks] |= self.waited[blocks].any(axis=1, keepdims=True)
+    def block_barrier(self, threads: Array) -> None:
+        """Threads that leave a barrier of their block together."""
+        block, waited = threads // self.waited.shape[1], self.waited.reshape(-1)
+        waited[threads] |= np.isin(block, block[waited[threads]])
+
+    def phase_barrier(self, threads: Array, told: Array) -> None:
+        """Threads that have waited for a phase at which others may have told that they had waited."""
+        self.waited.reshape(-1)[threads] |= told
+
+    def knows(self, threads: Array) -> Array:
+        return self.waited.reshape(-1)[threads]
 
     def check(self, access: Access, current: Instruction) -> None:
         """Refuse an access of global memory that comes too early."""

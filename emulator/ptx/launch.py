@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from emulator.ptx import arithmetic, async_copy, bits, matrix, warp  # noqa: F401  (they register instructions)
+from emulator.ptx import arithmetic, async_copy, bits, matrix, phase_barriers, warp  # noqa: F401  (they register instructions)
 from emulator.ptx.dependency import Dependency
 from emulator.ptx.machine import MAX_STEPS, Machine
 from emulator.ptx.memory import Buffer, Memory
@@ -67,6 +67,7 @@ def launch(
             memory = Memory(kernel, memory_buffers, parameters, count, threads, dynamic_bytes)
             machine = Machine(kernel, grid, block, first, count, memory, ordering, report, seed)
             machine.copies = async_copy.AsyncCopies(machine.count)
+            machine.phases = phase_barriers.PhaseBarriers(machine)
             ordering.begin(machine, len(memory.shared))
             if constants is not None:
                 memory.dependency = Dependency(constants, first, count, threads)

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from emulator.ptx.async_copy import AsyncCopies
     from emulator.ptx.memory import Memory
     from emulator.ptx.ordering import Ordering
+    from emulator.ptx.phase_barriers import PhaseBarriers
     from emulator.ptx.traffic import TrafficReport
 
 
@@ -58,6 +59,7 @@ class Machine:
     """A number of whole blocks that run to their end."""
 
     copies: AsyncCopies  # set by the launch
+    phases: PhaseBarriers  # likewise
 
     def __init__(
         self,
@@ -178,6 +180,7 @@ class Machine:
         steps = 0
         while self.groups or self.deferred:
             if not self.groups:
+                self.phases.check_progress()
                 self.groups, self.deferred = self.deferred, defaultdict(list)
             start = min(self.groups)
             lanes: Lanes | None = Lanes.merged(self.groups.pop(start))
@@ -191,6 +194,7 @@ class Machine:
             if lanes is not None:
                 self.groups[position].append(lanes)
         self._check_that_nobody_waits()
+        self.phases.check_end()
 
     def _others_are_behind(self, position: int) -> bool:
         return any(other < position for other in self.groups)
@@ -224,7 +228,7 @@ class Machine:
         self.report.count(name, self.warps_of(active))
         self.gave_way = False
         handler(self, current, active)
-        if self.gave_way and (self.groups or passive is not None):
+        if self.gave_way:
             self.deferred[position + 1].append(active)
             return passive
         return lanes
@@ -272,7 +276,7 @@ class Machine:
 
     def give_way(self) -> None:
         """Called by an access to what other threads may change: let them run first."""
-        self.gave_way = True
+        self.gave_way = self.phases.news = True
 
     @staticmethod
     def _join(first: Lanes | None, second: Lanes | None) -> Lanes | None:

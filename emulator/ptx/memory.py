@@ -107,9 +107,15 @@ class Memory:
 
         ``blocks`` is the block of every thread of the machine.
         """
+        return self.locate_many(space, address, size, np.array([size]), lanes, blocks, instruction)
+
+    def locate_many(
+        self, space: str, address: Array, align: int, size: Array, lanes: Lanes, blocks: Array, instruction: Instruction
+    ) -> list[Access]:
+        """Likewise for sizes that are multiples of the alignment, one for each lane or for all."""
         address = np.broadcast_to(address, lanes.count)
-        if (address % np.uint64(size)).any():
-            _fail(f"misaligned access of {size} bytes", address, address % np.uint64(size) != 0, lanes, instruction)
+        if (address % np.uint64(align)).any():
+            _fail(f"misaligned access of {align} bytes", address, address % np.uint64(align) != 0, lanes, instruction)
         if space == "generic":
             space, address = self._generic(address, lanes, instruction)
         offset = address.astype(np.int64)
@@ -138,7 +144,7 @@ class Memory:
         return _fail("one generic access to several memories", address, shared, lanes, instruction)
 
     def _private(
-        self, space: str, offset: Array, limit: int, size: int, lanes: Lanes, rows: Array, instruction: Instruction
+        self, space: str, offset: Array, limit: int, size: Array, lanes: Lanes, rows: Array, instruction: Instruction
     ) -> list[Access]:
         outside = (offset < 0) | (offset + size > limit)
         if outside.any():
@@ -146,15 +152,16 @@ class Memory:
         memory, stride = (self.shared, self.shared_stride) if space == "shared" else (self.local, self.local_stride)
         return [Access(lanes, slice(None), space, None, memory, rows * stride + offset)]
 
-    def _global(self, address: Array, size: int, lanes: Lanes, instruction: Instruction) -> list[Access]:
-        low, high = int(address.min()), int(address.max()) + size
+    def _global(self, address: Array, size: Array, lanes: Lanes, instruction: Instruction) -> list[Access]:
+        end = address + size
+        low, high = int(address.min()), int(end.max())
         for buffer in self.buffers:
             if buffer.address <= low and high <= buffer.address + buffer.bytes:
                 offset = address - (buffer.address - buffer.shift)
                 return [Access(lanes, slice(None), "global", buffer, buffer.view(1), offset)]
         out, left = [], np.ones(len(address), np.bool_)
         for buffer in self.buffers:
-            inside = left & (address >= buffer.address) & (address + size <= buffer.address + buffer.bytes)
+            inside = left & (address >= buffer.address) & (end <= buffer.address + buffer.bytes)
             if inside.any():
                 offset = address[inside] - (buffer.address - buffer.shift)
                 out.append(

@@ -1,9 +1,10 @@
 """Races: two accesses to one place, one of them a write, that nothing orders.
 
-In shared memory between threads: ordered by bar.sync, and within a warp by bar.warp.sync. In global memory between
-blocks: what a block has written is known to another only after a release (a fence, then an atomic or a strong store)
-whose value the other has read before a fence of its own. Here a fence counts for its whole block and reads before
-another block's write are not judged; the fiber emulator is exact in both.
+In shared memory between threads: ordered by bar.sync, within a warp by bar.warp.sync, and by phase barriers, of which
+phase_order.py keeps account where a kernel has any. In global memory between blocks: what a block has written is known
+to another only after a release (a fence, then an atomic or a strong store) whose value the other has read before a
+fence of its own. Here a fence counts for its whole block and reads before another block's write are not judged; the
+fiber emulator is exact in both.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from emulator.errors import PTXError
 from emulator.ptx.lanes import Lanes
 from emulator.ptx.memory import Access
 from emulator.ptx.parser import Instruction
+from emulator.ptx.phase_order import PhaseOrder
 from emulator.ptx.scalars import Array
 
 if TYPE_CHECKING:
@@ -55,6 +57,12 @@ class _Knowledge:
         return _Knowledge(np.maximum(self.epochs, other.epochs), threads)
 
 
+def places_of(access: Access, size: int) -> Array:
+    """The records of an access, those of each lane one after the other."""
+    places = access.offset // WORD
+    return (places[:, None] + np.arange(size // WORD)).ravel() if size > WORD else places
+
+
 class Ordering:
     """Happens-before of one launch. ``begin`` is called for each group of blocks that runs together."""
 
@@ -76,15 +84,28 @@ class Ordering:
         self.block_epoch = np.zeros(machine.blocks, np.int32)
         self.warp_epoch = np.zeros(machine.warps, np.int32)
         self.shared_writes, self.shared_reads = (_Records.empty(shared_bytes // WORD) for _ in range(2))
+        has_phases = any(instruction.name == "mbarrier" for instruction in machine.kernel.instructions)
+        self.phases = PhaseOrder(machine, shared_bytes // WORD) if has_phases else None
 
     # ---- what orders -------------------------------------------------------------------------------------------------
 
-    def block_barrier(self, blocks: Array) -> None:
+    def block_barrier(self, numbers: Array) -> None:
+        """Threads that leave a barrier of their block; it orders the whole block, or the clocks of those threads."""
+        machine = self.machine
+        block = machine.block[numbers]
+        blocks = np.unique(block)
+        self.epoch[blocks + machine.first_block] += 1
+        if self.phases is not None:
+            self.phases.meet(numbers, block)
+            living = np.bincount(machine.block[machine.alive], minlength=machine.blocks)
+            blocks = blocks[np.bincount(block, minlength=machine.blocks)[blocks] == living[blocks]]
         self.block_epoch[blocks] += 1
-        self.epoch[blocks + self.machine.first_block] += 1
 
     def warp_barrier(self, lanes: Lanes) -> None:
-        self.warp_epoch[np.unique(self.machine.warp[lanes.index])] += 1
+        warp = self.machine.warp[lanes.index]
+        self.warp_epoch[np.unique(warp)] += 1
+        if self.phases is not None:
+            self.phases.meet(lanes.numbers, warp)
 
     def fence(self, lanes: Lanes) -> None:
         """What the blocks have seen becomes known, and what is known can be handed on by their atomics."""
@@ -116,13 +137,20 @@ class Ordering:
             # A read-modify-write continues what it read; a plain store starts anew.
             self.handed_on[address] = released.joined(handed_on) if reads else released
 
+    def begin_copy(self, access: Access, size: int, columns: Array, instruction: Instruction) -> None:
+        """A bulk copy into shared memory is its thread's write, and after that the barrier's."""
+        assert self.phases is not None
+        self.check(access, size, True, instruction)
+        places, threads = places_of(access, size), np.repeat(access.lanes.numbers, size // WORD)
+        overlaps = self.shared_writes.thread[places] != threads
+        self._complain("shared", "write", overlaps, self.shared_writes, places, threads, instruction)
+        self.phases.begin_copy(places, np.repeat(columns, size // WORD))
+
     # ---- what is judged ----------------------------------------------------------------------------------------------
 
     def check(self, access: Access, size: int, writes: bool, instruction: Instruction) -> None:
         """Judge an access and remember it."""
-        places = access.offset // WORD
-        if size > WORD:
-            places = (places[:, None] + np.arange(size // WORD)).ravel()
+        places = places_of(access, size)
         threads = np.repeat(access.lanes.numbers, max(size // WORD, 1))
         if access.space == "shared":
             self._check_shared(places, threads, writes, instruction)
@@ -139,16 +167,23 @@ class Ordering:
             in_between = (self._warp_of(other) == warp) & (records.second[places] != warp_epoch)
             return (other != NOBODY) & (other != threads) & (records.first[places] == epoch) & ~in_between
 
-        self._complain(
-            "shared", "write", unordered(self.shared_writes), self.shared_writes, places, threads, instruction
-        )
-        reads = self.shared_reads
+        phases, reads = self.phases, self.shared_reads
+        wrong = unordered(self.shared_writes)
+        if phases is not None:
+            wrong = phases.unknown_writes(threads, places, self.shared_writes.thread[places], wrong)
+        self._complain("shared", "write", wrong, self.shared_writes, places, threads, instruction)
         if writes:
-            self._complain("shared", "read", unordered(reads), reads, places, threads, instruction)
+            wrong = unordered(reads)
+            if phases is not None:
+                wrong = phases.unknown_reads(threads, places, wrong)
+                phases.record_write(places)
+            self._complain("shared", "read", wrong, reads, places, threads, instruction)
             for record, value in zip(vars(self.shared_writes).values(), (threads, epoch, warp_epoch), strict=True):
                 record[places] = value
             reads.thread[places] = NOBODY
             return
+        if phases is not None:
+            phases.record_reads(threads, places)
         # Readers of one epoch are remembered together, so that a write by one of them is still seen to race.
         other = reads.thread[places]
         both = (other != NOBODY) & (other != threads) & (reads.first[places] == epoch)

@@ -71,6 +71,15 @@ class TrafficReport:
 
     def global_access(self, access: Access, warp: Array, size: int, elements: int, writes: bool) -> None:
         """One instruction, all warps: ``elements`` of ``size`` bytes for each lane."""
+        traffic, first, last = self._sectors(access, size * elements, writes)
+        sectors, warps = np.concatenate([first, last]), np.concatenate([warp, warp])
+        traffic.sectors += len(np.unique(warps * (len(traffic.touched) + 1) + sectors))
+        traffic.requests += len(np.unique(warp))
+        traffic.widths[8 * size * elements] += len(access.offset)
+        traffic.touched[sectors] = True
+
+    def _sectors(self, access: Access, size: int, writes: bool) -> tuple[BufferTraffic, Array, Array]:
+        """Where to count, and the first and the last sector of each lane."""
         assert access.buffer is not None
         side = self.writes if writes else self.reads
         traffic = side.get(access.buffer.name)
@@ -78,14 +87,20 @@ class TrafficReport:
             sectors = (access.buffer.bytes + access.buffer.shift) // SECTOR + 2
             traffic = side[access.buffer.name] = BufferTraffic(access.buffer.bytes, touched=np.zeros(sectors, np.bool_))
         # Sectors lie at multiples of 32 of the true address; the views start at a multiple of 16.
-        phase = (access.buffer.address - access.buffer.shift) % SECTOR
-        first = (access.offset + phase) // SECTOR
-        last = (access.offset + phase + size * elements - 1) // SECTOR
-        sectors, warps = np.concatenate([first, last]), np.concatenate([warp, warp])
-        traffic.sectors += len(np.unique(warps * (len(traffic.touched) + 1) + sectors))
-        traffic.requests += len(np.unique(warp))
-        traffic.widths[8 * size * elements] += len(access.offset)
-        traffic.touched[sectors] = True
+        first = access.offset + (access.buffer.address - access.buffer.shift) % SECTOR
+        return traffic, first // SECTOR, (first + size - 1) // SECTOR
+
+    def bulk_copy(self, access: Access, size: int) -> None:
+        """One instruction that copies ``size`` bytes of global into shared memory for each lane: a request of its own,
+        and no bank conflicts."""
+        traffic, first, last = self._sectors(access, size, False)
+        traffic.sectors += int((last - first + 1).sum())
+        traffic.requests += len(first)
+        traffic.widths[8 * size] += len(first)
+        traffic.touched[np.minimum(first[:, None] + np.arange(size // SECTOR + 1), last[:, None])] = True
+        passes = -(-size // (4 * BANKS)) * len(first)
+        self.shared_requests += passes
+        self.shared_passes += passes
 
     def shared_access(self, offset: Array, group: Array, width: int, place: str) -> None:
         """``offset`` bytes within the block's memory; lanes of one ``group`` are served together."""

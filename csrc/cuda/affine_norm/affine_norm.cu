@@ -1,5 +1,4 @@
 #include <algorithm>
-#include <atomic>
 
 #include "affine_norm.h"
 #include "low_rank_kernel.h"
@@ -208,7 +207,7 @@ std::vector<Launch> plan_epilogue(const AffineNorm& op, const Rows& mapped, bool
 bool runs_sm_90_code() {
   constexpr int remembered = 64;
   enum { kUnknown, kOlder, kSm90 };
-  static std::atomic<int> known[remembered] = {};
+  thread_local char known[remembered] = {};
   int device = 0;
   check(cudaGetDevice(&device), "current device");
   if (device < remembered && known[device] != kUnknown) return known[device] == kSm90;

@@ -1,0 +1,135 @@
+"""The kernel with bulk copies: the bits of the kernels without, under every schedule, in both emulators."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from cuda.decode_cases import BF16, FP16, FP32, INT8, both_equal
+from cuda.launcher import launches, prepare, run_fibers, run_ptx, source_of
+from op_cases import Case, make
+from tolerances import assert_close
+
+from emulator.errors import EmulationError
+
+pytestmark = pytest.mark.gpu_emulated
+
+# (x, maps, residual): all that the kernel takes.
+KINDS: dict[str, tuple[torch.dtype, torch.dtype, torch.dtype | None]] = {
+    "bf16": (BF16, BF16, None),
+    "bf16+bf16": (BF16, BF16, BF16),
+    "fp16": (FP16, FP16, None),
+    "fp16+fp16": (FP16, FP16, FP16),
+    "bf16 x int8": (BF16, INT8, None),
+    "bf16+bf16 x int8": (BF16, INT8, BF16),
+}
+by_kind = pytest.mark.parametrize("kind", KINDS)
+
+
+def ring_case(kind: str, rows: int, hidden: int, **options: Any) -> Case:
+    x, map_dtype, residual = KINDS[kind]
+    norm = ("rms", "layer")[rows % 2]
+    options = {"alpha": 0.75, "bias": rows % 3 != 0, "weight_offset": float(rows % 2), **options}
+    return make(norm, hidden, (rows,), dtype=x, map_dtype=map_dtype, residual_dtype=residual, **options)
+
+
+def names(case: Case, *, bulk_copies: bool = True) -> str:
+    return " ".join(launch.kernel.decode() for launch in launches(prepare(case, bulk_copies=bulk_copies)))
+
+
+def check(case: Case, *, seed: int = 0, resident: int = 4) -> tuple[torch.Tensor, torch.Tensor]:
+    """Right, by one launch of the ring, with the bits of the other kernels."""
+    assert names(case).count("ring_kernel") == len(launches(prepare(case, bulk_copies=True))) == 1
+    first = run_fibers(prepare(case, bulk_copies=True), seed=seed, resident=resident)
+    length = case.x.shape[-1]
+    assert_close(first[1], case.expected()[1], length)
+    assert_close(first[0], case.normed(first[1]), length)
+    assert "ring_kernel" not in names(case, bulk_copies=False)
+    assert both_equal(run_fibers(prepare(case)), first)
+    return first
+
+
+@by_kind
+@pytest.mark.parametrize("rows", [1, 2, 8, 9, 16])
+def test_the_bits_of_the_other_kernels(kind: str, rows: int) -> None:
+    """Hidden sizes within a stage, and of two or three with a shorter last one."""
+    for hidden, seed, resident in ((64, rows, 1), (640, 0, 3)):
+        case = ring_case(kind, rows, hidden)
+        first = check(case, seed=seed, resident=resident)
+        again = run_fibers(prepare(case, in_place=True, bulk_copies=True), seed=7 - seed, resident=2)
+        assert both_equal(again, first)
+
+
+@by_kind
+def test_more_stages_than_slots(kind: str) -> None:
+    """Slots are used again, also where a residual leaves room for two or three."""
+    hidden = 2112 if KINDS[kind][1] is INT8 else 1344
+    check(ring_case(kind, 16, hidden))
+
+
+@pytest.mark.parametrize("kind", ["bf16+bf16", "fp16", "bf16 x int8"])
+def test_two_tiles_of_columns_to_a_block(kind: str) -> None:
+    """From 129 tiles on; strengths of rows as well."""
+    case = ring_case(kind, 9, 2112, alpha=torch.linspace(-1, 1, 9), beta=torch.linspace(0.5, 1, 9, dtype=BF16))
+    check(case, seed=3, resident=6)
+
+
+@pytest.mark.parametrize("rows", [1, 5, 16])
+def test_rows_are_shared_out_however_few_blocks_are_resident(rows: int) -> None:
+    """One block after another: the last one has all rows. All at once: a row each, if there are as many blocks."""
+    for hidden in (64, 192):
+        case = ring_case("bf16", rows, hidden)
+        first = check(case)
+        for seed in range(4):
+            for resident in (1, 2, 5, 40):
+                again = run_fibers(prepare(case, bulk_copies=True), seed=seed, resident=resident)
+                assert both_equal(again, first), (hidden, seed, resident)
+
+
+@pytest.mark.parametrize("kind", ["bf16", "bf16+bf16", "bf16 x int8"])
+def test_no_data_race_and_no_missing_fence(kind: str) -> None:
+    for rows, hidden, resident in ((1, 320, 3), (9, 640, 2)):
+        case = ring_case(kind, rows, hidden)
+        call = prepare(case, sanitizer="races", bulk_copies=True)
+        found = run_fibers(call, seed=rows, resident=resident, sanitizer="races")
+        assert both_equal(run_fibers(prepare(case)), found)
+
+
+def test_replay_without_resetting() -> None:
+    """A captured launch runs again on the same counters and the workspace that it left behind."""
+    for rows in (1, 9):
+        call = prepare(ring_case("bf16", rows, 320), bulk_copies=True)
+        first = [tensor.clone() for tensor in run_fibers(call)]
+        call.y.fill_(torch.nan)
+        call.edited.fill_(torch.nan)
+        assert both_equal(run_fibers(call, seed=3, resident=1), first)
+
+
+def test_calls_that_the_other_kernels_serve() -> None:
+    """More rows, several maps, low rank, other types, widths and places."""
+    plain = ring_case("bf16", 2, 128)
+    shifted = torch.empty(257, dtype=BF16)[1:].view(2, 128).copy_(plain.x)
+    row_map = torch.tensor([0, -1], dtype=torch.int32)
+    others = {
+        "17 rows": ring_case("bf16", 17, 128),
+        "row_map": plain.but(row_map=row_map),
+        "low rank": make("rms", 128, (2,), rank=32, dtype=BF16),
+        "width": make("rms", 96, (2,), dtype=BF16),
+        "fp32": make("rms", 128, (2,), dtype=FP32),
+        "fp32 residual": make("rms", 128, (2,), dtype=BF16, residual_dtype=FP32),
+        "fp32 weight": make("rms", 128, (2,), dtype=BF16, vector_dtype=FP32),
+        "fp16 x int8": make("rms", 128, (2,), dtype=FP16, map_dtype=INT8),
+        "misaligned": plain.but(x=shifted),
+    }
+    for name, case in others.items():
+        assert "ring_kernel" not in names(case), name
+        assert both_equal(run_fibers(prepare(case, bulk_copies=True)), run_fibers(prepare(case)))
+
+
+def test_strided_rows() -> None:
+    """Any stride between rows that keeps them aligned."""
+    case = ring_case("bf16+bf16", 3, 256)
+    apart = torch.full((3, 320), torch.nan, dtype=BF16)[:, :256].copy_(case.x)
+    again = case.but(x=apart)
+    assert both_equal(check(again), check(case))
