@@ -17,7 +17,7 @@ pytestmark = pytest.mark.gpu_emulated
 SOURCE = KERNELS / "ptx_phase_barriers.cu"
 names = re.search(r"enum class Way : int \{(.*?)\};", SOURCE.read_text(), re.DOTALL).group(1)
 Way = IntEnum("Way", [(name, number) for number, name in enumerate(re.findall(r"\bk(\w+),", names))])
-COPY = r"'cp\.async\.bulk\..* at PTX line \d+ \(bulk_copy\.h:\d+, inlined at phase_barriers\.cu:\d+\)"
+COPY = r"'cp\.async\.bulk\..* at PTX line \d+ \(bulk_copy\.h:\d+, inlined at ptx_phase_barriers\.cu:\d+\)"
 
 
 def aligned(count: int) -> np.ndarray:

@@ -133,3 +133,36 @@ def test_strided_rows() -> None:
     apart = torch.full((3, 320), torch.nan, dtype=BF16)[:, :256].copy_(case.x)
     again = case.but(x=apart)
     assert both_equal(check(again), check(case))
+
+
+@by_kind
+@pytest.mark.parametrize("rows", [1, 9])
+def test_ptx_is_the_fibers_bit_for_bit(kind: str, rows: int) -> None:
+    """Also where nothing but the map may be touched before the launch ahead has ended, and block by block."""
+    case = ring_case(kind, rows, 640)
+    wanted = run_fibers(prepare(case))
+    for programmatic, resident in ((False, None), (True, 3)):
+        call = prepare(case, bulk_copies=True, programmatic=programmatic)
+        y, edited, report = run_ptx(call, "sm_90", resident=resident)
+        assert both_equal((y, edited), wanted)
+        assert report.worst_bank_conflict <= 2, report
+
+
+def test_ptx_of_slots_that_are_used_again() -> None:
+    case = ring_case("bf16+bf16", 16, 1344)
+    y, edited, _ = run_ptx(prepare(case, bulk_copies=True, in_place=True), "sm_90", seed=3)
+    assert both_equal((y, edited), run_fibers(prepare(case)))
+
+
+def test_the_map_is_requested_before_the_dependency_wait() -> None:
+    (launch,) = launches(prepare(ring_case("bf16", 1, 128), bulk_copies=True, programmatic=True))
+    kernel = launch.kernel.decode()
+    text = source_of(kernel, "sm_90").split(f".entry {kernel}(")[1].split(".entry ")[0]
+    assert "cp.async.bulk.shared::cluster.global" in text.split("griddepcontrol.wait")[0]
+
+
+def test_older_architectures_trap() -> None:
+    """The launcher does not choose the kernel there; were it launched, it would not compute something else."""
+    case = ring_case("bf16", 1, 128)
+    with pytest.raises(EmulationError, match="trap"):
+        run_ptx(prepare(case, bulk_copies=True), "sm_80")
