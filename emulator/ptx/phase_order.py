@@ -76,7 +76,10 @@ class PhaseOrder:
 
     def wait(self, numbers: Array, barriers: Array) -> None:
         """Threads that have each seen the end of a phase."""
-        self.known[numbers] = np.maximum(self.known[numbers], self.ended[barriers])
+        starts = np.flatnonzero((np.diff(numbers, prepend=-2) != 1) | (np.diff(barriers, prepend=-1) != 0))
+        for start, count in zip(starts, np.diff(starts, append=len(numbers)), strict=True):
+            rows = self.known[numbers[start] : numbers[start] + count]
+            np.maximum(rows, self.ended[barriers[start]], out=rows)
 
     def knows(self, numbers: Array, others: Array, time: Array) -> Array:
         """Whether each thread knows what the other one had done by that time."""

@@ -201,6 +201,35 @@ def test_one_waits_and_a_block_barrier_tells_the_others() -> None:
     assert np.array_equal(evaluate(BARRIER, ANNOUNCE, FILL, one_waits, READ), X)
 
 
+def test_a_slot_can_be_written_after_its_copy() -> None:
+    steps = (BARRIER, ANNOUNCE, FILL, wait(), SYNC)
+    y = evaluate(*steps, "mov.u32 %slot, slots; @%first st.shared.u32 [%slot], 9;", SYNC, READ)
+    assert y.tolist() == [9, *X[1:].tolist()]
+
+
+def one(thread: int, *steps: str) -> str:
+    """Steps of one thread."""
+    branch = f"setp.eq.u32 %first, %tid, {thread}; @!%first bra AFTER{thread};"
+    return " ".join([branch, *steps, f"AFTER{thread}: setp.eq.u32 %first, %tid, 0;"])
+
+
+def at(number: int, step: str) -> str:
+    """The step with another barrier."""
+    return step.replace("[barriers]", f"[barriers+{8 * number}]").replace("AGAIN", f"AGAIN{number}")
+
+
+def test_a_write_after_a_copy_after_a_read() -> None:
+    """Thread 63 reads, 32 copies, 1 reads the copy and 0 overwrites it: each knows of the one before alone."""
+    setup = [at(number, INIT) for number in range(3)]
+    read = "ld.shared.u32 %v, [slots];"
+    steps = [ANNOUNCE, one(63, read, at(1, ARRIVE)), one(32, at(1, wait()), FILL), one(1, wait(), read, at(2, ARRIVE))]
+    write = "st.shared.u32 [slots], 9; ld.shared.u32 %v, [slots];"
+    y = evaluate(*setup, FENCE, SYNC, *steps, one(0, at(2, wait()), write))
+    assert y[[0, 1, 63]].tolist() == [9, X[0], 0xCBCBCBCB]
+    with pytest.raises(PTXError, match=r"race on shared memory: block 0 thread 0 .* after a read by block 0 thread 1"):
+        evaluate(*setup, FENCE, SYNC, *steps, one(0, wait(), write))
+
+
 def test_a_barrier_of_some_warps_orders_those_alone() -> None:
     write = "mov.u32 %slot, slots; @%first st.shared.u32 [%slot], 9;"
     read = "@%upper ld.shared.u32 %v, [%slot];"
