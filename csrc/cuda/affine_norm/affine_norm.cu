@@ -116,10 +116,8 @@ Launch ring(const AffineNorm& op, const AffineCall& shared) {
   AffineCall call = shared;
   const int column_tiles = call.tiles > kManyTiles ? 2 : 1;
   const std::int64_t blocks = ceil_div(call.tiles, column_tiles);
-  const bool serves = op.down.data == nullptr && op.row_map == nullptr && op.num_rows <= kMaxRingRows && call.up.wide &&
-                      blocks <= kMaxSharingBlocks;
+  const bool serves = op.down.data == nullptr && op.row_map == nullptr && op.num_rows <= kMaxRingRows && call.up.wide;
   if (!serves) return {};
-  call.normalise = true;
   const Slot slot(bytes_of(op.up.dtype), column_tiles, call.num_rows, call.residual.first.data != nullptr);
   call.stages = ring_stages(slot, call.hidden);
   const auto sums = static_cast<std::int64_t>(sizeof(WarpSums)) * column_tiles * ceil_div(op.num_rows, kTileRows);
@@ -133,7 +131,6 @@ Launch decode(const AffineNorm& op, const Workspace& workspace, const AffineCall
   AffineCall call = shared;
   call.first_row = first;
   call.num_rows = static_cast<int>(std::min<std::int64_t>(kMaxRows, op.num_rows - first));
-  call.normalise = call.num_rows <= kOneLaunchRows;
   call.groups = op.row_map == nullptr ? 1 : std::min(call.num_maps, call.num_rows);
   const Layout layout(op, call.num_rows);
   char* const data = static_cast<char*>(workspace.data);
@@ -187,10 +184,6 @@ std::vector<Launch> plan(const AffineNorm& op, const Workspace& workspace, bool 
   shared.down = map_view("down", op.down, op.num_maps);
   for (std::int64_t first = 0; first < op.num_rows; first += kMaxRows) {
     launches.push_back(decode(op, workspace, shared, first, bulk_copies));
-    const AffineCall& call = launches.back().call;
-    if (!call.normalise) {
-      launches.push_back({normalise_kernel_for(call), dim3(static_cast<unsigned>(call.num_rows)), 0, call});
-    }
   }
   return launches;
 }
@@ -212,7 +205,7 @@ bool runs_sm_90_code() {
   check(cudaGetDevice(&device), "current device");
   if (device < remembered && known[device] != kUnknown) return known[device] == kSm90;
   cudaFuncAttributes attributes;
-  check(cudaFuncGetAttributes(&attributes, reinterpret_cast<const void*>(normalise_kernel_for({}))),
+  check(cudaFuncGetAttributes(&attributes, reinterpret_cast<const void*>(dense_kernel_for({}, DType::kFloat32))),
         "attributes of a kernel");
   const bool sm_90 = attributes.ptxVersion >= 90;
   if (device < remembered) known[device] = sm_90 ? kSm90 : kOlder;

@@ -10,12 +10,13 @@ namespace incline_fast::cuda {
 
 constexpr int kMaxRows = 64;  // of one launch of the decode kernels
 
-// The counters of a launch: zero before it, and zero again when it ends.
-enum Ticket { kFinished, kNextWork, kInnerDone, kProgress, kSeen, kTicketCount };
+// The counters of a launch: zero before it, and zero again when it ends. The first one has 64 bits.
+enum Ticket { kProgress, kNextWork = 2, kInnerDone, kSeen, kTicketCount };
 
 struct Workspace {
-  void* data = nullptr;         // workspace_bytes(op) bytes, aligned to 16; any contents
-  unsigned* tickets = nullptr;  // kTicketCount counters at zero, which no other stream uses; they return to zero
+  void* data = nullptr;  // workspace_bytes(op) bytes, aligned to 16; any contents
+  unsigned* tickets =
+      nullptr;  // kTicketCount counters at zero, aligned to 8, which no other stream uses; they return to zero
 };
 
 std::int64_t workspace_bytes(const AffineNorm& op);

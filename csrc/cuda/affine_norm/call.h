@@ -28,7 +28,6 @@ struct MapView {
 // Rows first_row to first_row + num_rows - 1 of an AffineNorm. `mapped` holds M r where a GEMM has computed it.
 struct AffineCall {
   Norm norm = Norm::kRms;
-  bool normalise = true;      // the last block normalises the rows; otherwise another launch does
   bool programmatic = false;  // the launches before and after may overlap with this one, see arch/dependency.h
   int num_rows = 0;
   int hidden = 0;

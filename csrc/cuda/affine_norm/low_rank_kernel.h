@@ -8,9 +8,8 @@
 // waiting ends. Before it waits, a block has requested its part of `up`, so both factors stream from memory without a
 // pause in between.
 //
-// The counters go back to zero in the last block to finish a tile or, if a second launch normalises the rows, in that
-// one. By then all work has been drawn and, because every block with a tile waits for the pieces, even one without
-// rows, all pieces are done.
+// The counters go back to zero in the last block to finish a tile. By then all work has been drawn and, because every
+// block with a tile waits for the pieces, even one without rows, all pieces are done.
 #pragma once
 
 #include "dense_kernel.h"
@@ -97,12 +96,14 @@ __global__ void __launch_bounds__(kThreads, 2) low_rank_kernel(const __grid_cons
     publish(call.tickets + kInnerDone);
     return;
   }
+  const unsigned tiles = count_outer(call);
+  count_start(call, tiles);
   const auto wait = [&] { wait_for(call.tickets + kInnerDone, count_inner(call)); };
   edit_tile<Types, Outer, row_tiles, 1>(call, call.up, members, group, InnerSource{call, group}, work.tile, shared,
                                         wait);
   if (members.count == 0) wait();
   if (work.group == 0) store_unedited<Types>(call, work.tile);
-  if constexpr (row_tiles == 1) finish_launch<Types>(call, count_outer(call));
+  normalise_share<Types>(call, tiles);
 }
 
 }  // namespace incline_fast::cuda

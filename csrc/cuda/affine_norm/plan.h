@@ -29,7 +29,6 @@ Kernel dense_kernel_for(const AffineCall& call, DType map);
 Kernel low_rank_kernel_for(const AffineCall& call, DType map);
 // Null where the ring does not serve the rows.
 Kernel ring_kernel_for(const AffineCall& call, DType map, int column_tiles);
-Kernel normalise_kernel_for(const AffineCall& call);
 Launch epilogue(const AffineCall& call, std::int64_t rows);
 
 }  // namespace incline_fast::cuda

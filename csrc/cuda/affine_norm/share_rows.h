@@ -4,10 +4,10 @@
 // for the others only once all have started, for a block that has not may be waiting for this one's place. The block
 // that starts last notes how many had finished by then, `early`; every later one may wait. The last min(rows, blocks)
 // to finish, if they may, each take a share: the last one, which waits for nobody, always does. As long as all blocks
-// of a launch are resident nobody is early, and with one row it is the last block that normalises it.
+// of a launch are resident nobody is early. One row is the last block's, and nobody need count its start.
 //
-// Waiting is for blocks that run, which wait for nobody before they have counted themselves; so it ends. The counters
-// go back to zero in the last block, when those that wait have seen what they waited for.
+// Waiting is for blocks that run, and none of them waits for another's share; so it ends. The counters go back to zero
+// in the last block, when those that wait have seen what they waited for.
 #pragma once
 
 #include "row_norm.h"
@@ -15,14 +15,18 @@
 
 namespace incline_fast::cuda {
 
-constexpr unsigned kOneStarted = 1u << 16;
-constexpr std::int64_t kMaxSharingBlocks = kOneStarted - 1;
+using Progress = unsigned long long;
+constexpr Progress kOneStarted = 1ull << 32;
 
-// Called once by every block that will call normalise_share(), after the dependency wait.
+__device__ __forceinline__ Progress* progress_of(const AffineCall& call) {
+  return reinterpret_cast<Progress*>(call.tickets + kProgress);
+}
+
+// Called once by each of the `total` blocks that will call normalise_share(), early, but after the dependency wait.
 __device__ __forceinline__ void count_start(const AffineCall& call, unsigned total) {
-  if (threadIdx.x != 0) return;
-  const unsigned before = atomicAdd(call.tickets + kProgress, kOneStarted);
-  if (before / kOneStarted == total - 1) *call.early = before % kOneStarted;
+  if (call.num_rows == 1 || threadIdx.x != 0) return;
+  const Progress before = atomicAdd(progress_of(call), kOneStarted);
+  if (before / kOneStarted == total - 1) *call.early = static_cast<unsigned>(before);
 }
 
 struct Share {
@@ -36,17 +40,16 @@ __device__ __forceinline__ Share take_share(const AffineCall& call, unsigned tot
   __shared__ Share share;
   __syncthreads();
   if (threadIdx.x == 0) {
-    unsigned* const progress = call.tickets + kProgress;
     fence_acq_rel();
-    const unsigned before = atomicAdd(progress, 1u);
+    const Progress before = atomicAdd(progress_of(call), Progress{1});
+    const unsigned rank = total - 1 - static_cast<unsigned>(before);
     const unsigned most = min(total, static_cast<unsigned>(call.num_rows));
-    share = {total - 1 - before % kOneStarted, 0};
-    if (before / kOneStarted == total && share.rank < most) {
-      if (share.rank != 0) {
-        spin_until(progress, total * kOneStarted + total);
-      } else {
-        fence_acq_rel();
-      }
+    share = {rank, 0};
+    if (rank == 0) {
+      fence_acq_rel();
+      share.count = most == 1 ? 1 : min(most, total - __ldcg(call.early));
+    } else if (rank < most && before / kOneStarted == total) {
+      spin_until(progress_of(call), total * kOneStarted + total);
       share.count = min(most, total - __ldcg(call.early));
     }
   }
@@ -54,7 +57,8 @@ __device__ __forceinline__ Share take_share(const AffineCall& call, unsigned tot
   return share;
 }
 
-// Columns of all blocks are in the slots when each of the `total` has called this.
+// The last thing that a block does. The columns of all blocks are in the slots when each of the `total` has called
+// this.
 template <class Types>
 __device__ __forceinline__ void normalise_share(const AffineCall& call, unsigned total) {
   const Share share = take_share(call, total);
@@ -67,11 +71,9 @@ __device__ __forceinline__ void normalise_share(const AffineCall& call, unsigned
     if (row != share.rank) __syncthreads();  // the sums of the row before are read
     normalise_row<Types>(call, static_cast<int>(row));
   }
-  if (threadIdx.x == 0 && share.rank == 0) {
-    spin_until(call.tickets + kSeen, share.count - 1);
-    call.tickets[kProgress] = 0;
-    call.tickets[kSeen] = 0;
-  }
+  if (share.rank != 0) return;
+  if (share.count > 1) wait_for(call.tickets + kSeen, share.count - 1);
+  if (threadIdx.x < kTicketCount) call.tickets[threadIdx.x] = 0;
 }
 
 }  // namespace incline_fast::cuda

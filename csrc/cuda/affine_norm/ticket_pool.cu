@@ -14,7 +14,7 @@ static_assert(kTicketCount <= kSlotWords);
 
 // Device memory of the module, zero when it is loaded, once per device. No allocation and no copy, so that the first
 // call may just as well be a captured one.
-__device__ unsigned pool[kSlots * kSlotWords];
+__device__ __align__(32) unsigned pool[kSlots * kSlotWords];
 
 struct Slots {
   std::mutex mutex;

@@ -16,21 +16,7 @@
 
 namespace incline_fast::cuda {
 
-// Called by all threads after their stores: publishes them, and tells whether this block is the last of `total` to do
-// so.
-__device__ inline bool publish_is_last(unsigned* counter, unsigned total) {
-  __shared__ bool last;
-  __syncthreads();
-  if (threadIdx.x == 0) {
-    fence_acq_rel();
-    last = atomicAdd(counter, 1u) == total - 1;
-    fence_acq_rel();
-  }
-  __syncthreads();
-  return last;
-}
-
-// The same for blocks of which none is asked to be the last.
+// Called by all threads after their stores.
 __device__ inline void publish(unsigned* counter) {
   __syncthreads();
   if (threadIdx.x == 0) {
@@ -48,7 +34,8 @@ __device__ inline unsigned take_work(unsigned* counter) {
 }
 
 // One thread waits until `counter` is `total`. Only for what blocks that are running already will do.
-__device__ __forceinline__ void spin_until(const unsigned* counter, unsigned total) {
+template <class Counter>
+__device__ __forceinline__ void spin_until(const Counter* counter, Counter total) {
   [[maybe_unused]] unsigned turns = 0;
   while (load_acquire(counter) != total) {
     if constexpr (INCLINE_FAST_SPIN_LIMIT > 0) {

@@ -20,12 +20,17 @@ __device__ __forceinline__ uint4 load_streaming(const void* address) {
 }
 
 // What is read after it has seen a value that another block released is at least as new as that value.
-__device__ __forceinline__ unsigned load_acquire(const unsigned* address) {
+template <class T>
+__device__ __forceinline__ T load_acquire(const T* address) {
 #ifdef INCLINE_FAST_EMULATED
   return cuda_on_cpu::load_acquire(address);
 #else
-  unsigned value;
-  asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(value) : "l"(address) : "memory");
+  T value;
+  if constexpr (sizeof(T) == 8) {
+    asm volatile("ld.acquire.gpu.global.u64 %0, [%1];" : "=l"(value) : "l"(address) : "memory");
+  } else {
+    asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(value) : "l"(address) : "memory");
+  }
   return value;
 #endif
 }

@@ -13,7 +13,7 @@ bool is_served(const torch::stable::Tensor& tensor) { return tensor.is_cpu(); }
 OnDeviceOf::OnDeviceOf(const torch::stable::Tensor&) {}
 
 unsigned* OnDeviceOf::tickets() const {
-  static unsigned counters[kTicketCount] = {};
+  alignas(8) static unsigned counters[kTicketCount] = {};
   return counters;
 }
 

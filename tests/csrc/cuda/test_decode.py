@@ -99,9 +99,21 @@ def test_ptx_of_kernels_that_know_the_types(kind: str, low_rank: bool) -> None:
 
 
 @by_form
-def test_the_last_block_normalises_one_row_and_a_second_launch_more(low_rank: bool) -> None:
-    for rows, count in ((1, 1), (2, 2), (64, 2), (65, 3)):
+def test_one_launch_for_up_to_64_rows(low_rank: bool) -> None:
+    for rows, count in ((1, 1), (2, 1), (64, 1), (65, 2)):
         assert len(launches(prepare(uniform_case("bf16", low_rank, rows)))) == count, rows
+
+
+@by_form
+@pytest.mark.parametrize("rows", [2, 9, 33])
+def test_rows_are_shared_out_however_few_blocks_are_resident(low_rank: bool, rows: int) -> None:
+    """One block after another: the last one has all rows. All at once: a row each, if there are as many blocks."""
+    case = uniform_case("bf16", low_rank, rows)
+    first = run_fibers(prepare(case))
+    check(case, *first)
+    for seed in range(3):
+        for resident in (1, 2, 40):
+            assert both_equal(run_fibers(prepare(case), seed=seed, resident=resident), first), (seed, resident)
 
 
 @by_form
