@@ -165,10 +165,31 @@ def test_loop_that_waits_for_a_thread_at_a_phase_barrier(library: FiberLibrary, 
 @pytest.mark.parametrize("phases", [0, 1, 2, 3])
 def test_a_parity_is_all_that_is_known_of_a_phase(library: FiberLibrary, phases: int, parity: int) -> None:
     if phases % 2 != parity:
-        run(library, "wait_later", phases, parity)
+        run(library, "count_phases", phases, parity, False)
     else:
         with pytest.raises(EmulationError, match=rf"deadlock(.|\n)*phase {phases} awaits 1 arrivals.*{HERE}"):
-            run(library, "wait_later", phases, parity)
+            run(library, "count_phases", phases, parity, False)
+
+
+def test_who_sleeps_through_two_phases_waits_on(library: FiberLibrary) -> None:
+    outcomes = []
+    for seed in range(1, 13):
+        try:
+            run(library, "count_phases", 2, 0, True, seed=seed)
+            outcomes.append("passed")
+        except EmulationError as error:
+            outcomes.append(str(error).split(":")[0])
+    assert set(outcomes) == {"passed", "deadlock"}
+
+
+def test_copies_land_together_or_apart(plain: FiberLibrary) -> None:
+    outcomes = []
+    for seed in range(1, 13):
+        seen = np.zeros(2, np.uint32)
+        run(plain, "land_apart", np.zeros(4, np.float32), seen, seed=seed)
+        outcomes.append(int(seen[1]))
+    assert outcomes.count(0) > 2
+    assert outcomes.count(1) > 2
 
 
 def misuse(library: FiberLibrary, fault: str) -> np.ndarray:
