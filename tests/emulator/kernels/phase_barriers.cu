@@ -16,6 +16,7 @@ enum class Variant : int {
   kUsual,
   kOneLaneWaits,
   kAllArrive,
+  kProducerReads,
   // The producer.
   kNoEmptyWait,
   kEmptyParity,
@@ -38,6 +39,8 @@ enum class Variant : int {
   kShownByAnother,
   kShownLate,
   kNoBlockBarrier,
+  kReadAsData,
+  kWrittenAsData,
 };
 
 struct Ring {
@@ -59,6 +62,7 @@ __device__ void prepare(Ring& ring, Variant variant) {
     if (variant != Variant::kNotShown && variant != Variant::kShownByAnother && variant != Variant::kShownLate)
       share_barriers();
   }
+  if (threadIdx.x == 40 && variant == Variant::kReadAsData) ring.rows[0][0] = static_cast<float>(ring.full[0].state);
   if (threadIdx.x == 1 && variant == Variant::kShownByAnother) share_barriers();
   if (variant != Variant::kNoBlockBarrier) __syncthreads();
   if (threadIdx.x == 0 && variant == Variant::kShownLate) share_barriers();
@@ -71,6 +75,7 @@ __device__ void produce(Ring& ring, float* x, int rows, Variant variant) {
     const unsigned turn = static_cast<unsigned>(row / kStages);
     PhaseBarrier& full = ring.full[stage];
     if (variant != Variant::kNoEmptyWait) ring.empty[stage].wait(variant == Variant::kEmptyParity ? 1 : turn % 2 ^ 1);
+    if (variant == Variant::kProducerReads && ring.rows[stage][0] == 0) return;
     if (variant == Variant::kNoAnnounce) {
       full.arrive();
     } else {
@@ -95,6 +100,7 @@ __device__ void consume(Ring& ring, float* y, int rows, Variant variant) {
     const bool waits = variant != Variant::kNoFullWait && (!one_waits || me % 32 == 0);
     if (waits) ring.full[stage].wait(variant == Variant::kFullParity ? 0 : turn % 2);
     if (variant == Variant::kOneLaneWaits) __syncwarp();
+    if (variant == Variant::kWrittenAsData && me == 0) ring.full[stage].state = 0;
     const bool arrives = all_arrive(variant) || (me % 32 == 0 && variant != Variant::kNoArrival);
     if (variant == Variant::kArriveFirst && arrives) ring.empty[stage].arrive();
     y[row * kRow + me] = ring.rows[stage][kRow - 1 - me];
@@ -199,13 +205,15 @@ __global__ void count_phases(int phases, int parity, bool before) {
   if (threadIdx.x == 1) counted.wait(static_cast<unsigned>(parity));
 }
 
-// A thread waits for a copy that nobody starts, the other one in a loop for what the first would do next.
-__global__ void wait_for_a_waiting_thread(unsigned* flag) {
+// A thread waits for a copy, which perhaps nobody starts; the other one in a loop for what the first does next.
+__global__ void wait_for_a_waiting_thread(const float* x, unsigned* flag, bool started) {
+  __shared__ __align__(16) float row[16];
   __shared__ PhaseBarrier arrived;
-  if (threadIdx.x == 0) arrived.init(1);
-  __syncthreads();
   if (threadIdx.x == 1) {
-    arrived.arrive_and_expect(64);
+    arrived.init(1);
+    share_barriers();
+    arrived.arrive_and_expect(sizeof row);
+    if (started) arrived.copy(row, x, sizeof row);
     arrived.wait(0);
     atomicExch(flag, 1u);
   } else {
@@ -284,7 +292,9 @@ void run_land_apart(const float* x, unsigned* seen) { LAUNCH(land_apart, 1, 2, 0
 void run_count_phases(int phases, int parity, bool before) {
   LAUNCH(count_phases, 1, 2, 0, nullptr, phases, parity, before);
 }
-void run_wait_for_a_waiting_thread(unsigned* flag) { LAUNCH(wait_for_a_waiting_thread, 1, 2, 0, nullptr, flag); }
+void run_wait_for_a_waiting_thread(const float* x, unsigned* flag, bool started) {
+  LAUNCH(wait_for_a_waiting_thread, 1, 2, 0, nullptr, x, flag, started);
+}
 void run_misuse(float* x, int fault) { LAUNCH(misuse, 1, 1, 48, nullptr, x, static_cast<Misuse>(fault)); }
 #endif
 }
