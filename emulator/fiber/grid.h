@@ -45,8 +45,8 @@ struct PhaseBarrier {
   Moment initialised;
   Moment shown;             // to the copies; never, if its step is 0
   std::uint32_t agent = 0;  // for the race detector: the number of the thread that its copies are
-  SharedKnowledge arrived;  // of those that arrived in this phase
-  SharedKnowledge ended;    // of the phases that ended, for those that wait
+  SharedKnowledge arrived;  // of those that arrived so far, and of the copies that landed
+  SharedKnowledge ended;    // the same when the last phase ended: for those that wait
 
   bool has_ended(unsigned parity) const { return phase % 2 != parity; }
   bool can_end() const { return pending == 0 && announced == started; }
@@ -67,7 +67,6 @@ struct Fiber {
   unsigned mask = 0;
   bool predicate = false;
   PhaseBarrier* phase_barrier = nullptr;
-  unsigned parity = 0;
   const void* published = nullptr;
   std::vector<Copy> copies;
   ThreadClock clock;

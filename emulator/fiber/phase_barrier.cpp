@@ -32,20 +32,22 @@ PhaseBarrier& find(const std::uint64_t* state, Where at) {
   return found->second;
 }
 
+bool waits_at(const PhaseBarrier& barrier, const Fiber& fiber) {
+  return fiber.state == State::kAtPhaseBarrier && fiber.phase_barrier == &barrier;
+}
+
 void end_phase(Block& block, PhaseBarrier& barrier) {
   for (const BulkCopy& copy : barrier.copies) std::memcpy(copy.shared, copy.global, copy.bytes);
-  barrier.ended = races::joined(barrier.ended, barrier.arrived);
   if (!barrier.copies.empty()) {
-    barrier.ended = races::joined(barrier.ended, races::know_of_agent(block, barrier.agent, barrier.phase + 1));
+    barrier.arrived = races::joined(barrier.arrived, races::know_of_agent(block, barrier.agent, barrier.phase + 1));
   }
-  barrier.arrived = nullptr;
+  barrier.ended = barrier.arrived;
   barrier.copies.clear();
   barrier.announced = barrier.started = 0;
   barrier.pending = barrier.arrivals;
   barrier.phase++;
   for (Fiber& fiber : block.fibers) {
-    const bool waits = fiber.state == State::kAtPhaseBarrier && fiber.phase_barrier == &barrier;
-    if (waits && barrier.has_ended(fiber.parity)) fiber.state = State::kReady;
+    if (waits_at(barrier, fiber)) fiber.state = State::kReady;
   }
 }
 
@@ -119,7 +121,6 @@ void phase_barrier_wait(std::uint64_t* state, unsigned parity, Where at) {
     current->state = State::kAtPhaseBarrier;
     current->operation = "wait at a phase barrier";
     current->phase_barrier = &barrier;
-    current->parity = parity;
     current->place = at;
     leave(false);
   }
@@ -152,9 +153,7 @@ void fence_async_proxy(Where at) {
 bool land_copies(Block& block) {
   std::vector<PhaseBarrier*> awaited;
   for (auto& [state, barrier] : block.phase_barriers) {
-    const auto waits = [&](const Fiber& fiber) {
-      return fiber.state == State::kAtPhaseBarrier && fiber.phase_barrier == &barrier;
-    };
+    const auto waits = [&](const Fiber& fiber) { return waits_at(barrier, fiber); };
     if (barrier.can_end() && std::ranges::any_of(block.fibers, waits)) awaited.push_back(&barrier);
   }
   if (awaited.empty()) return false;

@@ -60,7 +60,7 @@ def ring_is_right(
 
 @pytest.mark.parametrize("seed", SEEDS)
 @pytest.mark.parametrize("resident", [1, 2, 4])
-@pytest.mark.parametrize("variant", ["Usual", "OneLaneWaits", "AllArrive"])
+@pytest.mark.parametrize("variant", ["Usual", "OneLaneWaits", "AllArrive", "ProducerReads"])
 def test_ring_buffer(library: FiberLibrary, variant: str, seed: int, resident: int) -> None:
     assert ring_is_right(library, variant, seed, resident, producer_first=False)
     assert ring_is_right(library, variant, seed, resident, producer_first=True)
@@ -103,6 +103,8 @@ def test_faults_that_are_errors_under_every_schedule(
         ("NoWarpBarrier", RACE + "write by block .*'s bulk copy .* the read by"),
         ("ReadAfterArrival", RACE + "(write by block .*'s bulk copy .* the read by|read by .*'s bulk copy)"),
         ("WriteSource", r"race on global memory: write by .* is not ordered after the read by block \d's bulk copy"),
+        ("ReadAsData", RACE + "(read|write) by .* is not ordered after the (read|write) by"),
+        ("WrittenAsData", RACE + "(write by .* the atomic|atomic by .* the write) by"),
         ("ShownLate", "a copy uses a barrier that was not shown to the copies"),
         ("NoBlockBarrier", "a phase barrier is used (that was never|by a thread that is not ordered after its) init"),
     ],
@@ -156,19 +158,43 @@ def test_copies_of_many_threads_in_one_phase(library: FiberLibrary, announced_fi
 
 @pytest.mark.parametrize("seed", SEEDS)
 def test_loop_that_waits_for_a_thread_at_a_phase_barrier(library: FiberLibrary, seed: int) -> None:
+    x, flag = np.zeros(16, np.float32), np.zeros(1, np.uint32)
+    run(library, "wait_for_a_waiting_thread", x, flag, True, seed=seed)
+    assert flag[0] == 1
     waits = rf"no progress(.|\n)*wait at a phase barrier \(its phase 0 .* 64 bytes\) at .*{HERE}"
     with pytest.raises(EmulationError, match=waits):
-        run(library, "wait_for_a_waiting_thread", np.zeros(1, np.uint32), seed=seed)
+        run(library, "wait_for_a_waiting_thread", x, np.zeros(1, np.uint32), False, seed=seed)
 
 
 @pytest.mark.parametrize("parity", [0, 1])
 @pytest.mark.parametrize("phases", [0, 1, 2, 3])
 def test_a_parity_is_all_that_is_known_of_a_phase(library: FiberLibrary, phases: int, parity: int) -> None:
     if phases % 2 != parity:
-        run(library, "wait_later", phases, parity)
+        run(library, "count_phases", phases, parity, False)
     else:
         with pytest.raises(EmulationError, match=rf"deadlock(.|\n)*phase {phases} awaits 1 arrivals.*{HERE}"):
-            run(library, "wait_later", phases, parity)
+            run(library, "count_phases", phases, parity, False)
+
+
+def test_who_sleeps_through_two_phases_waits_on(library: FiberLibrary) -> None:
+    outcomes = []
+    for seed in range(1, 13):
+        try:
+            run(library, "count_phases", 2, 0, True, seed=seed)
+            outcomes.append("passed")
+        except EmulationError as error:
+            outcomes.append(str(error).split(":")[0])
+    assert set(outcomes) == {"passed", "deadlock"}
+
+
+def test_copies_land_together_or_apart(plain: FiberLibrary) -> None:
+    outcomes = []
+    for seed in range(1, 13):
+        seen = np.zeros(2, np.uint32)
+        run(plain, "land_apart", np.zeros(4, np.float32), seen, seed=seed)
+        outcomes.append(int(seen[1]))
+    assert outcomes.count(0) > 2
+    assert outcomes.count(1) > 2
 
 
 def misuse(library: FiberLibrary, fault: str) -> np.ndarray:

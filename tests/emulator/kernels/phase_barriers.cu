@@ -16,6 +16,7 @@ enum class Variant : int {
   kUsual,
   kOneLaneWaits,
   kAllArrive,
+  kProducerReads,
   // The producer.
   kNoEmptyWait,
   kEmptyParity,
@@ -38,6 +39,8 @@ enum class Variant : int {
   kShownByAnother,
   kShownLate,
   kNoBlockBarrier,
+  kReadAsData,
+  kWrittenAsData,
 };
 
 struct Ring {
@@ -46,15 +49,20 @@ struct Ring {
   PhaseBarrier empty[kStages];
 };
 
+__device__ bool all_arrive(Variant variant) {
+  return variant == Variant::kAllArrive || variant == Variant::kReadAfterArrival;
+}
+
 __device__ void prepare(Ring& ring, Variant variant) {
   if (threadIdx.x == 0) {
     for (int stage = 0; stage < kStages; stage++) {
       ring.full[stage].init(1);
-      ring.empty[stage].init(variant == Variant::kAllArrive ? kConsumers : kConsumers / 32);
+      ring.empty[stage].init(all_arrive(variant) ? kConsumers : kConsumers / 32);
     }
     if (variant != Variant::kNotShown && variant != Variant::kShownByAnother && variant != Variant::kShownLate)
       share_barriers();
   }
+  if (threadIdx.x == 40 && variant == Variant::kReadAsData) ring.rows[0][0] = static_cast<float>(ring.full[0].state);
   if (threadIdx.x == 1 && variant == Variant::kShownByAnother) share_barriers();
   if (variant != Variant::kNoBlockBarrier) __syncthreads();
   if (threadIdx.x == 0 && variant == Variant::kShownLate) share_barriers();
@@ -67,6 +75,7 @@ __device__ void produce(Ring& ring, float* x, int rows, Variant variant) {
     const unsigned turn = static_cast<unsigned>(row / kStages);
     PhaseBarrier& full = ring.full[stage];
     if (variant != Variant::kNoEmptyWait) ring.empty[stage].wait(variant == Variant::kEmptyParity ? 1 : turn % 2 ^ 1);
+    if (variant == Variant::kProducerReads && ring.rows[stage][0] == 0) return;
     if (variant == Variant::kNoAnnounce) {
       full.arrive();
     } else {
@@ -91,10 +100,11 @@ __device__ void consume(Ring& ring, float* y, int rows, Variant variant) {
     const bool waits = variant != Variant::kNoFullWait && (!one_waits || me % 32 == 0);
     if (waits) ring.full[stage].wait(variant == Variant::kFullParity ? 0 : turn % 2);
     if (variant == Variant::kOneLaneWaits) __syncwarp();
-    const bool arrives = variant == Variant::kAllArrive || (me % 32 == 0 && variant != Variant::kNoArrival);
+    if (variant == Variant::kWrittenAsData && me == 0) ring.full[stage].state = 0;
+    const bool arrives = all_arrive(variant) || (me % 32 == 0 && variant != Variant::kNoArrival);
     if (variant == Variant::kArriveFirst && arrives) ring.empty[stage].arrive();
     y[row * kRow + me] = ring.rows[stage][kRow - 1 - me];
-    if (variant != Variant::kNoWarpBarrier && variant != Variant::kAllArrive) __syncwarp();
+    if (variant != Variant::kNoWarpBarrier && !all_arrive(variant)) __syncwarp();
     if (variant != Variant::kArriveFirst && arrives) ring.empty[stage].arrive();
     if (variant == Variant::kReadAfterArrival) y[row * kRow + me] += ring.rows[stage][kRow - 1 - me];
   }
@@ -116,11 +126,13 @@ __global__ void ring_buffer(float* x, float* y, int rows, bool producer_first, V
   }
 }
 
-// Thread 0 starts a copy; the first `waiting` threads wait before they read, the others afterwards.
+// Thread 0 starts a copy over the same numbers; the first `waiting` threads wait before they read, the others
+// afterwards.
 __global__ void read_early(const float* x, float* y, int waiting) {
   __shared__ __align__(16) float row[kRow];
   __shared__ PhaseBarrier arrived;
   const int me = static_cast<int>(threadIdx.x);
+  row[me] = x[me];
   if (me == 0) {
     arrived.init(1);
     share_barriers();
@@ -130,6 +142,7 @@ __global__ void read_early(const float* x, float* y, int waiting) {
     arrived.copy(row, x, 2 * kHalf);
     arrived.arrive_and_expect(2 * kHalf);
   }
+  __syncthreads();
   if (me < waiting) arrived.wait(0);
   y[me] = row[me];
   arrived.wait(0);
@@ -156,24 +169,51 @@ __global__ void copy_together(const float* x, float* y, bool announced_first) {
   y[threadIdx.x] = row[threadIdx.x] + row[64 + threadIdx.x];
 }
 
-// One thread arrives again and again, the other waits afterwards. Nothing lies in the phases.
-__global__ void wait_later(int phases, int parity) {
-  __shared__ PhaseBarrier counted;
+// Two copies; the thread that waits for the first says later that it has seen it, the other one says whether it knew.
+__global__ void land_apart(const float* x, unsigned* seen) {
+  __shared__ __align__(16) float rows[2][4];
+  __shared__ PhaseBarrier arrived[2], other;
   if (threadIdx.x == 0) {
-    counted.init(1);
-    for (int phase = 0; phase < phases; phase++) counted.arrive();
+    other.init(1);
+    for (int i = 0; i < 2; i++) arrived[i].init(1);
+    share_barriers();
+    for (int i = 0; i < 2; i++) {
+      arrived[i].arrive_and_expect(16);
+      arrived[i].copy(rows[i], x, 16);
+    }
   }
   __syncthreads();
+  arrived[threadIdx.x].wait(0);
+  if (threadIdx.x == 0) {
+    for (int i = 0; i < 20; i++) other.arrive();
+    atomicExch(&seen[0], 1u);
+  } else {
+    seen[1] = atomicAdd(&seen[0], 0u);
+  }
+}
+
+// One thread arrives again and again. The other waits afterwards, or has gone to sleep before.
+__global__ void count_phases(int phases, int parity, bool before) {
+  __shared__ PhaseBarrier counted;
+  if (threadIdx.x == 0) counted.init(1);
+  __syncthreads();
+  if (threadIdx.x == 0) {
+    for (int i = 0; before && i < 40; i++) __nanosleep(1);
+    for (int phase = 0; phase < phases; phase++) counted.arrive();
+  }
+  if (!before) __syncthreads();
   if (threadIdx.x == 1) counted.wait(static_cast<unsigned>(parity));
 }
 
-// A thread waits for a copy that nobody starts, the other one in a loop for what the first would do next.
-__global__ void wait_for_a_waiting_thread(unsigned* flag) {
+// A thread waits for a copy, which perhaps nobody starts; the other one in a loop for what the first does next.
+__global__ void wait_for_a_waiting_thread(const float* x, unsigned* flag, bool started) {
+  __shared__ __align__(16) float row[16];
   __shared__ PhaseBarrier arrived;
-  if (threadIdx.x == 0) arrived.init(1);
-  __syncthreads();
   if (threadIdx.x == 1) {
-    arrived.arrive_and_expect(64);
+    arrived.init(1);
+    share_barriers();
+    arrived.arrive_and_expect(sizeof row);
+    if (started) arrived.copy(row, x, sizeof row);
     arrived.wait(0);
     atomicExch(flag, 1u);
   } else {
@@ -248,8 +288,13 @@ void run_read_early(const float* x, float* y, int waiting) { LAUNCH(read_early, 
 void run_copy_together(const float* x, float* y, bool announced_first) {
   LAUNCH(copy_together, 1, 64, 0, nullptr, x, y, announced_first);
 }
-void run_wait_later(int phases, int parity) { LAUNCH(wait_later, 1, 2, 0, nullptr, phases, parity); }
-void run_wait_for_a_waiting_thread(unsigned* flag) { LAUNCH(wait_for_a_waiting_thread, 1, 2, 0, nullptr, flag); }
+void run_land_apart(const float* x, unsigned* seen) { LAUNCH(land_apart, 1, 2, 0, nullptr, x, seen); }
+void run_count_phases(int phases, int parity, bool before) {
+  LAUNCH(count_phases, 1, 2, 0, nullptr, phases, parity, before);
+}
+void run_wait_for_a_waiting_thread(const float* x, unsigned* flag, bool started) {
+  LAUNCH(wait_for_a_waiting_thread, 1, 2, 0, nullptr, x, flag, started);
+}
 void run_misuse(float* x, int fault) { LAUNCH(misuse, 1, 1, 48, nullptr, x, static_cast<Misuse>(fault)); }
 #endif
 }
