@@ -32,6 +32,9 @@ BLOCKS_PER_MULTIPROCESSOR = 32
 PARTITIONS, REGISTERS_PER_PARTITION, REGISTER_UNIT = 4, 16384, 256
 SHARED_UNIT, SHARED_RESERVED = 128, 1024
 
+SM_90_KERNELS = ("ring_kernel",)
+"""Their code for older architectures is a trap, which the launcher never runs."""
+
 DTYPES = ("fp32", "fp64", "bf16", "fp16", "int8")  # the order of enum class DType
 
 
@@ -58,8 +61,8 @@ class KernelCode:
 
     @property
     def wide_loads(self) -> int:
-        """Loads of 16 bytes for each lane from global memory, into registers or straight into shared memory."""
-        return self._count(r"LDG(?=\.).*\.128\b|LDGSTS.*\.128\b")
+        """Loads of 16 bytes for each lane from global memory, into registers or straight into shared memory; bulk copies."""
+        return self._count(r"LDG(?=\.).*\.128\b|LDGSTS.*\.128\b|UBLKCP\b")
 
     @property
     def matrix_products(self) -> int:
@@ -105,7 +108,8 @@ def kernels_of(source: Path, arch: str, include: tuple[Path, ...] = (build.CSRC,
     """Every kernel of a source, compiled for an architecture; raises MissingToolError without nvcc."""
     bounds = launch_bounds(build.ptx(source, arch, include=include))
     codes = read_cubin(build.cubin(source, arch, include=include), arch, bounds)
-    return [replace(code, wants_wide="Product" in code.name, wants_matrix="TensorCore" in code.name) for code in codes]
+    codes = [replace(code, wants_wide="Product" in code.name, wants_matrix="TensorCore" in code.name) for code in codes]
+    return [code for code in codes if arch != "sm_80" or not code.name.startswith(SM_90_KERNELS)]
 
 
 def launch_bounds(ptx: str) -> dict[str, tuple[int, int]]:
@@ -158,10 +162,11 @@ def table(codes: Sequence[KernelCode]) -> str:
 
 def cells(codes: Sequence[KernelCode]) -> list[str]:
     """A row of the table: one kernel on the architectures in their order."""
-    found = [f"`{codes[0].name}`", str(codes[0].threads)]
-    found += [
-        f"{code.registers} registers, {code.shared} B, {code.blocks} resident ({code.occupancy:.0%})" for code in codes
-    ]
+    of_arch = {
+        code.arch: f"{code.registers} registers, {code.shared} B, {code.blocks} resident ({code.occupancy:.0%})"
+        for code in codes
+    }
+    found = [f"`{codes[0].name}`", str(codes[0].threads), *(of_arch.get(arch, "-") for arch in ARCHITECTURES)]
     found.append(" / ".join(str(code.wide_loads) for code in codes))
     return [*found, " / ".join(str(code.matrix_products) for code in codes)]
 

@@ -234,9 +234,9 @@ def _atomic(machine: Machine, current: Instruction, lanes: Lanes) -> None:
 
 @instruction("fence", "membar")
 def _fence(machine: Machine, current: Instruction, lanes: Lanes) -> None:
-    if {"proxy", "mbarrier_init"}.intersection(current.parts):
+    if {"async", "mbarrier_init"}.intersection(current.parts):
         machine.phases.show(lanes)
-    elif "cta" not in current.parts:
+    elif not {"cta", "proxy"}.intersection(current.parts):
         machine.ordering.fence(lanes)
 
 

@@ -137,14 +137,14 @@ class Ordering:
             # A read-modify-write continues what it read; a plain store starts anew.
             self.handed_on[address] = released.joined(handed_on) if reads else released
 
-    def begin_copy(self, access: Access, size: int, columns: Array, instruction: Instruction) -> None:
-        """A bulk copy into shared memory is its thread's write, and after that the barrier's."""
+    def begin_copy(self, access: Access, size: int, barriers: Array, instruction: Instruction) -> None:
+        """A bulk copy into shared memory is its thread's write, and from then on its barrier's."""
         assert self.phases is not None
         self.check(access, size, True, instruction)
         places, threads = places_of(access, size), np.repeat(access.lanes.numbers, size // WORD)
         overlaps = self.shared_writes.thread[places] != threads
         self._complain("shared", "write", overlaps, self.shared_writes, places, threads, instruction)
-        self.phases.begin_copy(places, np.repeat(columns, size // WORD))
+        self.phases.begin_copy(places, np.repeat(barriers, size // WORD))
 
     # ---- what is judged ----------------------------------------------------------------------------------------------
 

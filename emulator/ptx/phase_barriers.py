@@ -183,9 +183,7 @@ class PhaseBarriers:
     def _end_phase(self, number: int) -> None:
         barrier, shared = self.barriers[number], self.machine.memory.shared
         for copy in barrier.copies:
-            end = copy.target + len(copy.source)
-            shared[copy.target : end] = copy.source
-            self.order.end_copy(number, copy.target // WORD, end // WORD)
+            shared[copy.target : copy.target + len(copy.source)] = copy.source
         self.order.end_phase(number)
         self.told[number] |= self.tells[number]
         self.barriers[number] = _Barrier(barrier.arrivals, barrier.arrivals)
@@ -249,8 +247,7 @@ class PhaseBarriers:
             chosen = size == alike
             access = _part(target, chosen)
             self.guard(access, int(alike), current)
-            columns = self.order.column_of(numbers[chosen])
-            self.machine.ordering.begin_copy(access, int(alike), columns, current)
+            self.machine.ordering.begin_copy(access, int(alike), numbers[chosen], current)
             for offset in access.offset:
                 access.words[offset : offset + alike] = GARBAGE
 

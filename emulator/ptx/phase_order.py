@@ -42,10 +42,6 @@ class PhaseOrder:
     def _know_oneself(self, numbers: Array) -> None:
         self.known[numbers, numbers % self.threads] = FOREVER
 
-    def column_of(self, barriers: Array) -> Array:
-        """Where a clock has the copies that arrive at a barrier."""
-        return 32 * self.warps + barriers % BARRIERS
-
     # ---- what orders -------------------------------------------------------------------------------------------------
 
     def tick(self) -> int:
@@ -71,6 +67,8 @@ class PhaseOrder:
         np.maximum(self.arrived[barrier], self._clocks(numbers).max(0), out=self.arrived[barrier])
 
     def end_phase(self, barrier: int) -> None:
+        """All copies so far have arrived at the barrier."""
+        self.arrived[barrier, 32 * self.warps + barrier % BARRIERS] = self.tick()
         np.maximum(self.ended[barrier], self.arrived[barrier], out=self.ended[barrier])
         self.arrived[barrier] = 0
 
@@ -90,14 +88,9 @@ class PhaseOrder:
     def record_write(self, places: Array) -> None:
         self.write_time[places], self.copied_for[places] = self.now, -1
 
-    def begin_copy(self, places: Array, columns: Array) -> None:
-        """Nobody may touch the places before the copy has arrived at its barrier."""
-        self.write_time[places], self.copied_for[places] = FOREVER, columns
-
-    def end_copy(self, barrier: int, first: int, end: int) -> None:
-        """A copy has arrived; before end_phase."""
-        self.write_time[first:end] = self.now
-        self.arrived[barrier, self.column_of(np.array(barrier))] = self.tick()
+    def begin_copy(self, places: Array, barriers: Array) -> None:
+        """Nobody may touch the places who does not know that the copy has arrived at its barrier."""
+        self.write_time[places], self.copied_for[places] = self.now, 32 * self.warps + barriers % BARRIERS
 
     def record_reads(self, threads: Array, places: Array) -> None:
         """Of one access."""

@@ -29,10 +29,10 @@ def test_kernels_of_the_library(source: Path, arch: str) -> None:
 
 
 def test_every_kernel_is_judged() -> None:
-    kernels = [kernel for source in machine_code.SOURCES for kernel in machine_code.kernels_of(source, "sm_80")]
+    kernels = [kernel for source in machine_code.SOURCES for kernel in machine_code.kernels_of(source, "sm_90")]
     families = {kernel.name.split("<")[0] for kernel in kernels}
-    decode = {"dense_kernel", "low_rank_kernel", "normalise_rows"}
-    assert families == decode | {"edit_and_normalise_rows", "cholesky_kernel"}
+    decode = {"dense_kernel", "low_rank_kernel", "ring_kernel"}
+    assert families == decode | {"edit_and_normalise_rows", "edit_and_normalise_uniform_rows", "cholesky_kernel"}
 
 
 def test_page_says_what_the_compiler_says() -> None:

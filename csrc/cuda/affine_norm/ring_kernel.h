@@ -80,7 +80,7 @@ struct RingSums {
 };
 
 template <class Types, class Product, DType kMap, int column_tiles, int row_tiles>
-__global__ void __launch_bounds__(kRingThreads, 2) ring_kernel(const __grid_constant__ AffineCall call) {
+__device__ __forceinline__ void stream_and_normalise(const AffineCall& call) {
   __shared__ RingBarriers barriers;
   __shared__ Group group;
   DYNAMIC_SHARED(char, ring);
@@ -110,6 +110,16 @@ __global__ void __launch_bounds__(kRingThreads, 2) ring_kernel(const __grid_cons
   }
   sums.store(call, reinterpret_cast<WarpSums*>(ring));
   normalise_share<Types>(call, gridDim.x);
+}
+
+// Two blocks to a multiprocessor: 18 warps, at most 112 registers a thread.
+template <class Types, class Product, DType kMap, int column_tiles, int row_tiles>
+__global__ void __launch_bounds__(kRingThreads, 2) ring_kernel(const __grid_constant__ AffineCall call) {
+  if constexpr (kHasBulkCopies) {
+    stream_and_normalise<Types, Product, kMap, column_tiles, row_tiles>(call);
+  } else {
+    __trap();
+  }
 }
 
 }  // namespace incline_fast::cuda

@@ -6,7 +6,7 @@
 // start and the end of the phase in which its bytes are awaited. Sources: PTX ISA, "mbarrier", "cp.async.bulk",
 // "Async proxy"; CUDA C++ Programming Guide, "Asynchronous Data Copies using the Tensor Memory Accelerator".
 //
-// Code for GPUs before sm_90 has none of these instructions, and traps where it would wait.
+// Code for GPUs before sm_90 has none of these instructions, and must not be launched.
 #pragma once
 
 #include <cstdint>
@@ -21,6 +21,12 @@
 #endif
 
 namespace incline_fast::cuda {
+
+#if defined(INCLINE_FAST_EMULATED) || (defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900)
+constexpr bool kHasBulkCopies = true;
+#else
+constexpr bool kHasBulkCopies = false;
+#endif
 
 // In shared memory.
 struct PhaseBarrier {
@@ -67,8 +73,6 @@ struct PhaseBarrier {
           : "r"(address()), "r"(parity)
           : "memory");
     }
-#else
-    __trap();
 #endif
   }
 
