@@ -102,10 +102,19 @@ struct Worker {
   static constexpr int kCount = Piece<T>::kCount;
 
   Exchange<T>& shared;
-  Matrix<T> factor, inverse;
-  int size, first;  // rows; the first of the tiles in use
-  int y, x;
+  const Matrix<T> factor, inverse;
+  const int size, first;  // rows; the first of the tiles in use
+  const int y, x;
   T e[kTiles][kTiles];  // the lower tiles
+
+  __device__ Worker(Exchange<T>& shared, const CholeskyCall<T>& call, int first)
+      : shared(shared),
+        factor(matrix_of(call.factor, blockIdx.x)),
+        inverse(matrix_of(call.inverse, blockIdx.x)),
+        size(call.size),
+        first(first),
+        y(static_cast<int>(threadIdx.x) / kTile),
+        x(static_cast<int>(threadIdx.x) % kTile) {}
 
   __device__ int row(int tile) const { return y + kTile * (tile - first); }
   __device__ int column(int tile) const { return x + kTile * (tile - first); }
@@ -298,13 +307,7 @@ __global__ void __launch_bounds__(kCholeskyThreads, 1) cholesky_kernel(const __g
   __shared__ Exchange<T> shared;
   const int thread = static_cast<int>(threadIdx.x), first = kTiles - (call.size + kTile - 1) / kTile;
   const bool works = thread < kWorkers, inverts = call.inverse.data != nullptr;
-  Worker<T, kFactor> worker{shared,
-                            matrix_of(call.factor, blockIdx.x),
-                            matrix_of(call.inverse, blockIdx.x),
-                            call.size,
-                            first,
-                            thread / kTile,
-                            thread % kTile};
+  Worker<T, kFactor> worker(shared, call, first);
   if (kFactor && call.info[blockIdx.x] != 0) {
     if (works) worker.write_zeros();
     return;
