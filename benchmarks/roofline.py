@@ -22,6 +22,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks import decode_model as model
+from benchmarks.cholesky_model import block_us
 from benchmarks.decode_model import DESIGNS, GPUS, Design, Gpu
 from benchmarks.report.markdown import table as markdown
 from benchmarks.report.plots import PLOTS
@@ -33,8 +34,6 @@ from incline_fast.ops._arguments import DECODE_TOKENS
 __all__ = ["EXPECTATIONS", "GPUS", "Gpu", "Prediction", "find_gpu", "predict", "predict_cholesky_block"]
 
 LABEL = "predicted, not measured"
-PIVOT_CLOCKS = 300
-"""Assumed clocks per pivot of the Cholesky block: two barriers, a reciprocal square root, a broadcast in sequence."""
 PAGE = Path(__file__).parents[1] / "docs" / "gpu_time.md"
 
 
@@ -119,7 +118,7 @@ def predict_cholesky_block(gpu: Gpu, size: int = 128) -> Prediction:
         bytes=moved,
         flops=flops,
         us_roofline=max(moved / gpu.bandwidth, flops / gpu.vector) / 1e6,
-        us_predicted=model.LAUNCH_US + model.DRAM_US + gpu.us(size * PIVOT_CLOCKS),
+        us_predicted=block_us(gpu, size, torch.float32),
         us_unfused=None,
         ratio=None,
     )
