@@ -122,14 +122,13 @@ class Design:
     """The fences before and after the addition to a counter."""
     one_launch_rows: int
     """Rows that the last block of the launch normalises; a second launch normalises more."""
-    block_per_row: bool
-    """One block a row that requests everything before it waits; otherwise warps that add up tile after tile."""
+    shares_rows: bool
+    """The last blocks normalise a row each, which request everything before they wait, and there is no second launch.
+    Otherwise warps add up tile after tile."""
     steps_requested: tuple[int, int]
     """Steps of weights that a warp has requested when it waits for one: with one row tile, with several."""
     tiles_at_once: int
     """Row tiles whose x is requested together."""
-    exits_published: bool
-    """Blocks count themselves at their end also where a second launch follows."""
     short_pieces: int
     """Depth of a piece of ``down`` for ranks up to 128; 1024 otherwise."""
     pieces_at_once: int
@@ -168,10 +167,9 @@ BEFORE = Design(
     release_clocks=900,  # fence.sc, as __threadfence() compiles
     acquire_clocks=400,  # another one
     one_launch_rows=16,
-    block_per_row=False,
+    shares_rows=False,
     steps_requested=(4, 2),
     tiles_at_once=1,
-    exits_published=True,
     short_pieces=1024,
     pieces_at_once=2,
     decode_tokens=DECODE_TOKENS,
@@ -186,11 +184,10 @@ NOW = Design(
     tile_clocks=_COMBINE,
     release_clocks=500,  # fence.acq_rel: the stores' way to L2 and back
     acquire_clocks=150,  # nothing is under way any more; the L1 cache is emptied
-    one_launch_rows=1,
-    block_per_row=True,
+    one_launch_rows=DECODE_TOKENS,
+    shares_rows=True,
     steps_requested=(3, 2),
     tiles_at_once=4,
-    exits_published=False,
     short_pieces=512,
     pieces_at_once=4,
     decode_tokens=None,
@@ -269,9 +266,16 @@ def _ring_us(gpu: Gpu, design: Design, problem: Problem) -> float:
         (weights + blocks * m * d * problem.dtype.itemsize) / gpu.l2_bandwidth / 1e6,
         gpu.us(waves * math.ceil(d / depth) * STAGE_CLOCKS),
     )
+    return streamed + gpu.us(
+        STAGE_CLOCKS + design.tile_clocks + BARRIER_CLOCKS + _share_clocks(design, problem, blocks)
+    )
+
+
+def _share_clocks(design: Design, problem: Problem, blocks: int) -> float:
+    """From the last tile to y: the block of one row learns that it was the last, those of several notice."""
+    m = problem.num_tokens
     publish = design.publish_clocks if m == 1 else design.publish_clocks - design.acquire_clocks + NOTICE_CLOCKS
-    rows = math.ceil(m / blocks) * _row_clocks(problem)
-    return streamed + gpu.us(STAGE_CLOCKS + design.tile_clocks + BARRIER_CLOCKS + publish + rows)
+    return publish + math.ceil(m / blocks) * _row_clocks(problem)
 
 
 def _row_clocks(problem: Problem) -> float:
@@ -286,13 +290,13 @@ def _row_clocks(problem: Problem) -> float:
 def _rows_us(gpu: Gpu, design: Design, problem: Problem, programmatic: bool) -> float:
     """From the last tile to y: by the last block, or by a second launch with a block for every row."""
     m, d = problem.num_tokens, problem.hidden_size
+    tiles = d / TILE
+    if design.shares_rows:
+        return gpu.us(_share_clocks(design, problem, math.ceil(tiles)))
     in_launch = m <= design.one_launch_rows
-    time = gpu.us(design.publish_clocks) if in_launch or design.exits_published else 0.0
+    time = gpu.us(design.publish_clocks)
     if not in_launch:
         time += _next_launch_us(programmatic) + gpu.us(SECOND_CLOCKS)
-    tiles = d / TILE
-    if design.block_per_row:
-        return time + gpu.us(_row_clocks(problem))  # in one launch there is one row
     statistics = math.ceil(tiles / 32) * (L2_CLOCKS + DIVISION_CLOCKS) + 5 * 110 + 150
     sharing = BLOCK_WARPS
     while in_launch and sharing > 1 and sharing * m > BLOCK_WARPS:

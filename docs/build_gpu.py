@@ -34,9 +34,10 @@ counted in nvdisasm's listing, the occupancy is computed from them, and traffic 
 CUDA_TEXT = """## Machine code of the CUDA kernels
 
 nvcc 13.0 with `-O3 --fmad=false`. Resident are the blocks that fit on one multiprocessor with their shared memory,
-and in brackets their share of its 64 warps. The tests require at least as many as `__launch_bounds__` intends, and no
-stack, no local memory, and no spill. 16-byte loads (`LDG.E.128`, `LDGSTS`) and tensor-core instructions (`HMMA`,
-`IMMA`) are counted for the architectures in their order.
+and in brackets their share of its 64 warps. `ring_kernel` is for sm_90 and later, and has up to 104 KB of dynamic
+shared memory besides, with which two blocks fit. The tests require at least as many as `__launch_bounds__` intends,
+and no stack, no local memory, and no spill. 16-byte loads (`LDG.E.128`, `LDGSTS`), with them bulk copies (`UBLKCP`),
+and tensor-core instructions (`HMMA`, `IMMA`) are counted for the architectures in their order.
 
 """
 TRITON_TEXT = """## Machine code of the Triton kernels
@@ -67,8 +68,8 @@ FAULT_TEXT = """## Planted faults
 `python -m emulator.mutate` plants one fault at a time into a copy of `csrc/cuda`, builds it and runs small
 cases: as fibers under several schedules (wrong numbers, deadlocks, misaligned accesses), as fibers with the race
 detector, and as PTX for sm_80 (wrong numbers, races, accesses out of bounds), programmatic launches for sm_90 (accesses
-before the dependency wait as well). A cell says what the check saw; an empty one that it saw nothing. The CUDA kernels
-have no asynchronous copies; in Triton's PTX a missing wait is planted by
+before the dependency wait as well), as are the launches with bulk copies. A cell says what the check saw; an empty one
+that it saw nothing. In Triton's PTX a missing wait for an asynchronous copy is planted by
 `tests/ops/triton_kernels/test_triton_faults.py`, a missing dependency wait by `test_triton_programmatic.py` beside it.
 
 """

@@ -20,31 +20,50 @@ class Fault:
     cases: tuple[str, ...]
 
 
-BOTH, ONE_ROW = ("dense", "low rank"), ("one row", "one row, low rank")
+BOTH, ONE_ROW, SHARED = ("dense", "low rank"), ("one row", "one row, low rank"), ("dense", "ring, many rows")
+# Of the first of two kernels that have the lines before these in common.
+EPILOGUE_ROW = "  const std::int64_t row = call.first_row + blockIdx.x;\n  const int map = map_of(call, blockIdx.x);"
+EPILOGUE_STATISTICS = "  const Statistics stats = statistics(call, [&](int tile) { return moments[tile]; });\n  for"
 FAULTS = (
     Fault(
-        "no barrier before a block publishes", "tickets.h",
-        "  __shared__ bool last;\n  __syncthreads();\n", "  __shared__ bool last;\n", ("one row, unedited",),
+        "no barrier before a block publishes", "share_rows.h",
+        "  __shared__ Share share;\n  __syncthreads();\n", "  __shared__ Share share;\n", ("one row, unedited",),
     ),
     Fault(
-        "no fence before the ticket (release)", "tickets.h",
-        "    fence_acq_rel();\n    last = ", "    last = ", ONE_ROW,
+        "no fence before the ticket (release)", "share_rows.h",
+        "    fence_acq_rel();\n    const Progress before", "    const Progress before", ONE_ROW,
     ),
     Fault(
-        "no fence after the ticket (acquire)", "tickets.h",
-        "total - 1;\n    fence_acq_rel();\n", "total - 1;\n", ONE_ROW,
+        "no fence after the ticket (acquire)", "share_rows.h",
+        "      fence_acq_rel();\n      share.count", "      share.count", ONE_ROW,
     ),
     Fault(
-        "the last but one block finishes", "tickets.h",
-        "== total - 1;", "== total - 2;", ONE_ROW,
+        "the last but one block finishes", "share_rows.h",
+        "total - 1 - static_cast<unsigned>(before)", "total - 2 - static_cast<unsigned>(before)", ONE_ROW,
     ),
     Fault(
-        "counters are not reset", "dense_kernel.h",
+        "counters are not reset", "share_rows.h",
         "call.tickets[threadIdx.x] = 0;", "call.tickets[threadIdx.x] += 0;", ONE_ROW,
     ),
     Fault(
-        "counters are not reset by the launch that normalises", "normalise.cu",
-        "call.tickets[threadIdx.x] = 0;", "call.tickets[threadIdx.x] += 0;", ("low rank",),
+        "counters are reset while a block still waits", "share_rows.h",
+        "  if (share.count > 1) wait_for(call.tickets + kSeen, share.count - 1);\n", "", SHARED,
+    ),
+    Fault(
+        "a block waits before all have started", "share_rows.h",
+        "} else if (rank < most && before / kOneStarted == total) {", "} else if (rank < most) {", SHARED,
+    ),
+    Fault(
+        "rows of blocks that could not wait are forgotten", "share_rows.h",
+        "*call.early = static_cast<unsigned>(before);", "*call.early = 0;", SHARED,
+    ),
+    Fault(
+        "a block does not wait for the others before it normalises its share", "share_rows.h",
+        "      spin_until(progress_of(call), total * kOneStarted + total);\n", "", SHARED,
+    ),
+    Fault(
+        "no barrier between two rows of a share", "share_rows.h",
+        "    if (row != share.rank) __syncthreads();", "   ", ("ring, many rows",),
     ),
     Fault(
         "no fence before a piece is counted", "tickets.h",
@@ -101,7 +120,7 @@ FAULTS = (
     ),
     Fault(
         "mask: wide stores cross the end of a row", "rows.h",
-        "if (!row.wide || k + 4 > limit) {", "if (!row.wide) {", ("odd",),
+        "if (!row.wide || k + count > limit) {", "if (!row.wide) {", ("odd",),
     ),
     Fault(
         "statistics: deviations of a tile without the gap between its mean and the row's", "row_norm.h",
@@ -159,12 +178,8 @@ FAULTS = (
         ("programmatic, row_map",),
     ),
     Fault(
-        "missing dependency wait: the launch that normalises", "normalise.cu",
-        "  wait_for_previous_launch();\n  if (blockIdx.x", "  if (blockIdx.x", ("programmatic, row_map",),
-    ),
-    Fault(
-        "missing dependency wait: the launch after a GEMM", "normalise.cu",
-        "  wait_for_previous_launch();\n  const std::int64_t row", "  const std::int64_t row",
+        "missing dependency wait: the launch after a GEMM", "epilogue.cu",
+        f"  wait_for_previous_launch();\n{EPILOGUE_ROW}", EPILOGUE_ROW,
         ("programmatic, after a GEMM",),
     ),
     Fault(
@@ -177,7 +192,53 @@ FAULTS = (
         ("programmatic, low rank",),
     ),
     Fault(
-        "after a GEMM: no barrier between the moments and the statistics", "normalise.cu",
-        "  __syncthreads();\n  const Statistics stats", "  const Statistics stats", ("after a GEMM",),
+        "after a GEMM: no barrier between the moments and the statistics", "epilogue.cu",
+        f"  __syncthreads();\n{EPILOGUE_STATISTICS}", EPILOGUE_STATISTICS,
+        ("after a GEMM",),
+    ),
+    Fault(
+        "after a GEMM, in 16-byte loads: a lane adds up half of a tile", "epilogue.cu",
+        "return sum + __shfl_xor_sync(kAllLanes, sum, 1);", "return 2.0f * sum;", ("after a GEMM, uniform",),
+    ),
+    Fault(
+        "ring: rows are requested before the dependency wait", "ring_kernel.h",
+        "if (requests) requester.begin();", "if (requests) requester.begin(), requester.request_rows(0, 0);",
+        ("programmatic, ring",),
+    ),
+    Fault(
+        "ring: a stage is not waited for", "ring_kernel.h",
+        "    barriers.filled[turn.slot].wait(turn.parity);\n", "", ("ring",),
+    ),
+    Fault(
+        "ring: the parity of a phase never turns", "ring.h",
+        "    parity ^= 1;\n", "", ("ring, slots used again",),
+    ),
+    Fault(
+        "ring: a slot is requested again while it is read", "ring.h",
+        "      barriers.read[turn.slot].wait(turn.parity);\n", "", ("ring, slots used again",),
+    ),
+    Fault(
+        "ring: not all bytes of a stage are announced", "ring.h",
+        "slot.columns * size + 2 * of_rows", "slot.columns * size", ("ring",),
+    ),
+    Fault(
+        "ring: the barriers are not shown to the copies", "ring.h",
+        "      share_barriers();\n", "", ("ring",),
+    ),
+    Fault(
+        "ring: no thread waits until the barriers are made", "ring.h",
+        "      share_barriers();\n    }\n    __syncthreads();", "      share_barriers();\n    }", ("ring",),
+    ),
+    Fault(
+        "ring: the sums overwrite slots that are still read", "ring_kernel.h",
+        "    __syncthreads();  // nothing in the ring is read any more\n", "", ("ring",),
+    ),
+    Fault(
+        "ring: a warp says that it has read before all of its lanes have", "ring_kernel.h",
+        "    __syncwarp();\n", "", ("ring, slots used again",),
+    ),
+    Fault(
+        "ring: the residual's segments lie upon those of x", "ring.h",
+        "return x() + rows * row_pitch; }", "return x(); }", ("ring, slots used again",),
     ),
 )  # fmt: skip

@@ -61,7 +61,7 @@ class KernelCode:
 
     @property
     def wide_loads(self) -> int:
-        """Loads of 16 bytes for each lane from global memory, into registers or straight into shared memory; bulk copies."""
+        """Loads of 16 bytes for each lane from global memory, to registers or shared memory; bulk copies."""
         return self._count(r"LDG(?=\.).*\.128\b|LDGSTS.*\.128\b|UBLKCP\b")
 
     @property

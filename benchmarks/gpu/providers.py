@@ -77,8 +77,8 @@ def ours(backend: str) -> GpuProvider:
 
 def _while_set(set_option: Callable[[bool], None], backend: str) -> Callable[[DeviceData], Run]:
     """The in-place op with one of the process's settings on: with ``set_batch_invariant`` the decode kernels keep calls
-    that torch's product would take (is the threshold right?), with ``set_programmatic_launch`` launches overlap, without
-    bulk copies the kernels serve that older GPUs have too.
+    that torch's product would take (is the threshold right?), with ``set_programmatic_launch`` launches overlap;
+    without bulk copies the kernels of older GPUs serve.
 
     A graph keeps the launches as they were captured, so that no provider's setting reaches another one's graph.
     """

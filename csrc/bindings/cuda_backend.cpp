@@ -15,15 +15,18 @@ namespace {
 using torch::headeronly::ScalarType;
 
 // Rows up to which the decode kernels are at least as fast as torch's GEMM and an epilogue, by the model of
-// benchmarks/decode_model.py on H100 and H200. Never more than a tile of the tensor cores holds. Every block of theirs
-// reads all of x, and of a low rank also the pieces of down r, of which there are many in a long row, from L2: the more
-// rows, the more that weighs beside the map. A short row has less map to hide a second launch behind. rank 0: dense;
-// `ring`: by the kernel with bulk copies, whose blocks read x half as often and need no second launch.
+// benchmarks/decode_model.py on H100 and H200. Every block of theirs reads all of x, and of a low rank also the pieces of
+// down r, of which there are many in a long row, from L2: the more rows, the more that weighs beside the map. rank 0:
+// dense; `ring`: by the kernel with bulk copies, whose blocks read x half as often.
 std::int64_t decode_rows(std::int64_t hidden_size, std::int64_t rank, bool ring) {
+  const bool wide = hidden_size > 4096;
   if (ring) return 10;
-  if (rank == 0) return hidden_size <= 1024 ? 1 : 4;
-  if (hidden_size > 4096) return 1;
-  return rank <= 384 ? 8 : rank <= 1024 ? 4 : 2;
+  if (rank == 0) return hidden_size <= 2048 ? 8 : 5;
+  if (rank <= 128) return wide ? 6 : 24;
+  if (rank <= 384) return wide ? 6 : 12;
+  if (rank <= 512) return wide ? 5 : 8;
+  if (rank <= 1024) return wide ? 2 : 5;
+  return 2;
 }
 
 bool takes_bulk_copies() { return cuda::bulk_copies && cuda::runs_sm_90_code(); }

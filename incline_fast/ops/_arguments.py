@@ -49,10 +49,10 @@ def decode_limit(hidden_size: int, rank: int, ring: bool = False) -> int:
     if ring:
         return 10
     if rank == 0:
-        return 1 if hidden_size <= 1024 else 4
-    if hidden_size > 4096:
-        return 1
-    return 8 if rank <= 384 else 4 if rank <= 1024 else 2
+        return 8 if hidden_size <= 2048 else 5
+    limits = ((128, 24, 6), (384, 12, 6), (512, 8, 5), (1024, 5, 2))
+    found = (wide if hidden_size > 4096 else usual for most, usual, wide in limits if rank <= most)
+    return next(found, 2)
 
 
 class Inputs(NamedTuple):

@@ -1,7 +1,7 @@
 """One check on some cases, in a process of its own: python -m cuda.fault_checks CHECK CASE...
 
 Prints "passed", or in one line what was found. CHECK: "fibers" (several schedules), "races" (fibers with the race
-detector), "ptx" (nvcc's code for sm_80; of a programmatic launch for sm_90).
+detector), "ptx" (nvcc's code for sm_80; for sm_90 of a launch that is programmatic or uses bulk copies).
 """
 
 from __future__ import annotations
@@ -22,11 +22,18 @@ ROW_MAP = torch.tensor([2, -1, 0], dtype=torch.int32)
 SCHEDULES = ((0, 4), (7, 1), (8, 3), (9, 6))
 
 
-def after_a_gemm(sanitizer: str, *, programmatic: bool = False) -> Call:
-    """The launch that finishes what torch's GEMM began."""
-    case = make("layer", 100, (3,), dtype=BF16)
+def after_a_gemm(sanitizer: str, *, hidden: int = 100, programmatic: bool = False) -> Call:
+    """The launch that finishes what torch's GEMM began; of a hidden size that is not even, with a product in fp32."""
+    case = make("layer", hidden, (3,), dtype=BF16)
     mapped = case.x.double() @ case.map.up[0].double().T
-    return prepare(case, mapped=mapped.float(), sanitizer=sanitizer, programmatic=programmatic)
+    product = mapped.to(FP32 if hidden % 64 else BF16)
+    return prepare(case, mapped=product, sanitizer=sanitizer, programmatic=programmatic)
+
+
+def ring(rows: int, hidden: int, **options: torch.dtype) -> Callable[[str], Call]:
+    """A call of the kernel with bulk copies."""
+    case = make("layer", hidden, (rows,), dtype=BF16, **options)
+    return lambda sanitizer: prepare(case, sanitizer=sanitizer, bulk_copies=True)
 
 
 def misaligned() -> Case:
@@ -57,6 +64,13 @@ CASES: dict[str, Callable[[str], Call]] = {
     "int8": lambda san: prepare(make("rms", 64, (2,), dtype=BF16, map_dtype=INT8), sanitizer=san),
     "low rank int8": lambda san: prepare(make("rms", 64, (2,), rank=24, dtype=BF16, map_dtype=INT8), sanitizer=san),
     "after a GEMM": lambda san: after_a_gemm(san),
+    "after a GEMM, uniform": lambda san: after_a_gemm(san, hidden=128),
+    "ring": ring(3, 128),
+    "ring, many rows": ring(9, 64),
+    "ring, slots used again": ring(16, 832, residual_dtype=BF16),
+    "programmatic, ring": lambda san: prepare(
+        make("rms", 128, (2,), dtype=BF16), sanitizer=san, programmatic=True, bulk_copies=True
+    ),
     "programmatic": lambda san: prepare(make("rms", 128, (1,), dtype=BF16), sanitizer=san, programmatic=True),
     "programmatic, low rank": lambda san: prepare(
         make("rms", 128, (1,), rank=40, dtype=BF16), sanitizer=san, programmatic=True
@@ -97,7 +111,9 @@ def run_with_race_detector(make_call: Callable[[str], Call]) -> Iterator[tuple[C
 
 def run_nvccs_code(make_call: Callable[[str], Call]) -> Iterator[tuple[Call, tuple[Tensor, Tensor]]]:
     call = make_call("none")
-    y, edited, _ = run_ptx(call, "sm_90" if call.programmatic else "sm_80", resident=2, max_steps=200_000)
+    y, edited, _ = run_ptx(
+        call, "sm_90" if call.programmatic or call.bulk_copies else "sm_80", resident=2, max_steps=200_000
+    )
     yield call, (y, edited)
 
 
