@@ -4,6 +4,7 @@
     replay    a captured graph, replayed with new inputs and without anything being reset between
     streams   two CUDA streams at once, whose launches must not share the counters by which programs hand over
     overlap   calls that read each other's results, launched programmatically: the bits of usual launches
+    bulk      the CUDA kernels with bulk copies, which only newer GPUs have: the bits of those without
     cholesky  the blocked factorisation against fp64
 
 ``--small`` is what comes first, and what the sanitizer runs, a hundred times slower.
@@ -13,7 +14,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, partial
 from itertools import product
 
@@ -22,6 +23,7 @@ from torch import Tensor
 
 from benchmarks.gpu.device import Device
 from benchmarks.gpu.journal import Journal
+from benchmarks.gpu.providers import set_bulk_copies
 from benchmarks.gpu.stage_process import LostDeviceError, add_arguments, run_as_stage
 from benchmarks.gpu.tables import append
 from incline_fast import ops
@@ -176,17 +178,39 @@ _CHAIN = 8
 """Calls in a row of the check of overlapping launches."""
 
 
-def _overlap(case: Case, backend: str, device: Device) -> str:
-    """Without a row_map, so that the map's weights are read before the launch ahead has ended."""
+def _with_one_map(case: Case) -> Case:
+    """Without a row_map: every row takes the first map."""
     scales = (case.map.down_scale, case.map.up_scale)
     down, up, down_scale, up_scale = (None if t is None else t[:1] for t in (case.map.down, case.map.up, *scales))
     map = AffineMap(down, up, down_scale=down_scale, up_scale=up_scale)
     call = {"bias": case.call["bias"][:1], "alpha": case.call["alpha"]}  # type: ignore[index]
+    return replace(case, map=map, call=call)
+
+
+def _bulk(case: Case, backend: str, device: Device) -> str:
+    """With the decode kernels alone, since torch's product takes fewer tokens from those with bulk copies."""
+    single = _with_one_map(case)
+    ops.set_batch_invariant(True)
+    try:
+        found = single.functional(backend)
+        set_bulk_copies(False)
+        wanted = single.functional(backend)
+    finally:
+        set_bulk_copies(True)
+        ops.set_batch_invariant(False)
+    device.synchronize()
+    equal = all(torch.equal(a, b) for a, b in zip(found, wanted, strict=True))
+    return "" if equal else "bulk copies give other bits"
+
+
+def _overlap(case: Case, backend: str, device: Device) -> str:
+    """Without a row_map, so that the map's weights are read before the launch ahead has ended."""
+    single = _with_one_map(case)
 
     def chain() -> list[Tensor]:
         results, x = [], case.x
         for _ in range(_CHAIN):
-            x, edited = Case(case.norm, x, case.residual, case.weight, map, call).functional(backend)
+            x, edited = replace(single, x=x).functional(backend)
             results += [x, edited]
         return results
 
@@ -226,13 +250,13 @@ Check = Callable[[], str]
 def all_checks(device: Device, shapes: tuple[Shape, ...]) -> Iterator[tuple[str, Check]]:
     """(name, check) of all checks; a check says what is wrong, or nothing."""
     kinds: dict[str, Callable[[Case, str, Device], str]] = {"parity": _parity, "replay": _replay}
-    kinds |= {"streams": _streams, "overlap": _overlap}
+    kinds |= {"streams": _streams, "overlap": _overlap, "bulk": _bulk}
     for shape in shapes:
         make_case = cache(partial(make, shape, device.torch_device))
         for kind, check in kinds.items():
             if kind != "parity" and shape not in SMALL:
                 continue
-            for backend in device.backends:
+            for backend in device.backends if kind != "bulk" else set(device.backends) & {"cuda"}:
                 yield f"{kind} {backend} {named(shape)}", lambda c=check, m=make_case, b=backend: c(m(), b, device)  # type: ignore[misc]
     for size, dtype in product((100, 300), (torch.float32, torch.float64)):
         yield f"cholesky {size} {dtype}", partial(_cholesky, size, dtype, device)

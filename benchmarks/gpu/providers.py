@@ -26,7 +26,7 @@ from incline_fast.bench.providers import Run
 from incline_fast.bench.timing import largest_error
 from incline_fast.ops._arguments import decode_limit
 
-__all__ = ["GPU_PROVIDERS", "GpuProvider", "ours"]
+__all__ = ["GPU_PROVIDERS", "GpuProvider", "ours", "set_bulk_copies"]
 
 Results = tuple[Tensor, ...]
 
@@ -108,8 +108,9 @@ def _no_ring(problem: Problem) -> str:
     return _no_overlap(problem) if dense else f"bulk copies serve dense maps and up to {RING_TOKENS} tokens of 16 bits"
 
 
-def _without_bulk_copies(enabled: bool) -> None:
-    torch.ops.incline_fast.set_bulk_copies(not enabled)
+def set_bulk_copies(enabled: bool) -> None:
+    """Whether the CUDA kernels with bulk copies serve what they can, as at first."""
+    torch.ops.incline_fast.set_bulk_copies(enabled)
 
 
 def _always_decoded(problem: Problem) -> str:
@@ -264,7 +265,7 @@ GPU_PROVIDERS: dict[str, GpuProvider] = {
     "triton": ours("triton"),
     "cuda, decode kernels": GpuProvider(_while_set(ops.set_batch_invariant, "cuda"), _always_decoded),
     "cuda, PDL": GpuProvider(_while_set(ops.set_programmatic_launch, "cuda"), _no_overlap),
-    "cuda, no bulk copies": GpuProvider(_while_set(_without_bulk_copies, "cuda"), _no_ring),
+    "cuda, no bulk copies": GpuProvider(_while_set(lambda on: set_bulk_copies(not on), "cuda"), _no_ring),
     "triton, PDL": GpuProvider(_while_set(ops.set_programmatic_launch, "triton"), _no_overlap),
     **{f"cublas+{norm}": _pair(norm) for norm in ADD_NORMS},
     "cublas, residual as C": GpuProvider(_residual_in_gemm),

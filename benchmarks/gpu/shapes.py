@@ -17,7 +17,7 @@ BASELINE = "cublas+compiled"
 """The provider that ratios are relative to; it is timed twice, and the ratio of the two shows the machine's drift."""
 
 PAIRS = (BASELINE, "cublas+liger", "cublas+quack", "cublas+flashinfer", "cublas, residual as C", "addmv")
-CUDA = ("cuda", "cuda, PDL", "cuda, decode kernels")
+CUDA = ("cuda", "cuda, PDL", "cuda, no bulk copies", "cuda, decode kernels")
 PARTS = ("empty kernel", "read alone", "product alone", "mv alone", "norm alone")
 COMPILED = ("compile", "compile, max-autotune", "compile, max-autotune, PDL")
 FOLDED = "folded (other rounding)"

@@ -25,6 +25,10 @@ TINY_SHAPES: tuple[checks.Shape, ...] = (
 )
 
 
+class CudaNamed(MadeUpDevice):
+    backends = ("cuda", "triton")
+
+
 @pytest.fixture(autouse=True)
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(checks, "SMALL", TINY_SHAPES)
@@ -80,6 +84,17 @@ def test_checks_see_launches_that_overlap_too_much(monkeypatch: pytest.MonkeyPat
     for name, reason in overlaps.items():
         told = "overlapping launches give other bits outside of a graph"
         assert reason == (told if " rms " in name else "")
+
+
+def test_checks_see_bulk_copies_that_give_other_bits(monkeypatch: pytest.MonkeyPatch) -> None:
+    case, on = checks.make(TINY_SHAPES[0], torch.device("cpu")), [True]
+    monkeypatch.setattr(checks, "set_bulk_copies", lambda enabled: on.__setitem__(0, enabled))
+    assert checks._bulk(case, "reference", MadeUpDevice()) == ""
+    right = ops.affine_rms_norm
+    monkeypatch.setattr(ops, "affine_rms_norm", lambda x, *a, **k: right(2 * x if on[0] else x, *a, **k))
+    assert checks._bulk(case, "reference", MadeUpDevice()) == "bulk copies give other bits"
+    assert on == [True]
+    assert any(name.startswith("bulk cuda") for name, _ in checks.all_checks(CudaNamed(), TINY_SHAPES))
 
 
 def test_checks_see_a_graph_that_keeps_its_first_result() -> None:
