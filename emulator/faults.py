@@ -66,6 +66,47 @@ FAULTS = (
         "    if (row != share.rank) __syncthreads();", "   ", ("ring, many rows",),
     ),
     Fault(
+        "ring: rows are requested before the dependency wait", "ring_kernel.h",
+        "if (requests) requester.begin();", "if (requests) requester.begin(), requester.request_rows(0, 0);",
+        ("programmatic, ring",),
+    ),
+    Fault(
+        "ring: a stage is not waited for", "ring_kernel.h",
+        "    barriers.filled[turn.slot].wait(turn.parity);\n", "", ("ring",),
+    ),
+    Fault(
+        "ring: the parity of a phase never turns", "ring.h",
+        "    parity ^= 1;\n", "", ("ring, slots used again",),
+    ),
+    Fault(
+        "ring: a slot is requested again while it is read", "ring.h",
+        "      barriers.read[turn.slot].wait(turn.parity);\n", "", ("ring, slots used again",),
+    ),
+    Fault(
+        "ring: not all bytes of a stage are announced", "ring.h",
+        "slot.columns * size + 2 * of_rows", "slot.columns * size", ("ring",),
+    ),
+    Fault(
+        "ring: the barriers are not shown to the copies", "ring.h",
+        "      share_barriers();\n", "", ("ring",),
+    ),
+    Fault(
+        "ring: no thread waits until the barriers are made", "ring.h",
+        "      share_barriers();\n    }\n    __syncthreads();", "      share_barriers();\n    }", ("ring",),
+    ),
+    Fault(
+        "ring: the sums overwrite slots that are still read", "ring_kernel.h",
+        "    __syncthreads();  // nothing in the ring is read any more\n", "", ("ring",),
+    ),
+    Fault(
+        "ring: a warp says that it has read before all of its lanes have", "ring_kernel.h",
+        "    __syncwarp();\n", "", ("ring, slots used again",),
+    ),
+    Fault(
+        "ring: the residual's segments lie upon those of x", "ring.h",
+        "return x() + rows * row_pitch; }", "return x(); }", ("ring, slots used again",),
+    ),
+    Fault(
         "no fence before a piece is counted", "tickets.h",
         "    fence_acq_rel();\n    atomicAdd", "    atomicAdd", ("low rank",),
     ),
@@ -199,46 +240,5 @@ FAULTS = (
     Fault(
         "after a GEMM, in 16-byte loads: a lane adds up half of a tile", "epilogue.cu",
         "return sum + __shfl_xor_sync(kAllLanes, sum, 1);", "return 2.0f * sum;", ("after a GEMM, uniform",),
-    ),
-    Fault(
-        "ring: rows are requested before the dependency wait", "ring_kernel.h",
-        "if (requests) requester.begin();", "if (requests) requester.begin(), requester.request_rows(0, 0);",
-        ("programmatic, ring",),
-    ),
-    Fault(
-        "ring: a stage is not waited for", "ring_kernel.h",
-        "    barriers.filled[turn.slot].wait(turn.parity);\n", "", ("ring",),
-    ),
-    Fault(
-        "ring: the parity of a phase never turns", "ring.h",
-        "    parity ^= 1;\n", "", ("ring, slots used again",),
-    ),
-    Fault(
-        "ring: a slot is requested again while it is read", "ring.h",
-        "      barriers.read[turn.slot].wait(turn.parity);\n", "", ("ring, slots used again",),
-    ),
-    Fault(
-        "ring: not all bytes of a stage are announced", "ring.h",
-        "slot.columns * size + 2 * of_rows", "slot.columns * size", ("ring",),
-    ),
-    Fault(
-        "ring: the barriers are not shown to the copies", "ring.h",
-        "      share_barriers();\n", "", ("ring",),
-    ),
-    Fault(
-        "ring: no thread waits until the barriers are made", "ring.h",
-        "      share_barriers();\n    }\n    __syncthreads();", "      share_barriers();\n    }", ("ring",),
-    ),
-    Fault(
-        "ring: the sums overwrite slots that are still read", "ring_kernel.h",
-        "    __syncthreads();  // nothing in the ring is read any more\n", "", ("ring",),
-    ),
-    Fault(
-        "ring: a warp says that it has read before all of its lanes have", "ring_kernel.h",
-        "    __syncwarp();\n", "", ("ring, slots used again",),
-    ),
-    Fault(
-        "ring: the residual's segments lie upon those of x", "ring.h",
-        "return x() + rows * row_pitch; }", "return x(); }", ("ring, slots used again",),
     ),
 )  # fmt: skip
