@@ -97,12 +97,14 @@ tensor-core products of a step and what surrounds them."""
 BLOCK_WARPS, BLOCKS_PER_SM, STEP_BYTES, TILE, ROW_TILE = 8, 2, 1024, 16, 8
 """csrc/cuda: warps of a block, resident blocks, bytes that a warp requests in a step, columns of a block, tokens of a
 tensor-core product."""
-RING_BYTES, STAGES, SEGMENT_BYTES, MANY_TILES, RING_TOKENS = 104 << 10, 8, 512, 128, 16
+RING_BYTES, STAGES, SEGMENT_BYTES, GAP_BYTES, MANY_TILES, RING_TOKENS = 104 << 10, 8, 1024, 64, 128, 16
 """csrc/cuda, the kernel with bulk copies: shared memory and slots of its ring at most, bytes of a row of the map in a
-slot, tiles of columns from which on a block has two, tokens that it takes."""
-STAGE_CLOCKS = 200
-"""Assumed: from the arrival of a stage to the end of its products: a barrier in shared memory is seen, operands are
-loaded from there and multiplied."""
+slot and between two, tiles of columns from which on a block has two, tokens that it takes."""
+COPY_CLOCKS = 40
+"""A bulk copy, of which a warp issues one after the other: a loop over its lanes (nvdisasm)."""
+STAGE_CLOCKS = 300
+"""Assumed: from the arrival of a stage to the end of its products: a barrier in shared memory is seen; twice, operands
+are loaded from there and multiplied."""
 GEMM_SLOWDOWN, GEMM_TAIL_US = 1.05, 0.3
 """Assumed of the vendor's product: its weights take 5% longer than a long read, and its epilogue 0.3 us."""
 
@@ -255,8 +257,7 @@ def _ring_us(gpu: Gpu, design: Design, problem: Problem) -> float:
     columns = TILE * (2 if tiles > MANY_TILES else 1)
     blocks = math.ceil(d / columns)
     depth = SEGMENT_BYTES // size
-    slot = columns * SEGMENT_BYTES + m * depth * problem.dtype.itemsize
-    stages = min(STAGES, RING_BYTES // slot, math.ceil(d / depth))
+    stages = min(STAGES, RING_BYTES // (columns * (SEGMENT_BYTES + GAP_BYTES)), math.ceil(d / depth))
     weights = d * d * size
     in_flight = min(blocks, BLOCKS_PER_SM * gpu.multiprocessors) * stages * columns * SEGMENT_BYTES
     waves = math.ceil(blocks / gpu.multiprocessors / BLOCKS_PER_SM)
@@ -264,7 +265,7 @@ def _ring_us(gpu: Gpu, design: Design, problem: Problem) -> float:
         weights / (gpu.bandwidth * ATTAINABLE_BANDWIDTH) / 1e6,
         weights / in_flight * LOADED_DRAM_US,
         (weights + blocks * m * d * problem.dtype.itemsize) / gpu.l2_bandwidth / 1e6,
-        gpu.us(waves * math.ceil(d / depth) * STAGE_CLOCKS),
+        gpu.us(waves * math.ceil(d / depth) * max(STAGE_CLOCKS, columns * COPY_CLOCKS)),
     )
     return streamed + gpu.us(
         STAGE_CLOCKS + design.tile_clocks + BARRIER_CLOCKS + _share_clocks(design, problem, blocks)

@@ -43,7 +43,7 @@ FAULTS = (
     ),
     Fault(
         "counters are not reset", "share_rows.h",
-        "call.tickets[threadIdx.x] = 0;", "call.tickets[threadIdx.x] += 0;", ONE_ROW,
+        "    atomicExch(progress_of(call), Progress{0});\n", "", ONE_ROW,
     ),
     Fault(
         "counters are reset while a block still waits", "share_rows.h",
@@ -55,7 +55,7 @@ FAULTS = (
     ),
     Fault(
         "rows of blocks that could not wait are forgotten", "share_rows.h",
-        "*call.early = static_cast<unsigned>(before);", "*call.early = 0;", SHARED,
+        "*call.early = static_cast<unsigned>(started);", "*call.early = 0;", SHARED,
     ),
     Fault(
         "a block does not wait for the others before it normalises its share", "share_rows.h",
@@ -66,13 +66,12 @@ FAULTS = (
         "    if (row != share.rank) __syncthreads();", "   ", ("ring, many rows",),
     ),
     Fault(
-        "ring: rows are requested before the dependency wait", "ring_kernel.h",
-        "if (requests) requester.begin();", "if (requests) requester.begin(), requester.request_rows(0, 0);",
-        ("programmatic, ring",),
+        "ring: rows are read before the dependency wait", "ring_kernel.h",
+        "  wait_for_previous_launch();\n", "", ("programmatic, ring",),
     ),
     Fault(
         "ring: a stage is not waited for", "ring_kernel.h",
-        "    barriers.filled[turn.slot].wait(turn.parity);\n", "", ("ring",),
+        "      if constexpr (held > 1) filled.wait(parity);\n", "", ("ring",),
     ),
     Fault(
         "ring: the parity of a phase never turns", "ring.h",
@@ -80,19 +79,19 @@ FAULTS = (
     ),
     Fault(
         "ring: a slot is requested again while it is read", "ring.h",
-        "      barriers.read[turn.slot].wait(turn.parity);\n", "", ("ring, slots used again",),
+        "    barriers.read[turn.slot].wait(turn.parity ^ 1);", "    ", ("ring, slots used again",),
     ),
     Fault(
         "ring: not all bytes of a stage are announced", "ring.h",
-        "slot.columns * size + 2 * of_rows", "slot.columns * size", ("ring",),
+        "filled.arrive_and_expect(columns * bytes)", "filled.arrive_and_expect((columns - 1) * bytes)", ("ring",),
     ),
     Fault(
         "ring: the barriers are not shown to the copies", "ring.h",
-        "      share_barriers();\n", "", ("ring",),
+        "    share_barriers();\n", "", ("ring",),
     ),
     Fault(
-        "ring: no thread waits until the barriers are made", "ring.h",
-        "      share_barriers();\n    }\n    __syncthreads();", "      share_barriers();\n    }", ("ring",),
+        "ring: no thread waits until the barriers are made", "ring_kernel.h",
+        "barriers.init(call.stages);\n  __syncthreads();", "barriers.init(call.stages);", ("ring",),
     ),
     Fault(
         "ring: the sums overwrite slots that are still read", "ring_kernel.h",
@@ -103,8 +102,8 @@ FAULTS = (
         "    __syncwarp();\n", "", ("ring, slots used again",),
     ),
     Fault(
-        "ring: the residual's segments lie upon those of x", "ring.h",
-        "return x() + rows * row_pitch; }", "return x(); }", ("ring, slots used again",),
+        "ring: the segment of another column", "ring.h",
+        "lane * kSegmentPitch, row", "(lane ^ 1) * kSegmentPitch, row", ("ring",),
     ),
     Fault(
         "no fence before a piece is counted", "tickets.h",
@@ -120,7 +119,7 @@ FAULTS = (
     ),
     Fault(
         "up r is not waited for", "low_rank_kernel.h",
-        "[&] { wait_for(call.tickets + kInnerDone, count_inner(call)); };", "[] {};", ("low rank",),
+        "    wait_for(call.tickets + kInnerDone, count_inner(call));\n", "", ("low rank",),
     ),
     Fault(
         "no barrier between the warps' sums and their total", "projection.h",
@@ -181,7 +180,7 @@ FAULTS = (
     ),
     Fault(
         "without a row_map: no barrier after the rows are looked up", "group.h",
-        "group.count = call.num_rows;\n  __syncthreads();", "group.count = call.num_rows;", ONE_ROW,
+        "  list_all_rows<Types>(call, group);\n  __syncthreads();", "  list_all_rows<Types>(call, group);", ONE_ROW,
     ),
     Fault(
         "uniform rows: another type of the norm's weight is read as theirs", "row_types.h",

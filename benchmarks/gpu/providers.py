@@ -98,14 +98,19 @@ def _while_set(set_option: Callable[[bool], None], backend: str) -> Callable[[De
     return make
 
 
+def _is_sm_90() -> bool:
+    return torch.cuda.is_available() and torch.cuda.get_device_capability() >= (9, 0)
+
+
 def _no_overlap(problem: Problem) -> str:
-    capable = torch.cuda.is_available() and torch.cuda.get_device_capability() >= (9, 0)
-    return "" if capable else "programmatic launches need a GPU of compute capability 9.0 or later"
+    return "" if _is_sm_90() else "programmatic launches need a GPU of compute capability 9.0 or later"
 
 
 def _no_ring(problem: Problem) -> str:
-    dense = problem.rank is None and problem.dtype.itemsize == 2 and problem.num_tokens <= RING_TOKENS
-    return _no_overlap(problem) if dense else f"bulk copies serve dense maps and up to {RING_TOKENS} tokens of 16 bits"
+    of_16_bits = problem.dtype.itemsize == 2 and problem.hidden_size % 64 == 0
+    if problem.rank is not None or problem.num_tokens > RING_TOKENS or not of_16_bits:
+        return f"bulk copies serve dense maps, up to {RING_TOKENS} tokens of 16 bits, widths that are multiples of 64"
+    return "" if _is_sm_90() else "bulk copies need a GPU of compute capability 9.0 or later"
 
 
 def set_bulk_copies(enabled: bool) -> None:

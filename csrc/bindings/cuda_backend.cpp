@@ -15,21 +15,23 @@ namespace {
 using torch::headeronly::ScalarType;
 
 // Rows up to which the decode kernels are at least as fast as torch's GEMM and an epilogue, by the model of
-// benchmarks/decode_model.py on H100 and H200. Every block of theirs reads all of x, and of a low rank also the pieces of
-// down r, of which there are many in a long row, from L2: the more rows, the more that weighs beside the map. rank 0:
-// dense; `ring`: by the kernel with bulk copies, whose blocks read x half as often.
+// benchmarks/decode_model.py on H100 and H200. Every block of theirs reads all of x, and of a low rank also the pieces
+// of down r, of which there are many in a long row, from L2: the more rows, the more that weighs beside the map. rank
+// 0: dense; `ring`: by the kernel with bulk copies, fewer of whose blocks read x.
 std::int64_t decode_rows(std::int64_t hidden_size, std::int64_t rank, bool ring) {
   const bool wide = hidden_size > 4096;
-  if (ring) return 10;
+  if (ring) return 9;
   if (rank == 0) return hidden_size <= 2048 ? 8 : 5;
+  if (rank <= 63) return wide ? 1 : 24;
   if (rank <= 128) return wide ? 6 : 24;
-  if (rank <= 384) return wide ? 6 : 12;
-  if (rank <= 512) return wide ? 5 : 8;
+  if (rank <= 176) return wide ? 1 : 12;  // longer pieces of down r than up to 128, and fewer
+  if (rank <= 384) return wide ? 5 : 12;
+  if (rank <= 512) return wide ? 4 : 8;
   if (rank <= 1024) return wide ? 2 : 5;
   return 2;
 }
 
-bool takes_bulk_copies() { return cuda::bulk_copies && cuda::runs_sm_90_code(); }
+bool takes_bulk_copies() { return cuda::bulk_copies && cuda::runs_sm_90_code() && cuda::has_room_for_ring(); }
 
 // Whether torch's GEMM should multiply instead of the decode kernels, as is faster above decode_rows() rows. It rounds
 // to the type of its operands, so all of them must have the type of the residual stream: otherwise more would be lost
@@ -37,9 +39,9 @@ bool takes_bulk_copies() { return cuda::bulk_copies && cuda::runs_sm_90_code(); 
 bool takes_gemm(const AffineNorm& op) {
   const std::int64_t rank = op.down.data == nullptr ? 0 : op.down.columns;
   const bool possible = op.num_maps == 1 && op.up.dtype == op.x.dtype && op.x.dtype == op.edited.dtype;
-  if (!possible || cuda::batch_invariant) return false;
-  const bool ring = takes_bulk_copies() && cuda::takes_ring(op);
-  return op.num_rows > decode_rows(op.hidden_size, rank, ring);
+  const auto more_rows = [&](bool ring) { return op.num_rows > decode_rows(op.hidden_size, rank, ring); };
+  if (!possible || cuda::batch_invariant || !more_rows(false)) return false;
+  return more_rows(true) || !takes_bulk_copies() || !cuda::takes_ring(op);
 }
 
 Tensor multiply(const Tensor& rows, const Tensor& map) {

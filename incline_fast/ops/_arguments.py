@@ -47,10 +47,10 @@ def decode_limit(hidden_size: int, rank: int, ring: bool = False) -> int:
     docs/gpu_time.md the faster way.
     """
     if ring:
-        return 10
+        return 9
     if rank == 0:
         return 8 if hidden_size <= 2048 else 5
-    limits = ((128, 24, 6), (384, 12, 6), (512, 8, 5), (1024, 5, 2))
+    limits = ((63, 24, 1), (128, 24, 6), (176, 12, 1), (384, 12, 5), (512, 8, 4), (1024, 5, 2))
     found = (wide if hidden_size > 4096 else usual for most, usual, wide in limits if rank <= most)
     return next(found, 2)
 

@@ -3,7 +3,7 @@
 #include "affine_norm.h"
 #include "low_rank_kernel.h"
 #include "plan.h"
-#include "ring_kernel.h"
+#include "ring.h"
 
 namespace incline_fast::cuda {
 namespace {
@@ -114,14 +114,16 @@ constexpr int kManyTiles = 128;
 // The launch of ring_kernel, if it serves the call; its kernel is null otherwise.
 Launch ring(const AffineNorm& op, const AffineCall& shared) {
   AffineCall call = shared;
-  const int column_tiles = call.tiles > kManyTiles ? 2 : 1;
+  // int8 maps leave registers for two tiles of columns or of rows, but not for both.
+  const bool narrow = op.up.dtype == DType::kInt8 && call.num_rows > kTileRows;
+  const int column_tiles = call.tiles > kManyTiles && !narrow ? 2 : 1;
   const std::int64_t blocks = ceil_div(call.tiles, column_tiles);
-  const bool serves = op.down.data == nullptr && op.row_map == nullptr && op.num_rows <= kMaxRingRows && call.up.wide;
+  const bool serves = op.down.data == nullptr && op.row_map == nullptr && call.num_rows <= kMaxRingRows && call.up.wide;
   if (!serves) return {};
-  const Slot slot(bytes_of(op.up.dtype), column_tiles, call.num_rows, call.residual.first.data != nullptr);
-  call.stages = ring_stages(slot, call.hidden);
-  const auto sums = static_cast<std::int64_t>(sizeof(WarpSums)) * column_tiles * ceil_div(op.num_rows, kTileRows);
-  const std::int64_t bytes = std::max(call.stages * static_cast<std::int64_t>(slot.bytes()), sums);
+  call.stages = ring_stages(column_tiles, op.hidden_size * bytes_of(op.up.dtype));
+  // A slot has room for the sums of its columns, of two row tiles as well.
+  static_assert(slot_bytes(1) >= 2 * static_cast<int>(sizeof(WarpSums)));
+  const std::int64_t bytes = call.stages * static_cast<std::int64_t>(slot_bytes(column_tiles));
   return {ring_kernel_for(call, op.up.dtype, column_tiles), dim3(static_cast<unsigned>(blocks)), bytes, call,
           kRingThreads};
 }
@@ -195,6 +197,14 @@ std::vector<Launch> plan_epilogue(const AffineNorm& op, const Rows& mapped, bool
   return {epilogue(call, op.num_rows)};
 }
 
+// Of compute capability 12 a block has 99 KB at most.
+bool has_room_for_ring() {
+  int device = 0, bytes = 0;
+  check(cudaGetDevice(&device), "current device");
+  check(cudaDeviceGetAttribute(&bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, device), "shared memory of a block");
+  return bytes >= kRingBytes + (8 << 10);
+}
+
 // The device's own architecture does not tell: it may run what was compiled for an older one. All kernels are compiled
 // for the same ones.
 bool runs_sm_90_code() {
@@ -212,13 +222,22 @@ bool runs_sm_90_code() {
   return sm_90;
 }
 
+namespace {
+
+// What a kernel may have at most is the kernel's and not the launch's: the same for all of them, whatever thread sets
+// it when. Unless it is set, 48 KB less the kernel's static shared memory.
+void allow_dynamic_bytes(const Launch& launch) {
+  const auto bytes = static_cast<int>(std::max<std::int64_t>(launch.dynamic_bytes, kRingBytes));
+  check(cudaFuncSetAttribute(reinterpret_cast<const void*>(launch.kernel), cudaFuncAttributeMaxDynamicSharedMemorySize,
+                             bytes),
+        "shared memory of a kernel of affine_norm");
+}
+
+}  // namespace
+
 void run(const std::vector<Launch>& launches, void* cuda_stream) {
   for (const Launch& launch : launches) {
-    if (launch.dynamic_bytes > 48 << 10) {
-      check(cudaFuncSetAttribute(reinterpret_cast<const void*>(launch.kernel),
-                                 cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(launch.dynamic_bytes)),
-            "shared memory of a kernel of affine_norm");
-    }
+    if (launch.dynamic_bytes > 0) allow_dynamic_bytes(launch);
     const auto bytes = static_cast<std::size_t>(launch.dynamic_bytes);
     const auto threads = static_cast<unsigned>(launch.threads);
     const auto stream = static_cast<cudaStream_t>(cuda_stream);

@@ -25,6 +25,9 @@ std::int64_t workspace_bytes(const AffineNorm& op);
 // arch/bulk_copy.h.
 bool runs_sm_90_code();
 
+// Whether a block of the current device may have the shared memory that the kernel with bulk copies asks for.
+bool has_room_for_ring();
+
 // Whether there is a kernel for `op` that streams its operands by bulk copies: a dense map for up to 16 rows of one
 // 16-bit type.
 bool takes_ring(const AffineNorm& op);

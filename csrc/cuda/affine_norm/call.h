@@ -7,7 +7,7 @@
 
 namespace incline_fast::cuda {
 
-constexpr int kTileColumns = 16;  // output columns of a block, and of one slot of the row statistics
+constexpr int kTileColumns = 16;  // output columns of a product, and of one entry of the row statistics
 constexpr int kTileRows = 8;      // rows that one tensor-core product takes
 
 // Mean and sum of squared deviations of the elements of a row that lie in one tile of columns.

@@ -47,7 +47,7 @@ __global__ void __launch_bounds__(kThreads, 2) dense_kernel(const __grid_constan
   const RowSource<Types> source{call, group};
   constexpr int together = Types::kUniform && row_tiles > 1 ? Product::kTogether : 1;
   const unsigned blocks = gridDim.x * gridDim.y;
-  const auto begin = [&] { count_start(call, blocks); };
+  const auto begin = [&] { note_early(call, blocks, count_start(call)); };
   edit_tile<Types, Product, row_tiles, together>(call, Types::of(call.up), members, group, source, tile, shared, begin);
   if (members.count == 0) begin();
   if (blockIdx.y == 0) store_unedited<Types>(call, tile);

@@ -88,10 +88,9 @@ __device__ inline Members find_members(const AffineCall& call, int number, Group
   return {group.map, group.count};
 }
 
+// Group 0, without a row_map: all rows. A __syncthreads() has to follow.
 template <class Types>
-__device__ inline void fill(const AffineCall& call, Group& group) {
-  if (call.row_map != nullptr) return;
-  wait_for_previous_launch();
+__device__ inline void list_all_rows(const AffineCall& call, Group& group) {
   const int row = static_cast<int>(threadIdx.x);
   if (row < call.num_rows) {
     group.rows[row] = row;
@@ -99,6 +98,13 @@ __device__ inline void fill(const AffineCall& call, Group& group) {
     group.residual[row] = Types::offset(call.residual, call.first_row + row);
   }
   if (row == 0) group.map = 0, group.count = call.num_rows;
+}
+
+template <class Types>
+__device__ inline void fill(const AffineCall& call, Group& group) {
+  if (call.row_map != nullptr) return;
+  wait_for_previous_launch();
+  list_all_rows<Types>(call, group);
   __syncthreads();
 }
 

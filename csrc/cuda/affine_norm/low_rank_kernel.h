@@ -97,8 +97,10 @@ __global__ void __launch_bounds__(kThreads, 2) low_rank_kernel(const __grid_cons
     return;
   }
   const unsigned tiles = count_outer(call);
-  count_start(call, tiles);
-  const auto wait = [&] { wait_for(call.tickets + kInnerDone, count_inner(call)); };
+  const auto wait = [&] {
+    note_early(call, tiles, count_start(call));
+    wait_for(call.tickets + kInnerDone, count_inner(call));
+  };
   edit_tile<Types, Outer, row_tiles, 1>(call, call.up, members, group, InnerSource{call, group}, work.tile, shared,
                                         wait);
   if (members.count == 0) wait();

@@ -108,39 +108,56 @@ struct TensorCoreProduct {
   // Row tiles whose operands are requested together, so that one trip to the L2 cache serves them all.
   static constexpr int kTogether = kExact && kMap != DType::kInt8 ? 4 : 2;
 
-  // Adds the products of a step for `tiles` row tiles; the lane brings row first + g of each, or zeros past the last.
+  static constexpr int kPieces = kChunk / kPiece;  // of a chunk
+  static constexpr bool kSplits = !kExact;
+
+  // The lane brings row first + g of each of `tiles` row tiles, at k; zeros past the last row.
+  template <int tiles, class Source>
+  static __device__ __forceinline__ void request(const Source& source, int first, int k,
+                                                 Operand<Source> (&operands)[tiles]) {
+    const int row = first + lane_id() / 4;
+#pragma unroll
+    for (int tile = 0; tile < tiles; ++tile) {
+      if (row + tile * kTileRows >= source.count()) continue;
+      if constexpr (kExact) {
+        constexpr DType type = kHalf ? DType::kFloat16 : DType::kBFloat16;
+        source.template load_words<type>(row + tile * kTileRows, k, operands[tile].words);
+      } else {
+        operands[tile] = source.template request<kPiece>(row + tile * kTileRows, k);
+      }
+    }
+  }
+
+  // Adds the products of a piece of the chunks and the operands that were requested for it.
+  template <int tiles, class Source>
+  static __device__ __forceinline__ void add(Sums* sums, const Columns& columns, int piece, const Source& source,
+                                             const Operand<Source> (&operands)[tiles]) {
+#pragma unroll
+    for (int tile = 0; tile < tiles; ++tile) {
+      if constexpr (kExact) {
+        multiply(sums[tile], columns, piece, operands[tile].words);
+      } else {
+        float values[kPiece];
+        source.widen_to(operands[tile], values);
+#pragma unroll
+        for (int part = 0; part < 3; ++part) {
+          unsigned words[kPiece / 2];
+          take_part(values, words);
+          multiply(sums[tile], columns, piece, words);
+        }
+      }
+    }
+  }
+
+  // Adds the products of a step for `tiles` row tiles.
   template <int tiles, class Source>
   static __device__ __forceinline__ void step(Sums* sums, const Columns& columns, const Source& source, int first,
                                               int k) {
-    const int row = first + lane_id() / 4;
 #pragma unroll
-    for (int piece = 0; piece < kChunk / kPiece; ++piece) {
+    for (int piece = 0; piece < kPieces; ++piece) {
       Operand<Source> operands[tiles];
-#pragma unroll
-      for (int tile = 0; tile < tiles; ++tile) {
-        if (row + tile * kTileRows >= source.count()) continue;
-        if constexpr (kExact) {
-          constexpr DType type = kHalf ? DType::kFloat16 : DType::kBFloat16;
-          source.template load_words<type>(row + tile * kTileRows, k + piece * kPiece, operands[tile].words);
-        } else {
-          operands[tile] = source.template request<kPiece>(row + tile * kTileRows, k + piece * kPiece);
-        }
-      }
-#pragma unroll
-      for (int tile = 0; tile < tiles; ++tile) {
-        if constexpr (kExact) {
-          multiply(sums[tile], columns, piece, operands[tile].words);
-        } else {
-          float values[kPiece];
-          source.widen_to(operands[tile], values);
-#pragma unroll
-          for (int part = 0; part < 3; ++part) {
-            unsigned words[kPiece / 2];
-            take_part(values, words);
-            multiply(sums[tile], columns, piece, words);
-          }
-        }
-      }
+      request(source, first, k + piece * kPiece, operands);
+      add(sums, columns, piece, source, operands);
     }
   }
 

@@ -2,12 +2,10 @@
 // copies.
 //
 // A block computes one or two tiles of 16 columns of r' for all rows. Eight warps multiply, each the steps along k that
-// are its own in dense_kernel.h, and add up as there: the bits are the same. A ninth requests (ring.h). Of the weights
-// some 64 KB a multiprocessor are then in flight, where dense_kernel has 48 in registers and can request them no
-// earlier than its rows' place in the registers is known; and a block reads its rows once for all of its columns, from
-// shared memory, instead of once per 16.
-//
-// The blocks that arrive last share out the rows (share_rows.h), so there is no second launch.
+// are its own in dense_kernel.h, and add up as there: the bits are the same. A ninth requests the map (ring.h): up to
+// 96 KB a block, where dense_kernel has 48 KB a multiprocessor in registers, and all of it before the launch ahead has
+// ended. Rows are read from L2, once for both tiles; what a warp needs of them it has requested when it waits for a
+// stage.
 #pragma once
 
 #include "ring.h"
@@ -46,13 +44,47 @@ struct RingSums {
     }
   }
 
-  __device__ __forceinline__ void add_stage(const AffineCall& call, const Slot& slot, const char* data, int k) {
-    const int lane_k = k + lane_id() % 4 * Product::kChunk;
-    const SlotSource<Types> source{call, slot, data};
+  // The warp's steps of the stage that begins at `begin`, once it has arrived in `slot`.
+  __device__ __forceinline__ void add_stage(const AffineCall& call, const RowSource<Types>& source, const char* slot,
+                                            int begin, PhaseBarrier& filled, unsigned parity) {
+    // Operands are requested before the stage is waited for, as far as registers go.
+    constexpr int words = Product::kPieces * row_tiles * (Product::kSplits ? 8 : 4);
+    constexpr int held = words > 16 || (Product::kSplits && row_tiles > 1) ? 1 : kRounds;
+    constexpr int stride = kWarps * Product::kStep;
+    const int warp_k = warp_id() * Product::kStep, lane_k = lane_id() % 4 * Product::kChunk;
+    if constexpr (held == 1) filled.wait(parity);
+#pragma unroll
+    for (int first = 0; first < kRounds; first += held) {
+      typename Product::template Operand<RowSource<Types>> operands[held][Product::kPieces][row_tiles];
+#pragma unroll
+      for (int i = 0; i < held; ++i) {
+        const int k = warp_k + (first + i) * stride;
+        if (begin + k >= call.hidden) continue;
+#pragma unroll
+        for (int piece = 0; piece < Product::kPieces; ++piece) {
+          Product::request(source, 0, begin + k + lane_k + piece * Product::kPiece, operands[i][piece]);
+        }
+      }
+      if constexpr (held > 1) filled.wait(parity);
+#pragma unroll
+      for (int i = 0; i < held; ++i) {
+        const int k = warp_k + (first + i) * stride;
+        if (begin + k < call.hidden) add_step(source, slot, k + lane_k, operands[i]);
+      }
+    }
+  }
+
+  // One of them; k counts within the slot.
+  template <class Operands>
+  __device__ __forceinline__ void add_step(const RowSource<Types>& source, const char* slot, int k,
+                                           const Operands (&operands)[Product::kPieces][row_tiles]) {
 #pragma unroll
     for (int tile = 0; tile < column_tiles; ++tile) {
-      const typename Product::Columns columns = Product::columns(slot_chunks<Product>(slot, data, tile, lane_k));
-      Product::template step<row_tiles>(sums[tile], columns, source, 0, lane_k);
+      const auto columns = Product::columns(slot_chunks<Product>(slot, tile, k));
+#pragma unroll
+      for (int piece = 0; piece < Product::kPieces; ++piece) {
+        Product::add(sums[tile], columns, piece, source, operands[piece]);
+      }
     }
   }
 
@@ -85,30 +117,28 @@ __device__ __forceinline__ void stream_and_normalise(const AffineCall& call) {
   __shared__ Group group;
   DYNAMIC_SHARED(char, ring);
   if (call.programmatic) allow_next_launch();
-  const Slot slot(bytes_of(kMap), column_tiles, call.num_rows, Types::has_residual(call));
-  const int column = static_cast<int>(blockIdx.x) * column_tiles * kTileColumns;
-  barriers.init(call.stages);
-  const Requester<Types, kMap> requester{call, slot, ring, barriers, column};
-  const bool requests = warp_id() == kWarps;
-  if (requests) requester.begin();
-  fill<Types>(call, group);
-  if (requests) {
-    requester.finish();
+  list_all_rows<Types>(call, group);
+  if (threadIdx.x == kThreads) barriers.init(call.stages);
+  __syncthreads();
+  if (warp_id() == kWarps) {
+    request_stages<kMap, column_tiles>(call, ring, barriers);
     return;
   }
-  count_start(call, gridDim.x);
+  wait_for_previous_launch();
+  const Progress started = count_start(call);
   RingSums<Types, Product, column_tiles, row_tiles> sums;
   sums.request(call, group);
+  const RowSource<Types> source{call, group};
   Turn turn;
-  for (int begin = 0; begin < call.hidden; begin += slot.depth) {
-    const int k = warp_id() * Product::kStep;
-    barriers.filled[turn.slot].wait(turn.parity);
-    if (begin + k < call.hidden) sums.add_stage(call, slot, ring + turn.slot * slot.bytes(), k);
+  for (int begin = 0; begin < call.hidden; begin += kSegmentBytes / bytes_of(kMap)) {
+    const char* const slot = ring + turn.slot * slot_bytes(column_tiles);
+    sums.add_stage(call, source, slot, begin, barriers.filled[turn.slot], turn.parity);
     __syncwarp();
     if (lane_id() == 0) barriers.read[turn.slot].arrive();
     turn.advance(call.stages);
   }
   sums.store(call, reinterpret_cast<WarpSums*>(ring));
+  note_early(call, gridDim.x, started);
   normalise_share<Types>(call, gridDim.x);
 }
 

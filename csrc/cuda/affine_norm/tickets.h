@@ -33,7 +33,7 @@ __device__ inline unsigned take_work(unsigned* counter) {
   return work;
 }
 
-// One thread waits until `counter` is `total`. Only for what blocks that are running already will do.
+// One thread waits until `counter` is `total`. Only for what blocks that are running already will do: see share_rows.h.
 template <class Counter>
 __device__ __forceinline__ void spin_until(const Counter* counter, Counter total) {
   [[maybe_unused]] unsigned turns = 0;
@@ -45,7 +45,7 @@ __device__ __forceinline__ void spin_until(const Counter* counter, Counter total
   }
 }
 
-// The same for all threads: see low_rank_kernel.h.
+// The same for all threads: see low_rank_kernel.h as well.
 __device__ inline void wait_for(const unsigned* counter, unsigned total) {
   if (threadIdx.x == 0) spin_until(counter, total);
   __syncthreads();

@@ -1,4 +1,4 @@
-// Loads that CUDA C++ has no name for.
+// Loads and a fence that CUDA C++ has no name for.
 #pragma once
 
 #include "../launch.h"

@@ -67,7 +67,7 @@ CASES: dict[str, Callable[[str], Call]] = {
     "after a GEMM, uniform": lambda san: after_a_gemm(san, hidden=128),
     "ring": ring(3, 128),
     "ring, many rows": ring(9, 64),
-    "ring, slots used again": ring(16, 832, residual_dtype=BF16),
+    "ring, slots used again": ring(2, 2112),
     "programmatic, ring": lambda san: prepare(
         make("rms", 128, (2,), dtype=BF16), sanitizer=san, programmatic=True, bulk_copies=True
     ),

@@ -11,6 +11,7 @@ from cuda.launcher import launches, prepare, run_fibers, run_ptx, source_of
 from op_cases import Case, make
 from tolerances import assert_close
 
+from benchmarks.gpu import checks
 from emulator.errors import EmulationError
 
 pytestmark = pytest.mark.gpu_emulated
@@ -61,18 +62,25 @@ def test_the_bits_of_the_other_kernels(kind: str, rows: int) -> None:
         assert both_equal(again, first)
 
 
+@pytest.mark.parametrize("rows", [1, 9])
 @by_kind
-def test_more_stages_than_slots(kind: str) -> None:
-    """Slots are used again, also where a residual leaves room for two or three."""
-    hidden = 2112 if KINDS[kind][1] is INT8 else 1344
-    check(ring_case(kind, 16, hidden))
+def test_two_tiles_of_columns_to_a_block(kind: str, rows: int) -> None:
+    """From 129 tiles on; then slots are used again. int8 maps have one tile with nine rows; strengths of rows."""
+    alpha, beta = torch.linspace(-1, 1, rows), torch.linspace(0.5, 1, rows, dtype=BF16)
+    check(ring_case(kind, rows, 2112, alpha=alpha, beta=beta))
 
 
-@pytest.mark.parametrize("kind", ["bf16+bf16", "fp16", "bf16 x int8"])
-def test_two_tiles_of_columns_to_a_block(kind: str) -> None:
-    """From 129 tiles on; strengths of rows as well."""
-    case = ring_case(kind, 9, 2112, alpha=torch.linspace(-1, 1, 9), beta=torch.linspace(0.5, 1, 9, dtype=BF16))
-    check(case, seed=3, resident=6)
+def test_int8_slots_that_are_used_again() -> None:
+    check(ring_case("bf16 x int8", 1, 3136))
+
+
+def test_what_a_gpu_is_checked_with() -> None:
+    """The shapes of benchmarks.gpu.checks that are there for this kernel are served by it."""
+    for norm, tokens, hidden, rank, dtype, map_dtype, residual, num_maps in checks.RING:
+        assert (rank, num_maps) == (None, 1)
+        residual_dtype = dtype if residual else None
+        case = make(norm, hidden, (tokens,), dtype=dtype, map_dtype=map_dtype, residual_dtype=residual_dtype)
+        assert "ring_kernel" in names(case)
 
 
 @pytest.mark.parametrize("rows", [1, 5, 16])
@@ -149,9 +157,15 @@ def test_ptx_is_the_fibers_bit_for_bit(kind: str, rows: int) -> None:
 
 
 def test_ptx_of_slots_that_are_used_again() -> None:
-    case = ring_case("bf16+bf16", 16, 1344)
+    case = ring_case("bf16+bf16", 9, 2112)
     y, edited, _ = run_ptx(prepare(case, bulk_copies=True, in_place=True), "sm_90", seed=3)
     assert both_equal((y, edited), run_fibers(prepare(case)))
+
+
+def test_no_race_in_slots_that_are_used_again() -> None:
+    case = ring_case("bf16", 1, 2112)
+    call = prepare(case, sanitizer="races", bulk_copies=True)
+    assert both_equal(run_fibers(call, seed=1, resident=2, sanitizer="races"), run_fibers(prepare(case)))
 
 
 def test_the_map_is_requested_before_the_dependency_wait() -> None:
