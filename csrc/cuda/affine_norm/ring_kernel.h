@@ -39,8 +39,8 @@ struct RingSums {
     const int column = static_cast<int>(threadIdx.x) % kTileColumns;
 #pragma unroll
     for (int i = 0; i < kOfThread; ++i) {
-      if (unit(i) < kUnits)
-        pending[i] = Pending<Types>::request(call, group, row_of(unit(i)), tile_of(unit(i)), column);
+      const int index = unit(i);
+      if (index < kUnits) pending[i] = Pending<Types>::request(call, group, row_of(index), tile_of(index), column);
     }
   }
 
@@ -142,7 +142,7 @@ __device__ __forceinline__ void stream_and_normalise(const AffineCall& call) {
   normalise_share<Types>(call, gridDim.x);
 }
 
-// Two blocks to a multiprocessor: 18 warps, at most 112 registers a thread.
+// Two blocks to a multiprocessor: 18 warps, at most 96 registers a thread.
 template <class Types, class Product, DType kMap, int column_tiles, int row_tiles>
 __global__ void __launch_bounds__(kRingThreads, 2) ring_kernel(const __grid_constant__ AffineCall call) {
   if constexpr (kHasBulkCopies) {
