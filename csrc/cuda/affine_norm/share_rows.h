@@ -25,7 +25,10 @@ __device__ __forceinline__ Progress* progress_of(const AffineCall& call) {
 // Called once by every block that will call normalise_share(), early, but after the dependency wait. What it returns is
 // for note_early(), at any time before that.
 __device__ __forceinline__ Progress count_start(const AffineCall& call) {
-  return call.num_rows == 1 || threadIdx.x != 0 ? 0 : atomicAdd(progress_of(call), kOneStarted);
+  Progress before = 0;
+  if (call.num_rows > 1 && threadIdx.x == 0) before = atomicAdd(progress_of(call), kOneStarted);
+  __syncwarp();  // the loads that follow are the warp's again
+  return before;
 }
 
 __device__ __forceinline__ void note_early(const AffineCall& call, unsigned total, Progress started) {

@@ -30,9 +30,9 @@ def after_a_gemm(sanitizer: str, *, hidden: int = 100, programmatic: bool = Fals
     return prepare(case, mapped=product, sanitizer=sanitizer, programmatic=programmatic)
 
 
-def ring(rows: int, hidden: int, **options: torch.dtype) -> Callable[[str], Call]:
+def ring(rows: int, hidden: int, norm: str = "layer") -> Callable[[str], Call]:
     """A call of the kernel with bulk copies."""
-    case = make("layer", hidden, (rows,), dtype=BF16, **options)
+    case = make(norm, hidden, (rows,), dtype=BF16)
     return lambda sanitizer: prepare(case, sanitizer=sanitizer, bulk_copies=True)
 
 
@@ -66,7 +66,7 @@ CASES: dict[str, Callable[[str], Call]] = {
     "after a GEMM": lambda san: after_a_gemm(san),
     "after a GEMM, uniform": lambda san: after_a_gemm(san, hidden=128),
     "ring": ring(3, 128),
-    "ring, many rows": ring(9, 64),
+    "ring, many rows": ring(9, 64, "rms"),
     "ring, slots used again": ring(2, 2112),
     "programmatic, ring": lambda san: prepare(
         make("rms", 128, (2,), dtype=BF16), sanitizer=san, programmatic=True, bulk_copies=True
