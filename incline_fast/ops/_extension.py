@@ -65,7 +65,7 @@ _batch_invariant = False
 def set_batch_invariant(enabled: bool) -> None:
     """Keep the bits of a row on a GPU whatever the number of tokens, at the cost of speed. Off at first.
 
-    Up to 64 tokens with Triton, up to 2 to 24 with CUDA, by the shape of the map, and with several maps any number of
+    Up to 64 tokens with Triton, up to 1 to 24 with CUDA, by the shape of the map, and with several maps any number of
     them, the kernels do so anyway. More tokens of one map are multiplied by torch, which should be faster, and its
     rounding may depend on how many they are. Enabled, the decode kernels take any number of tokens, and "auto" stays
     with one family of kernels (CUDA where it is there, otherwise Triton).
