@@ -97,8 +97,8 @@ tensor-core products of a step and what surrounds them."""
 BLOCK_WARPS, BLOCKS_PER_SM, STEP_BYTES, TILE, ROW_TILE = 8, 2, 1024, 16, 8
 """csrc/cuda: warps of a block, resident blocks, bytes that a warp requests in a step, columns of a block, tokens of a
 tensor-core product."""
-RING_BYTES, STAGES, SEGMENT_BYTES, GAP_BYTES, MANY_TILES, RING_TOKENS = 104 << 10, 8, 1024, 64, 128, 16
-"""csrc/cuda, the kernel with bulk copies: shared memory and slots of its ring at most, bytes of a row of the map in a
+RING_BYTES, SEGMENT_BYTES, GAP_BYTES, MANY_TILES, RING_TOKENS = 104 << 10, 1024, 64, 128, 16
+"""csrc/cuda, the kernel with bulk copies: shared memory of its ring at most, bytes of a row of the map in a
 slot and between two, tiles of columns from which on a block has two, tokens that it takes."""
 COPY_CLOCKS = 40
 """A bulk copy, of which a warp issues one after the other: a loop over its lanes (nvdisasm)."""
@@ -257,7 +257,7 @@ def _ring_us(gpu: Gpu, design: Design, problem: Problem) -> float:
     columns = TILE * (2 if tiles > MANY_TILES else 1)
     blocks = math.ceil(d / columns)
     depth = SEGMENT_BYTES // size
-    stages = min(STAGES, RING_BYTES // (columns * (SEGMENT_BYTES + GAP_BYTES)), math.ceil(d / depth))
+    stages = min(RING_BYTES // (columns * (SEGMENT_BYTES + GAP_BYTES)), math.ceil(d / depth))
     weights = d * d * size
     in_flight = min(blocks, BLOCKS_PER_SM * gpu.multiprocessors) * stages * columns * SEGMENT_BYTES
     waves = math.ceil(blocks / gpu.multiprocessors / BLOCKS_PER_SM)

@@ -31,7 +31,7 @@ std::int64_t decode_rows(std::int64_t hidden_size, std::int64_t rank, bool ring)
   return 2;
 }
 
-bool takes_bulk_copies() { return cuda::bulk_copies && cuda::runs_sm_90_code() && cuda::has_room_for_ring(); }
+bool takes_bulk_copies() { return cuda::bulk_copies && cuda::has_bulk_copies(); }
 
 // Whether torch's GEMM should multiply instead of the decode kernels, as is faster above decode_rows() rows. It rounds
 // to the type of its operands, so all of them must have the type of the residual stream: otherwise more would be lost

@@ -25,21 +25,6 @@ def load(sanitizer: build.Sanitizer) -> FiberLibrary:
     return build.load_fibers(KERNELS / "detectors.cu", sanitizer=sanitizer, include=[KERNELS])
 
 
-@pytest.fixture(scope="module")
-def plain() -> FiberLibrary:
-    return load("none")
-
-
-@pytest.fixture(scope="module")
-def races() -> FiberLibrary:
-    return load("races")
-
-
-@pytest.fixture(params=["none", "races"])
-def library(request: pytest.FixtureRequest) -> FiberLibrary:
-    return request.getfixturevalue("plain" if request.param == "none" else "races")
-
-
 def run(
     library: FiberLibrary, name: str, *arguments: np.ndarray | bool | int, seed: int = 0, resident: int = 4
 ) -> None:

@@ -26,21 +26,6 @@ def load(sanitizer: build.Sanitizer) -> FiberLibrary:
     return build.load_fibers(SOURCE, sanitizer=sanitizer, include=[KERNELS, build.CSRC])
 
 
-@pytest.fixture(scope="module")
-def plain() -> FiberLibrary:
-    return load("none")
-
-
-@pytest.fixture(scope="module")
-def races() -> FiberLibrary:
-    return load("races")
-
-
-@pytest.fixture(params=["none", "races"])
-def library(request: pytest.FixtureRequest) -> FiberLibrary:
-    return request.getfixturevalue("plain" if request.param == "none" else "races")
-
-
 def number(enumeration: str, name: str) -> int:
     """Of an enumerator in the kernels' source."""
     body = re.search(rf"enum class {enumeration} : int {{(.*?)}}", SOURCE.read_text(), re.DOTALL)

@@ -1,4 +1,6 @@
 #include <algorithm>
+#include <map>
+#include <set>
 
 #include "affine_norm.h"
 #include "low_rank_kernel.h"
@@ -197,36 +199,40 @@ std::vector<Launch> plan_epilogue(const AffineNorm& op, const Rows& mapped, bool
   return {epilogue(call, op.num_rows)};
 }
 
-// Of compute capability 12 a block has 99 KB at most.
-bool has_room_for_ring() {
-  int device = 0, bytes = 0;
-  check(cudaGetDevice(&device), "current device");
-  check(cudaDeviceGetAttribute(&bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, device), "shared memory of a block");
-  return bytes >= kRingBytes + (8 << 10);
-}
+namespace {
 
-// The device's own architecture does not tell: it may run what was compiled for an older one. All kernels are compiled
-// for the same ones.
-bool runs_sm_90_code() {
-  constexpr int remembered = 64;
-  enum { kUnknown, kOlder, kSm90 };
-  thread_local char known[remembered] = {};
-  int device = 0;
-  check(cudaGetDevice(&device), "current device");
-  if (device < remembered && known[device] != kUnknown) return known[device] == kSm90;
+struct Device {
+  int number = -1;
+  bool sm_90_code = false;
+  bool room_for_ring = false;
+  std::set<Kernel> told;  // how much dynamic shared memory they may have
+};
+
+// The current device, asked once a thread. Its architecture does not tell what code it runs, which may have been
+// compiled for an older one; all kernels are compiled for the same ones. Nor are later ones larger: of compute
+// capability 12 a block has 99 KB of shared memory at most.
+Device& current_device() {
+  thread_local std::map<int, Device> known;
+  int number = 0;
+  check(cudaGetDevice(&number), "current device");
+  Device& device = known[number];
+  if (device.number == number) return device;
   cudaFuncAttributes attributes;
   check(cudaFuncGetAttributes(&attributes, reinterpret_cast<const void*>(dense_kernel_for({}, DType::kFloat32))),
         "attributes of a kernel");
-  const bool sm_90 = attributes.ptxVersion >= 90;
-  if (device < remembered) known[device] = sm_90 ? kSm90 : kOlder;
-  return sm_90;
+  int bytes = 0;
+  check(cudaDeviceGetAttribute(&bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, number), "shared memory of a block");
+  device.number = number;
+  device.sm_90_code = attributes.ptxVersion >= 90;
+  device.room_for_ring = bytes >= kRingBytes + (8 << 10);
+  return device;
 }
-
-namespace {
 
 // What a kernel may have at most is the kernel's and not the launch's: the same for all of them, whatever thread sets
 // it when. Unless it is set, 48 KB less the kernel's static shared memory.
-void allow_dynamic_bytes(const Launch& launch) {
+void allow_dynamic_bytes(Device& device, const Launch& launch) {
+  if (launch.dynamic_bytes == 0) return;
+  if (launch.dynamic_bytes <= kRingBytes && !device.told.insert(launch.kernel).second) return;
   const auto bytes = static_cast<int>(std::max<std::int64_t>(launch.dynamic_bytes, kRingBytes));
   check(cudaFuncSetAttribute(reinterpret_cast<const void*>(launch.kernel), cudaFuncAttributeMaxDynamicSharedMemorySize,
                              bytes),
@@ -235,13 +241,20 @@ void allow_dynamic_bytes(const Launch& launch) {
 
 }  // namespace
 
+bool has_bulk_copies() {
+  const Device& device = current_device();
+  return device.sm_90_code && device.room_for_ring;
+}
+
 void run(const std::vector<Launch>& launches, void* cuda_stream) {
+  if (launches.empty()) return;
+  Device& device = current_device();
   for (const Launch& launch : launches) {
-    if (launch.dynamic_bytes > 0) allow_dynamic_bytes(launch);
+    allow_dynamic_bytes(device, launch);
     const auto bytes = static_cast<std::size_t>(launch.dynamic_bytes);
     const auto threads = static_cast<unsigned>(launch.threads);
     const auto stream = static_cast<cudaStream_t>(cuda_stream);
-    if (launch.call.programmatic && runs_sm_90_code()) {
+    if (launch.call.programmatic && device.sm_90_code) {
       LAUNCH_PROGRAMMATIC(launch.kernel, launch.grid, dim3(threads), bytes, stream, launch.call);
     } else {
       LAUNCH(launch.kernel, launch.grid, dim3(threads), bytes, stream, launch.call);

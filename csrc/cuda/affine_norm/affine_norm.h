@@ -21,12 +21,9 @@ struct Workspace {
 
 std::int64_t workspace_bytes(const AffineNorm& op);
 
-// Whether the current device runs code compiled for sm_90 or later, which has the instructions of arch/dependency.h and
-// arch/bulk_copy.h.
-bool runs_sm_90_code();
-
-// Whether a block of the current device may have the shared memory that the kernel with bulk copies asks for.
-bool has_room_for_ring();
+// Whether the current device has the instructions of arch/bulk_copy.h, and the shared memory that the kernel with them
+// asks for.
+bool has_bulk_copies();
 
 // Whether there is a kernel for `op` that streams its operands by bulk copies: a dense map for up to 16 rows of one
 // 16-bit type.

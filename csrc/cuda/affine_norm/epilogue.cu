@@ -148,10 +148,9 @@ Launch epilogue(const AffineCall& call, std::int64_t rows) {
   const dim3 grid(static_cast<unsigned>(rows));
   const Row& mapped = call.mapped.first;
   const bool wide = mapped.wide && call.mapped.leading.count <= 1 && call.hidden <= kMaxHeld;
-  for (const auto& [type, kernel] : {std::pair(DType::kBFloat16, &uniform_kernel<DType::kBFloat16>),
-                                     std::pair(DType::kFloat16, &uniform_kernel<DType::kFloat16>)}) {
-    if (wide && mapped.dtype == type && is_uniform(call, type)) return {kernel(call), grid, 0, call};
-  }
+  const auto serves = [&](DType type) { return wide && mapped.dtype == type && is_uniform(call, type); };
+  if (serves(DType::kBFloat16)) return {uniform_kernel<DType::kBFloat16>(call), grid, 0, call};
+  if (serves(DType::kFloat16)) return {uniform_kernel<DType::kFloat16>(call), grid, 0, call};
   const auto bytes = call.tiles * static_cast<std::int64_t>(sizeof(Moments));
   return {&edit_and_normalise_rows, grid, bytes, call};
 }

@@ -7,6 +7,8 @@
 // What is in flight costs no registers.
 #pragma once
 
+#include <algorithm>
+
 #include "../arch/bulk_copy.h"
 #include "projection.h"
 
@@ -14,7 +16,6 @@ namespace incline_fast::cuda {
 
 constexpr int kRingThreads = kThreads + 32;
 constexpr int kMaxRingRows = 2 * kTileRows;
-constexpr int kMaxStages = 8;
 constexpr int kRounds = 2;
 constexpr int kSegmentBytes = kRounds * kWarps * 64;
 // Between segments there is a gap, so that the lanes of a warp, which read 64 bytes of each of eight segments, meet in
@@ -26,10 +27,11 @@ constexpr int kRingBytes = 104 << 10;
 
 __host__ __device__ constexpr int slot_bytes(int column_tiles) { return column_tiles * kTileColumns * kSegmentPitch; }
 
+constexpr int kMaxStages = kRingBytes / slot_bytes(1);
+
 constexpr int ring_stages(int column_tiles, std::int64_t row_bytes) {
   const std::int64_t needed = (row_bytes + kSegmentBytes - 1) / kSegmentBytes;
-  const int fit = kRingBytes / slot_bytes(column_tiles), most = fit < kMaxStages ? fit : kMaxStages;
-  return needed < most ? static_cast<int>(needed) : most;
+  return static_cast<int>(std::min<std::int64_t>(needed, kRingBytes / slot_bytes(column_tiles)));
 }
 
 // Which slot is next, and the parity of the phases of its barriers.

@@ -25,6 +25,9 @@ KINDS: dict[str, tuple[torch.dtype, torch.dtype, torch.dtype | None]] = {
     "fp16 x int8": (FP16, INT8, FP16),
     "fp32 x int8": (FP32, INT8, FP32),
 }
+# x, maps and residual for which there are kernels that know the types, with all vectors in the type of x.
+UNIFORM = {kind: KINDS[kind] for kind in ("bf16", "bf16+bf16", "fp16", "bf16 x int8", "fp16 x int8")}
+UNIFORM |= {"fp16+fp16": (FP16, FP16, FP16), "bf16+bf16 x int8": (BF16, INT8, BF16)}
 HIDDEN = (1, 16, 31, 64, 129, 200)
 ROWS = (1, 2, 8, 9, 17, 33)
 RANKS = (1, 7, 16, 40)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from cuda.decode_cases import BF16, FP16, FP32, INT8, KINDS, both_equal, decode_case
+from cuda.decode_cases import BF16, FP32, KINDS, UNIFORM, both_equal, decode_case
 from cuda.launcher import launches, prepare, run_fibers, run_ptx, source_of
 from op_cases import Case, make
 from tolerances import assert_close
@@ -47,11 +47,6 @@ def test_ptx_is_the_fibers_bit_for_bit(kind: str, low_rank: bool, arch: str) -> 
     check(case, y, edited)
     assert both_equal((y, edited), run_fibers(prepare(case)))
     assert report.worst_bank_conflict <= 2, report
-
-
-# x, maps and residual for which there are kernels that know the types, with all vectors in the type of x.
-UNIFORM = {kind: KINDS[kind] for kind in ("bf16", "bf16+bf16", "fp16", "bf16 x int8", "fp16 x int8")}
-UNIFORM |= {"fp16+fp16": (FP16, FP16, FP16), "bf16+bf16 x int8": (BF16, INT8, BF16)}
 
 
 def uniform_case(kind: str, low_rank: bool, rows: int) -> Case:

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from cuda.decode_cases import BF16, FP16, FP32, INT8, both_equal
+from cuda.decode_cases import BF16, FP16, FP32, INT8, UNIFORM, both_equal
 from cuda.launcher import launches, prepare, run_fibers, run_ptx, source_of
 from op_cases import Case, make
 from tolerances import assert_close
@@ -16,15 +16,8 @@ from emulator.errors import EmulationError
 
 pytestmark = pytest.mark.gpu_emulated
 
-# (x, maps, residual): all that the kernel takes.
-KINDS: dict[str, tuple[torch.dtype, torch.dtype, torch.dtype | None]] = {
-    "bf16": (BF16, BF16, None),
-    "bf16+bf16": (BF16, BF16, BF16),
-    "fp16": (FP16, FP16, None),
-    "fp16+fp16": (FP16, FP16, FP16),
-    "bf16 x int8": (BF16, INT8, None),
-    "bf16+bf16 x int8": (BF16, INT8, BF16),
-}
+# The kernel takes rows of the map's type, bf16 for int8.
+KINDS = {kind: dtypes for kind, dtypes in UNIFORM.items() if kind != "fp16 x int8"}
 by_kind = pytest.mark.parametrize("kind", KINDS)
 
 
