@@ -27,7 +27,7 @@ constexpr int kRingBytes = 104 << 10;
 
 __host__ __device__ constexpr int slot_bytes(int column_tiles) { return column_tiles * kTileColumns * kSegmentPitch; }
 
-constexpr int kMaxStages = kRingBytes / slot_bytes(1);
+constexpr int kMaxStages = 8;  // barriers of as many; fewer slots fit
 
 constexpr int ring_stages(int column_tiles, std::int64_t row_bytes) {
   const std::int64_t needed = (row_bytes + kSegmentBytes - 1) / kSegmentBytes;
