@@ -13,13 +13,6 @@
 
 #include "../launch.h"
 
-// The emulator's errors name the line that calls.
-#ifdef INCLINE_FAST_EMULATED
-#define CALLED_WITH(...) (__VA_ARGS__ __VA_OPT__(, ) cuda_on_cpu::Where at = cuda_on_cpu::Where::current())
-#else
-#define CALLED_WITH(...) (__VA_ARGS__)
-#endif
-
 namespace incline_fast::cuda {
 
 #if defined(INCLINE_FAST_EMULATED) || (defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900)
@@ -105,5 +98,3 @@ __device__ __forceinline__ void share_barriers CALLED_WITH() {
 }
 
 }  // namespace incline_fast::cuda
-
-#undef CALLED_WITH
