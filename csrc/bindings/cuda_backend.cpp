@@ -31,7 +31,7 @@ std::int64_t decode_rows(std::int64_t hidden_size, std::int64_t rank, bool ring)
   return 2;
 }
 
-bool takes_bulk_copies() { return cuda::bulk_copies && cuda::has_bulk_copies(); }
+cuda::Features features() { return cuda::bulk_copies ? cuda::features() : cuda::Features{}; }
 
 // Whether torch's GEMM should multiply instead of the decode kernels, as is faster above decode_rows() rows. It rounds
 // to the type of its operands, so all of them must have the type of the residual stream: otherwise more would be lost
@@ -80,7 +80,7 @@ void affine_norm(const AffineNorm& op, const AffineTensors& tensors) {
   // it, nor, during a capture, within the graph.
   const Tensor workspace = torch::stable::new_empty(tensors.x, {cuda::workspace_bytes(op)}, ScalarType::Byte);
   cuda::affine_norm(op, {workspace.mutable_data_ptr(), here.tickets()}, here.cuda_stream(), cuda::programmatic_launch,
-                    takes_bulk_copies());
+                    features());
 }
 
 void cholesky_block(const CholeskyBlock& op, const Tensor& A) {

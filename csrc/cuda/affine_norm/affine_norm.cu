@@ -3,7 +3,7 @@
 #include <set>
 
 #include "affine_norm.h"
-#include "low_rank_kernel.h"
+#include "one_cluster.h"
 #include "plan.h"
 #include "ring.h"
 
@@ -130,8 +130,32 @@ Launch ring(const AffineNorm& op, const AffineCall& shared) {
           kRingThreads};
 }
 
+// The rank and the pieces of down r.
+void describe_low_rank(const AffineNorm& op, AffineCall& call) {
+  call.rank = static_cast<int>(op.down.columns);
+  call.splits = static_cast<int>(ceil_div(op.hidden_size, piece_depth(call.rank)));
+}
+
+// The launch of one_cluster_kernel, likewise.
+Launch one_cluster(const AffineNorm& op, const AffineCall& shared) {
+  if (op.down.data == nullptr || op.row_map != nullptr || !shared.up.wide) return {};
+  AffineCall call = shared;
+  describe_low_rank(op, call);
+  const ClusterLayout layout(call, bytes_of(op.up.dtype));
+  if (!layout.serves(call) || layout.bytes > kRingBytes) return {};
+  return {
+      one_cluster_kernel_for(call, op.up.dtype), dim3(kClusterBlocks), layout.bytes, call, kThreads, kClusterBlocks};
+}
+
+// The launch by what the device has, if there is one for the call; its kernel is null otherwise.
+Launch with_features(const AffineNorm& op, const AffineCall& call, const Features& features) {
+  if (features.clusters && op.down.data != nullptr) return one_cluster(op, call);
+  if (features.bulk_copies) return ring(op, call);
+  return {};
+}
+
 Launch decode(const AffineNorm& op, const Workspace& workspace, const AffineCall& shared, std::int64_t first,
-              bool bulk_copies) {
+              const Features& features) {
   AffineCall call = shared;
   call.first_row = first;
   call.num_rows = static_cast<int>(std::min<std::int64_t>(kMaxRows, op.num_rows - first));
@@ -143,17 +167,24 @@ Launch decode(const AffineNorm& op, const Workspace& workspace, const AffineCall
   call.early = reinterpret_cast<unsigned*>(data + layout.slots + layout.moments);
   call.inner = reinterpret_cast<float*>(data + layout.slots + layout.moments + layout.early);
   call.tickets = workspace.tickets;
-  if (bulk_copies) {
-    const Launch launch = ring(op, call);
-    if (launch.kernel != nullptr) return launch;
-  }
+  const Launch launch = with_features(op, call, features);
+  if (launch.kernel != nullptr) return launch;
   if (op.down.data == nullptr) {
     const dim3 grid(static_cast<unsigned>(call.tiles), static_cast<unsigned>(call.groups));
     return {dense_kernel_for(call, op.up.dtype), grid, 0, call};
   }
-  call.rank = static_cast<int>(op.down.columns);
-  call.splits = static_cast<int>(ceil_div(op.hidden_size, piece_depth(call.rank)));
+  describe_low_rank(op, call);
   return {low_rank_kernel_for(call, op.up.dtype), dim3(count_inner(call) + count_outer(call)), 0, call};
+}
+
+// The kernel that the features bring for the first rows of `op`, or null.
+Kernel kernel_with(const AffineNorm& op, const Features& features) {
+  if (op.num_rows == 0) return nullptr;
+  AffineCall call = describe(op, false);
+  call.up = map_view("up", op.up, op.num_maps);
+  call.down = map_view("down", op.down, op.num_maps);
+  call.num_rows = static_cast<int>(std::min<std::int64_t>(kMaxRows, op.num_rows));
+  return with_features(op, call, features).kernel;
 }
 
 }  // namespace
@@ -163,12 +194,12 @@ std::int64_t workspace_bytes(const AffineNorm& op) {
   return layout.slots + layout.moments + layout.early + layout.inner;
 }
 
-bool takes_ring(const AffineNorm& op) {
-  if (op.num_rows == 0) return false;
-  AffineCall call = describe(op, false);
-  call.up = map_view("up", op.up, op.num_maps);
-  call.num_rows = static_cast<int>(std::min<std::int64_t>(kMaxRows, op.num_rows));
-  return ring(op, call).kernel != nullptr;
+bool takes_ring(const AffineNorm& op, const Features& features) {
+  return op.down.data == nullptr && kernel_with(op, features) != nullptr;
+}
+
+bool takes_one_cluster(const AffineNorm& op, const Features& features) {
+  return op.down.data != nullptr && kernel_with(op, features) != nullptr;
 }
 
 void check_maps(const AffineNorm& op) {
@@ -176,7 +207,8 @@ void check_maps(const AffineNorm& op) {
   map_view("down", op.down, op.num_maps);
 }
 
-std::vector<Launch> plan(const AffineNorm& op, const Workspace& workspace, bool programmatic, bool bulk_copies) {
+std::vector<Launch> plan(const AffineNorm& op, const Workspace& workspace, bool programmatic,
+                         const Features& features) {
   std::vector<Launch> launches;
   if (op.num_rows == 0) return launches;
   if (workspace.data == nullptr || !aligned(workspace.data)) {
@@ -187,7 +219,7 @@ std::vector<Launch> plan(const AffineNorm& op, const Workspace& workspace, bool 
   shared.up = map_view("up", op.up, op.num_maps);
   shared.down = map_view("down", op.down, op.num_maps);
   for (std::int64_t first = 0; first < op.num_rows; first += kMaxRows) {
-    launches.push_back(decode(op, workspace, shared, first, bulk_copies));
+    launches.push_back(decode(op, workspace, shared, first, features));
   }
   return launches;
 }
@@ -204,9 +236,40 @@ namespace {
 struct Device {
   int number = -1;
   bool sm_90_code = false;
-  bool room_for_ring = false;
-  std::set<Kernel> told;  // how much dynamic shared memory they may have
+  Features features;
+  std::set<Kernel> told;  // how much dynamic shared memory they may have, and how large their clusters may be
 };
+
+// What a kernel may have at most is the kernel's and not the launch's: the same for all of them, whatever thread sets
+// it when. Unless it is set, 48 KB less the kernel's static shared memory, and clusters of eight.
+void allow(Kernel kernel, std::int64_t dynamic_bytes, unsigned cluster) {
+  const auto* const function = reinterpret_cast<const void*>(kernel);
+  const auto bytes = static_cast<int>(std::max<std::int64_t>(dynamic_bytes, kRingBytes));
+  check(cudaFuncSetAttribute(function, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes),
+        "shared memory of a kernel of affine_norm");
+  if (cluster <= 8) return;
+  check(cudaFuncSetAttribute(function, cudaFuncAttributeNonPortableClusterSizeAllowed, 1),
+        "cluster of a kernel of affine_norm");
+}
+
+// Whether a cluster finds sixteen multiprocessors that can be one: in a part of a device there may be none.
+bool has_place_for_cluster() {
+  const Kernel kernel = one_cluster_kernel_for({}, DType::kBFloat16);
+  allow(kernel, kRingBytes, kClusterBlocks);
+  cudaLaunchAttribute attribute = {};
+  attribute.id = cudaLaunchAttributeClusterDimension;
+  attribute.val.clusterDim = {kClusterBlocks, 1, 1};
+  cudaLaunchConfig_t config = {};
+  config.gridDim = dim3(kClusterBlocks);
+  config.blockDim = dim3(kThreads);
+  config.dynamicSmemBytes = kRingBytes;
+  config.attrs = &attribute;
+  config.numAttrs = 1;
+  int clusters = 0;
+  check(cudaOccupancyMaxActiveClusters(&clusters, reinterpret_cast<const void*>(kernel), &config),
+        "places for a cluster");
+  return clusters > 0;
+}
 
 // The current device, asked once a thread. Its architecture does not tell what code it runs, which may have been
 // compiled for an older one; all kernels are compiled for the same ones. Nor are later ones larger: of compute
@@ -224,37 +287,34 @@ Device& current_device() {
   check(cudaDeviceGetAttribute(&bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, number), "shared memory of a block");
   device.number = number;
   device.sm_90_code = attributes.ptxVersion >= 90;
-  device.room_for_ring = bytes >= kRingBytes + (8 << 10);
+  device.features.bulk_copies = device.sm_90_code && bytes >= kRingBytes + (8 << 10);
+  device.features.clusters = device.features.bulk_copies && has_place_for_cluster();
   return device;
 }
 
-// What a kernel may have at most is the kernel's and not the launch's: the same for all of them, whatever thread sets
-// it when. Unless it is set, 48 KB less the kernel's static shared memory.
-void allow_dynamic_bytes(Device& device, const Launch& launch) {
+void allow_once(Device& device, const Launch& launch) {
   if (launch.dynamic_bytes == 0) return;
   if (launch.dynamic_bytes <= kRingBytes && !device.told.insert(launch.kernel).second) return;
-  const auto bytes = static_cast<int>(std::max<std::int64_t>(launch.dynamic_bytes, kRingBytes));
-  check(cudaFuncSetAttribute(reinterpret_cast<const void*>(launch.kernel), cudaFuncAttributeMaxDynamicSharedMemorySize,
-                             bytes),
-        "shared memory of a kernel of affine_norm");
+  allow(launch.kernel, launch.dynamic_bytes, launch.cluster);
 }
 
 }  // namespace
 
-bool has_bulk_copies() {
-  const Device& device = current_device();
-  return device.sm_90_code && device.room_for_ring;
-}
+Features features() { return current_device().features; }
 
 void run(const std::vector<Launch>& launches, void* cuda_stream) {
   if (launches.empty()) return;
   Device& device = current_device();
   for (const Launch& launch : launches) {
-    allow_dynamic_bytes(device, launch);
+    allow_once(device, launch);
     const auto bytes = static_cast<std::size_t>(launch.dynamic_bytes);
     const auto threads = static_cast<unsigned>(launch.threads);
     const auto stream = static_cast<cudaStream_t>(cuda_stream);
-    if (launch.call.programmatic && device.sm_90_code) {
+    const bool programmatic = launch.call.programmatic && device.sm_90_code;
+    if (launch.cluster > 1) {
+      LAUNCH_CLUSTER(launch.cluster, programmatic, launch.kernel, launch.grid, dim3(threads), bytes, stream,
+                     launch.call);
+    } else if (programmatic) {
       LAUNCH_PROGRAMMATIC(launch.kernel, launch.grid, dim3(threads), bytes, stream, launch.call);
     } else {
       LAUNCH(launch.kernel, launch.grid, dim3(threads), bytes, stream, launch.call);
@@ -264,8 +324,8 @@ void run(const std::vector<Launch>& launches, void* cuda_stream) {
 }
 
 void affine_norm(const AffineNorm& op, const Workspace& workspace, void* cuda_stream, bool programmatic,
-                 bool bulk_copies) {
-  run(plan(op, workspace, programmatic, bulk_copies), cuda_stream);
+                 const Features& features) {
+  run(plan(op, workspace, programmatic, features), cuda_stream);
 }
 
 void affine_norm_epilogue(const AffineNorm& op, const Rows& mapped, void* cuda_stream, bool programmatic) {

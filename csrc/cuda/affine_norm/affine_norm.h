@@ -21,13 +21,19 @@ struct Workspace {
 
 std::int64_t workspace_bytes(const AffineNorm& op);
 
-// Whether the current device has the instructions of arch/bulk_copy.h, and the shared memory that the kernel with them
-// asks for.
-bool has_bulk_copies();
+// What a device has beyond sm_80, with the shared memory that the kernels which use it ask for.
+struct Features {
+  bool bulk_copies = false;  // arch/bulk_copy.h
+  bool clusters = false;     // arch/cluster.h, of sixteen blocks; only with bulk copies
+};
 
-// Whether there is a kernel for `op` that streams its operands by bulk copies: a dense map for up to 16 rows of one
-// 16-bit type.
-bool takes_ring(const AffineNorm& op);
+// Of the current device.
+Features features();
+
+// Whether a kernel that uses the features serves `op`: with bulk copies a dense map for up to 16 rows of one 16-bit
+// type; with clusters a map of low rank, not too large, for up to 8.
+bool takes_ring(const AffineNorm& op, const Features& features);
+bool takes_one_cluster(const AffineNorm& op, const Features& features);
 
 // All of these throw std::invalid_argument, naming the argument, for what the kernels do not take: fp64, maps that are
 // packed or not contiguous, rows that need more than kLeadingDims strides, a workspace that is missing; and
@@ -36,10 +42,9 @@ void check_maps(const AffineNorm& op);
 
 // Carries out `op` in launches of at most kMaxRows rows. `programmatic`: on sm_90 and later each of them may begin
 // before the launch ahead of it has ended, and lets the one behind it do so. No kernel that can still be running may
-// write the maps then; anything else it may. `bulk_copies`: where takes_ring(op), by the kernel that uses them; for a
-// device that has them.
+// write the maps then; anything else it may. `features`: those that may be used, which the device must have.
 void affine_norm(const AffineNorm& op, const Workspace& workspace, void* cuda_stream, bool programmatic = false,
-                 bool bulk_copies = false);
+                 const Features& features = {});
 
 // Likewise where `mapped` [rows, d] already holds M r, of whichever map a row has; the maps are not read.
 void affine_norm_epilogue(const AffineNorm& op, const Rows& mapped, void* cuda_stream, bool programmatic = false);

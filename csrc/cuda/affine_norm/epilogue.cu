@@ -104,9 +104,7 @@ __global__ void __launch_bounds__(kThreads, 2)
     terms[i] = RawTerms<Types, kWide>::request(call, Types::offset(call.x, row), Types::offset(call.residual, row), k);
     products[i] = Types::template request<kWide>(call, mapped, k);
   }
-  Edit strengths = {call.alpha, call.beta, 1.0f, 0.0f};
-  if (call.row_alpha.data != nullptr) strengths.alpha *= load_element(call.row_alpha, row);
-  if (call.row_beta.data != nullptr) strengths.beta *= load_element(call.row_beta, row);
+  const Edit strengths = strengths_of(call, row);
 #pragma unroll
   for (int i = 0; i < kChunks; ++i) {  // all lanes: they share the sums of a tile
     const int k = first + i * kWide * kThreads, tile = k / kTileColumns;

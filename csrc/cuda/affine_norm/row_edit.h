@@ -29,14 +29,30 @@ struct Edit {
   __device__ __forceinline__ float operator()(float r, float z) const { return beta * r + alpha * (scale * z + bias); }
 };
 
-// `row` counts within the call.
-__device__ __forceinline__ Edit edit_of(const AffineCall& call, int map, std::int64_t row, int column) {
+// What all elements of a row have in common; `row` counts within the call.
+__device__ __forceinline__ Edit strengths_of(const AffineCall& call, std::int64_t row) {
   Edit edit = {call.alpha, call.beta, 1.0f, 0.0f};
-  if (call.up.scale != nullptr) edit.scale = call.up.scale[map * call.up.columns + column];
-  if (call.bias.data != nullptr) edit.bias = load_element(call.bias, map * call.bias_stride + column);
   if (call.row_alpha.data != nullptr) edit.alpha *= load_element(call.row_alpha, row);
   if (call.row_beta.data != nullptr) edit.beta *= load_element(call.row_beta, row);
   return edit;
+}
+
+// What all rows have in common of a column of a map.
+struct ColumnEdit {
+  float scale = 1.0f, bias = 0.0f;
+
+  static __device__ __forceinline__ ColumnEdit request(const AffineCall& call, int map, int column) {
+    ColumnEdit edit;
+    if (call.up.scale != nullptr) edit.scale = call.up.scale[map * call.up.columns + column];
+    if (call.bias.data != nullptr) edit.bias = load_element(call.bias, map * call.bias_stride + column);
+    return edit;
+  }
+};
+
+__device__ __forceinline__ Edit edit_of(const AffineCall& call, int map, std::int64_t row, int column) {
+  const ColumnEdit of_column = ColumnEdit::request(call, map, column);
+  const Edit strengths = strengths_of(call, row);
+  return {strengths.alpha, strengths.beta, of_column.scale, of_column.bias};
 }
 
 // r = x (+ residual), not yet added up, of elements k to k + count - 1 of the row that begins `x` and `residual`

@@ -21,10 +21,16 @@ __device__ __forceinline__ Moments moments_of_4x4(const AffineCall& call, int ti
   return {mean, sum_of_4x4(squares)};
 }
 
-// Sum of one number per thread, the same for all of them: a tree within each warp, then warp after warp. `sums` must
-// not be in use any more.
-__device__ __forceinline__ float sum_of_block(float value, float (&sums)[kWarps]) {
+// Sum of one number per lane, the same for all of them: a tree.
+__device__ __forceinline__ float sum_of_warp(float value) {
   for (int step = 16; step > 0; step /= 2) value += __shfl_xor_sync(kAllLanes, value, step);
+  return value;
+}
+
+// Sum of one number per thread, the same for all of them: within each warp, then warp after warp. `sums` must not be in
+// use any more.
+__device__ __forceinline__ float sum_of_block(float value, float (&sums)[kWarps]) {
+  value = sum_of_warp(value);
   if (lane_id() == 0) sums[warp_id()] = value;
   __syncthreads();
   float sum = sums[0];
@@ -38,14 +44,31 @@ struct Statistics {
 
 constexpr int kHeldTiles = 2;  // a thread's tiles whose moments it requests at once: rows of up to 8192 elements
 
-// Statistics of a row, by all threads of a block; `moments_of(tile)` gives a tile's moments. First the mean, then the
-// squares about it, so that no sum waits for a division as with Chan's updating formulae. The mean is taken relative to
-// that of the first tile, and the squares within a tile relative to its own, so that nothing cancels: about any centre
-// c
+// Statistics of a row. `first` gives the mean of its first tile; `sum_over_tiles(i, term)` adds up term(moments of a
+// tile, its columns), for i = 0 and then 1. First the mean, then the squares about it, so that no sum waits for a
+// division as with Chan's updating formulae. The mean is taken relative to that of the first tile, and the squares
+// within a tile relative to its own, so that nothing cancels: about any centre c
 //
 //   sum (r - c)^2 = sum over tiles of deviations + columns (mean - c)^2
 //
 // and the RMS norm's c is 0, for which the mean is not needed.
+template <class First, class Sum>
+__device__ __forceinline__ Statistics statistics_by(const AffineCall& call, First first, Sum sum_over_tiles) {
+  float mean = 0.0f;
+  if (call.norm == Norm::kLayer) {
+    const float about = first();
+    mean = about + call.inverse_hidden * sum_over_tiles(0, [&](const Moments& moments, float columns) {
+                     return columns * (moments.mean - about);
+                   });
+  }
+  const float squares = sum_over_tiles(1, [&](const Moments& moments, float columns) {
+    const float gap = moments.mean - mean;
+    return moments.deviations + columns * (gap * gap);
+  });
+  return {mean, 1.0f / sqrtf(squares * call.inverse_hidden + call.eps)};
+}
+
+// The same by all threads of a block; `moments_of(tile)` gives a tile's moments.
 template <class MomentsOf>
 __device__ __forceinline__ Statistics statistics(const AffineCall& call, MomentsOf moments_of) {
   __shared__ float sums[2][kWarps];
@@ -55,8 +78,7 @@ __device__ __forceinline__ Statistics statistics(const AffineCall& call, Moments
   for (int i = 0; i < kHeldTiles; ++i) {
     if (thread + i * kThreads < call.tiles) held[i] = moments_of(thread + i * kThreads);
   }
-  const bool centred = call.norm == Norm::kLayer;
-  const auto sum_over_tiles = [&](float (&shared)[kWarps], auto term) {
+  const auto sum_over_tiles = [&](int which, auto term) {
     float sum = 0.0f;
 #pragma unroll
     for (int i = 0; i < kHeldTiles; ++i) {
@@ -67,20 +89,37 @@ __device__ __forceinline__ Statistics statistics(const AffineCall& call, Moments
     for (int tile = thread + kHeldTiles * kThreads; tile < call.tiles; tile += kThreads) {
       sum += term(moments_of(tile), static_cast<float>(columns_of(call, tile)));
     }
-    return sum_of_block(sum, shared);
+    return sum_of_block(sum, sums[which]);
   };
-  float mean = 0.0f;
-  if (centred) {
-    const float first = moments_of(0).mean;
-    mean = first + call.inverse_hidden * sum_over_tiles(sums[0], [&](const Moments& moments, float columns) {
-                     return columns * (moments.mean - first);
-                   });
-  }
-  const float squares = sum_over_tiles(sums[1], [&](const Moments& moments, float columns) {
-    const float gap = moments.mean - mean;
-    return moments.deviations + columns * (gap * gap);
-  });
-  return {mean, 1.0f / sqrtf(squares * call.inverse_hidden + call.eps)};
+  return statistics_by(call, [&] { return moments_of(0).mean; }, sum_over_tiles);
+}
+
+// The same by one warp, of at most kHeldTiles * kThreads tiles, with the block's sums in the block's order.
+template <class MomentsOf>
+__device__ __forceinline__ Statistics statistics_of_warp(const AffineCall& call, MomentsOf moments_of) {
+  const auto sum_over_tiles = [&](int, auto term) {
+    float sums[kWarps];
+#pragma unroll
+    for (int warp = 0; warp < kWarps; ++warp) {
+      float sum = 0.0f;
+#pragma unroll
+      for (int i = 0; i < kHeldTiles; ++i) {
+        const int tile = warp * 32 + lane_id() + i * kThreads;
+        if (tile < call.tiles) sum += term(moments_of(tile), static_cast<float>(columns_of(call, tile)));
+      }
+      sums[warp] = sum_of_warp(sum);
+    }
+    float sum = sums[0];
+    for (int warp = 1; warp < kWarps; ++warp) sum += sums[warp];
+    return sum;
+  };
+  return statistics_by(call, [&] { return moments_of(0).mean; }, sum_over_tiles);
+}
+
+// y of an element of r'.
+__device__ __forceinline__ float normed(const AffineCall& call, const Statistics& stats, float edited, float scale,
+                                        float shift) {
+  return (edited - stats.mean) * stats.rstd * (scale + call.weight_offset) + shift;
 }
 
 // What makes y of `count` neighbouring elements of r'.
@@ -99,13 +138,15 @@ struct Vectors {
 
   __device__ __forceinline__ void store_normed(const AffineCall& call, const Row& y, const Statistics& stats, int k,
                                                const float (&edited)[count]) const {
-    float scale[count], shift[count], normed[count];
+    float scale[count], shift[count], values[count];
     Types::widen_to(weight, scale);
     Types::widen_to(bias, shift);
-    for (int i = 0; i < count; ++i) {
-      normed[i] = (edited[i] - stats.mean) * stats.rstd * (scale[i] + call.weight_offset) + shift[i];
+    for (int i = 0; i < count; ++i) values[i] = normed(call, stats, edited[i], scale[i], shift[i]);
+    if constexpr (count == 1) {
+      store_element(y, k, values[0]);
+    } else {
+      store_elements(y, k, Types::limit(call), values);
     }
-    store_elements(y, k, Types::limit(call), normed);
   }
 };
 

@@ -41,6 +41,7 @@ struct LaunchRecord {
   const char* kernel;  // mangled, the same for g++ and nvcc
   unsigned grid[3];
   unsigned threads;
+  unsigned cluster;
   long long dynamic_bytes;
   const void* parameter;
   long long parameter_bytes;
@@ -51,9 +52,10 @@ long long cuda_workspace_bytes(const AffineNorm* op) { return cuda::workspace_by
 int cuda_ticket_count() { return cuda::kTicketCount; }
 
 const char* cuda_plan(const AffineNorm* op, void* data, unsigned* tickets, const Rows* mapped, bool programmatic,
-                      bool bulk_copies) {
+                      bool all_features) {
+  const cuda::Features features = {all_features, all_features};
   return guarded([&] {
-    launches = mapped == nullptr ? cuda::plan(*op, {data, tickets}, programmatic, bulk_copies)
+    launches = mapped == nullptr ? cuda::plan(*op, {data, tickets}, programmatic, features)
                                  : cuda::plan_epilogue(*op, *mapped, programmatic);
   });
 }
@@ -67,8 +69,9 @@ int cuda_launch_count() { return static_cast<int>(launches.size()); }
 LaunchRecord cuda_launch(int index) {
   const cuda::Launch& launch = launches[static_cast<std::size_t>(index)];
   const dim3 grid = launch.grid;
-  return {name_of(launch.kernel), {grid.x, grid.y, grid.z}, static_cast<unsigned>(launch.threads), launch.dynamic_bytes,
-          &launch.call,           sizeof(launch.call)};
+  return {name_of(launch.kernel), {grid.x, grid.y, grid.z}, static_cast<unsigned>(launch.threads),
+          launch.cluster,         launch.dynamic_bytes,     &launch.call,
+          sizeof(launch.call)};
 }
 
 const char* cuda_cholesky_block(const CholeskyBlock* op) {
