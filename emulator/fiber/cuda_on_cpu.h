@@ -5,8 +5,8 @@
 // exactly one of them runs at a time, in an order drawn from a seed. A fiber gives way at barriers, warp operations,
 // atomics and fences only. One source serves nvcc and g++ as long as it launches with LAUNCH((kernel<T>), grid, block,
 // dynamic_bytes, stream, arguments...), names dynamic shared memory with DYNAMIC_SHARED(T, name), and keeps inline PTX
-// beside a portable twin; warp.h, async_copy.h, phase_barrier.h and matrix.h have what twins need. README.md says what
-// is detected.
+// beside a portable twin; warp.h, async_copy.h, phase_barrier.h, cluster.h and matrix.h have what twins need. README.md
+// says what is detected.
 #pragma once
 
 #include <cuda_bf16.h>
@@ -42,6 +42,7 @@
 
 #include "async_copy.h"
 #include "atomics.h"
+#include "cluster.h"
 #include "intrinsics.h"
 #include "launch_grid.h"
 #include "matrix.h"
@@ -56,12 +57,15 @@
 #define warpSize 32
 
 #define DYNAMIC_SHARED(T, name) T* name = static_cast<T*>(cuda_on_cpu::here.dynamic_shared)
-#define LAUNCH(kernel, grid, block, dynamic_bytes, stream, ...)                          \
-  cuda_on_cpu::launch(cuda_on_cpu::Where::current(), kernel, grid, block, dynamic_bytes, \
+#define LAUNCH(kernel, grid, block, dynamic_bytes, stream, ...)                             \
+  cuda_on_cpu::launch(cuda_on_cpu::Where::current(), 1, kernel, grid, block, dynamic_bytes, \
                       stream __VA_OPT__(, ) __VA_ARGS__)
 
 // A launch returns when it is done, so none can overlap with the next.
 #define LAUNCH_PROGRAMMATIC LAUNCH
+#define LAUNCH_CLUSTER(cluster, programmatic, kernel, grid, block, dynamic_bytes, stream, ...)                       \
+  (static_cast<void>(programmatic), cuda_on_cpu::launch(cuda_on_cpu::Where::current(), cluster, kernel, grid, block, \
+                                                        dynamic_bytes, stream __VA_OPT__(, ) __VA_ARGS__))
 
 using std::max;
 using std::min;

@@ -1,9 +1,11 @@
 // The state of a launch, shared by the scheduler and the race detector. Kernels never see this header.
 #pragma once
 
+#include <array>
 #include <cstdint>
 #include <map>
 #include <semaphore>
+#include <set>
 #include <string>
 #include <vector>
 
@@ -13,7 +15,7 @@
 
 namespace cuda_on_cpu {
 
-enum class State { kReady, kAtBlockBarrier, kAtWarpBarrier, kAtPhaseBarrier, kDone };
+enum class State { kReady, kAtBlockBarrier, kAtWarpBarrier, kAtPhaseBarrier, kAtClusterBarrier, kDone };
 
 struct Copy {
   void* shared = nullptr;
@@ -25,6 +27,7 @@ struct Copy {
 };
 
 struct Block;
+struct Cluster;
 struct Fiber;
 
 struct BulkCopy {
@@ -52,6 +55,17 @@ struct PhaseBarrier {
   bool can_end() const { return pending == 0 && announced == started; }
 };
 
+// What a thread has done at the barrier of its cluster.
+struct ClusterPart {
+  std::uint32_t arrivals = 0;
+  std::uint32_t waits = 0;  // that are over
+  Where arrival;            // the last one
+  std::uint32_t step = 0;   // of the thread's clock at that
+  SharedKnowledge known;    // likewise
+  bool stored = false;      // to another block, since then
+  Where store;
+};
+
 struct Fiber {
   Block* block = nullptr;
   unsigned number = 0;  // within the block
@@ -69,6 +83,7 @@ struct Fiber {
   PhaseBarrier* phase_barrier = nullptr;
   const void* published = nullptr;
   std::vector<Copy> copies;
+  ClusterPart in_cluster;
   ThreadClock clock;
 };
 
@@ -79,12 +94,41 @@ struct Block {
   BarrierResult barrier;
   unsigned barrier_epoch = 1;
   std::map<const std::uint64_t*, PhaseBarrier> phase_barriers;
+  Cluster* cluster = nullptr;
+  std::uint32_t cluster_phases = 0;  // ends of phases that its threads have noticed
+  bool stuck = false;                // until the cluster's barrier releases somebody
   // Where its static shared variables lie: the thread-local image of the library.
   char* static_shared = nullptr;
   std::size_t static_bytes = 0;
   char* dynamic_shared = nullptr;
   std::size_t dynamic_bytes = 0;
   Context scheduler;
+};
+
+// Into the shared memory of another block.
+struct RemoteStore {
+  Block* target = nullptr;
+  void* address = nullptr;
+  std::array<unsigned char, 16> value{};
+  std::size_t bytes = 0;
+  const Fiber* storer = nullptr;
+  std::uint32_t phase = 0;  // of the cluster's barrier, at whose end it is ordered
+  Where place;
+};
+
+// Blocks that are in flight together. Without clusters, each block is one of its own.
+struct Cluster {
+  unsigned number = 0;         // within the grid
+  std::vector<Block*> blocks;  // by rank; null before their start and after their end
+  unsigned started = 0;        // blocks
+  unsigned gone = 0;           // blocks
+  unsigned live = 0;           // threads, also those of blocks that have not started
+  unsigned arrived = 0;        // of them, in this phase of the barrier
+  std::uint32_t phase = 0;
+  std::vector<RemoteStore> stores;   // under way
+  Knowledge arriving;                // of those that arrived so far
+  std::set<SharedKnowledge> joined;  // parts of it
+  SharedKnowledge ended;             // the same when the last phase ended: for those that wait
 };
 
 // The fiber that runs now; null between fibers.
@@ -113,6 +157,16 @@ inline bool lies_in(const void* address, const void* start, std::size_t bytes) {
   const auto offset = reinterpret_cast<std::uintptr_t>(address) - reinterpret_cast<std::uintptr_t>(start);
   return offset < bytes;
 }
+
+bool lies_in_shared(const Block& block, const void* start, std::size_t bytes);
+bool overlaps_phase_barrier(const Block& block, const void* start, std::size_t bytes);
+
+// Before a thread returns: fails if the cluster would still need it or its block.
+void leave_cluster(Fiber& fiber);
+// Shows a block the end of a phase of its cluster's barrier, if a thread waits for it.
+bool notice_cluster_phase(Block& block);
+bool waits_for_cluster(const Block& block);
+std::string what_is_awaited(const Cluster& cluster);
 
 // Lands copies that a thread waits for, where nothing else is missing. Says whether any phase ended.
 bool land_copies(Block& block);

@@ -11,17 +11,34 @@ namespace {
 
 constexpr std::size_t kDefaultDynamicBytes = 48 << 10;   // more must be asked for with cudaFuncSetAttribute
 constexpr std::size_t kLargestDynamicBytes = 227 << 10;  // sm_90
-constexpr int kMultiprocessors = 4;                      // few, so that small tests have several waves
+constexpr unsigned kPortableCluster = 8;                 // blocks; more must be asked for likewise
+constexpr unsigned kLargestCluster = 16;
+constexpr int kMultiprocessors = 4;  // few, so that small tests have several waves
 
 cudaError_t last_error = cudaSuccess;
 std::map<const void*, std::size_t> dynamic_limits;
+std::map<const void*, bool> larger_clusters;
+
+std::string shape(dim3 s) {
+  return "(" + std::to_string(s.x) + ", " + std::to_string(s.y) + ", " + std::to_string(s.z) + ")";
+}
+
+std::string check_cluster(const void* kernel, dim3 grid, unsigned cluster) {
+  const std::string text = "cluster of " + std::to_string(cluster) + " blocks: ";
+  if (cluster == 0 || cluster > kLargestCluster) return text + "allowed are 1 to " + std::to_string(kLargestCluster);
+  const auto found = larger_clusters.find(kernel);
+  if (cluster > kPortableCluster && (found == larger_clusters.end() || !found->second)) {
+    return text + "the kernel may use " + std::to_string(kPortableCluster) +
+           " (cudaFuncSetAttribute with cudaFuncAttributeNonPortableClusterSizeAllowed allows up to " +
+           std::to_string(kLargestCluster) + ")";
+  }
+  if (grid.x % cluster != 0) return text + "the x of grid shape " + shape(grid) + " is not a multiple of it";
+  return "";
+}
 
 }  // namespace
 
-std::string check_limits(const void* kernel, dim3 grid, dim3 block, std::size_t dynamic_bytes) {
-  const auto shape = [](dim3 s) {
-    return "(" + std::to_string(s.x) + ", " + std::to_string(s.y) + ", " + std::to_string(s.z) + ")";
-  };
+std::string check_limits(const void* kernel, dim3 grid, dim3 block, std::size_t dynamic_bytes, unsigned cluster) {
   const std::size_t threads = static_cast<std::size_t>(block.x) * block.y * block.z;
   if (threads == 0 || threads > 1024 || block.z > 64)
     return "block shape " + shape(block) + ": allowed are 1 to 1024 threads";
@@ -35,7 +52,7 @@ std::string check_limits(const void* kernel, dim3 grid, dim3 block, std::size_t 
     return "dynamic shared memory " + std::to_string(dynamic_bytes) + " bytes: the kernel may use " +
            std::to_string(limit) + " (cudaFuncSetAttribute allows up to " + std::to_string(kLargestDynamicBytes) + ")";
   }
-  return "";
+  return check_cluster(kernel, grid, cluster);
 }
 
 void note_launch(cudaError_t error) {
@@ -59,6 +76,11 @@ const char* cudaGetErrorString(cudaError_t error) {
 }
 
 cudaError_t cudaFuncSetAttribute(const void* kernel, cudaFuncAttribute attribute, int value) {
+  if (attribute == cudaFuncAttributeNonPortableClusterSizeAllowed) {
+    if (value != 0 && value != 1) return cudaErrorInvalidValue;
+    cuda_on_cpu::larger_clusters[kernel] = value == 1;
+    return cudaSuccess;
+  }
   if (attribute != cudaFuncAttributeMaxDynamicSharedMemorySize) return cudaErrorNotSupported;
   if (value < 0 || static_cast<std::size_t>(value) > cuda_on_cpu::kLargestDynamicBytes) return cudaErrorInvalidValue;
   cuda_on_cpu::dynamic_limits[kernel] = static_cast<std::size_t>(value);
@@ -71,6 +93,21 @@ cudaError_t cudaFuncGetAttributes(cudaFuncAttributes* attributes, const void*) {
   return cudaSuccess;
 }
 
+// One, if the launch is allowed at all.
+cudaError_t cudaOccupancyMaxActiveClusters(int* clusters, const void* kernel, const cudaLaunchConfig_t* config) {
+  dim3 cluster(1, 1, 1);
+  for (unsigned i = 0; i < config->numAttrs; i++) {
+    const cudaLaunchAttribute& attribute = config->attrs[i];
+    if (attribute.id != cudaLaunchAttributeClusterDimension) continue;
+    cluster = dim3(attribute.val.clusterDim.x, attribute.val.clusterDim.y, attribute.val.clusterDim.z);
+  }
+  if (cluster.y != 1 || cluster.z != 1) return cudaErrorNotSupported;
+  const std::string complaint =
+      cuda_on_cpu::check_limits(kernel, config->gridDim, config->blockDim, config->dynamicSmemBytes, cluster.x);
+  *clusters = complaint.empty() ? 1 : 0;
+  return complaint.empty() ? cudaSuccess : cudaErrorInvalidClusterSize;
+}
+
 cudaError_t cudaGetDevice(int* device) {
   *device = 0;
   return cudaSuccess;
@@ -80,6 +117,9 @@ cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int) {
   switch (attribute) {
     case cudaDevAttrMultiProcessorCount:
       *value = cuda_on_cpu::kMultiprocessors;
+      return cudaSuccess;
+    case cudaDevAttrClusterLaunch:
+      *value = 1;
       return cudaSuccess;
     case cudaDevAttrMaxSharedMemoryPerBlockOptin:
       *value = static_cast<int>(cuda_on_cpu::kLargestDynamicBytes);

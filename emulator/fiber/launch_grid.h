@@ -22,11 +22,11 @@ struct Call {
 };
 
 template <class... Parameters, class... Arguments>
-void launch(Where at, void (*kernel)(Parameters...), dim3 grid, dim3 block, std::size_t dynamic_bytes, cudaStream_t,
-            Arguments&&... arguments) {
+void launch(Where at, unsigned cluster, void (*kernel)(Parameters...), dim3 grid, dim3 block, std::size_t dynamic_bytes,
+            cudaStream_t, Arguments&&... arguments) {
   const Call<Parameters...> call{kernel, {static_cast<Parameters>(std::forward<Arguments>(arguments))...}};
   const auto* address = reinterpret_cast<const void*>(kernel);
-  run_grid(address, grid, block, dynamic_bytes, &Call<Parameters...>::run, &call, at);
+  run_grid(address, cluster, grid, block, dynamic_bytes, &Call<Parameters...>::run, &call, at);
 }
 
 }  // namespace cuda_on_cpu

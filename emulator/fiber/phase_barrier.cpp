@@ -12,14 +12,6 @@ namespace {
 constexpr unsigned kMost = (1u << 20) - 1;  // arrivals, and bytes, that the hardware counts in a phase
 constexpr std::size_t kCopyUnit = 16;
 
-bool lies_in_shared(const Block& block, const void* start, std::size_t bytes) {
-  const void* last = static_cast<const char*>(start) + bytes - 1;
-  const auto both = [&](const void* memory, std::size_t size) {
-    return lies_in(start, memory, size) && lies_in(last, memory, size);
-  };
-  return both(block.static_shared, block.static_bytes) || both(block.dynamic_shared, block.dynamic_bytes);
-}
-
 // The barrier that the calling thread uses; it must know of its initialisation.
 PhaseBarrier& find(const std::uint64_t* state, Where at) {
   auto& barriers = current->block->phase_barriers;
@@ -81,13 +73,24 @@ void check_copy(const void* shared, const void* global, std::size_t bytes, Where
   if (bits % kCopyUnit) fail("a bulk copy: its addresses and bytes are not all multiples of 16", at);
   if (!lies_in_shared(block, shared, bytes)) fail("a bulk copy goes beyond the block's shared memory", at);
   if (lies_in_shared(block, global, 1)) fail("a bulk copy comes from shared memory", at);
-  const auto overwritten = block.phase_barriers.lower_bound(static_cast<const std::uint64_t*>(shared));
-  if (overwritten != block.phase_barriers.end() && lies_in(overwritten->first, shared, bytes)) {
-    fail("a bulk copy overwrites a phase barrier", at);
-  }
+  if (overlaps_phase_barrier(block, shared, bytes)) fail("a bulk copy overwrites a phase barrier", at);
 }
 
 }  // namespace
+
+bool lies_in_shared(const Block& block, const void* start, std::size_t bytes) {
+  const void* last = static_cast<const char*>(start) + bytes - 1;
+  const auto both = [&](const void* memory, std::size_t size) {
+    return lies_in(start, memory, size) && lies_in(last, memory, size);
+  };
+  return both(block.static_shared, block.static_bytes) || both(block.dynamic_shared, block.dynamic_bytes);
+}
+
+bool overlaps_phase_barrier(const Block& block, const void* start, std::size_t bytes) {
+  return std::ranges::any_of(block.phase_barriers, [&](const auto& entry) {
+    return lies_in(entry.first, start, bytes) || lies_in(start, entry.first, sizeof *entry.first);
+  });
+}
 
 void phase_barrier_init(std::uint64_t* state, unsigned arrivals, Where at) {
   Block& block = *current->block;

@@ -3,15 +3,17 @@
 
 #include <array>
 #include <cstdint>
+#include <limits>
 #include <memory>
 #include <unordered_map>
 
 namespace cuda_on_cpu {
 
-// Block number -> barrier epoch before which everything in that block is known; (block, thread) -> that thread's own
-// step up to which it is known.
+// Block number -> barrier epoch before which everything in that block is known; cluster number -> the same with phases
+// of its barrier; (block, thread) -> that thread's own step up to which it is known.
 struct Knowledge {
   std::unordered_map<std::uint32_t, std::uint32_t> blocks;
+  std::unordered_map<std::uint32_t, std::uint32_t> clusters;
   std::unordered_map<std::uint64_t, std::uint32_t> threads;
 
   void join(const Knowledge& other);
@@ -20,12 +22,17 @@ struct Knowledge {
   }
 };
 
-// When a thread did something: its own step, in an epoch of its block.
+constexpr std::uint32_t kNever = std::numeric_limits<std::uint32_t>::max();
+
+// When a thread did something: its own step, in an epoch of its block and a phase of its cluster. Never is what no
+// barrier of them orders.
 struct Moment {
   std::uint32_t block = 0;
   std::uint32_t thread = 0;
   std::uint32_t epoch = 0;  // the block's barrier epoch
   std::uint32_t step = 0;
+  std::uint32_t cluster = 0;
+  std::uint32_t phase = kNever;  // how often the thread had arrived at the cluster's barrier
 };
 
 using SharedKnowledge = std::shared_ptr<const Knowledge>;

@@ -2,10 +2,10 @@
 
 #include <dlfcn.h>
 
+#include <algorithm>
 #include <array>
 #include <cstdint>
 #include <cstdio>
-#include <limits>
 #include <string>
 
 namespace cuda_on_cpu {
@@ -18,6 +18,7 @@ void Knowledge::join(const Knowledge& other) {
     }
   };
   raise(blocks, other.blocks);
+  raise(clusters, other.clusters);
   raise(threads, other.threads);
 }
 
@@ -47,7 +48,8 @@ struct Cell {
 };
 
 std::unordered_map<std::uintptr_t, Cell> cells;
-std::unordered_map<const void*, SharedKnowledge> handed_on;  // by the atomics on an address
+std::unordered_map<const void*, SharedKnowledge> handed_on;    // by the atomics on an address
+std::unordered_map<std::uint64_t, std::uint32_t> last_phases;  // in which threads ended, without arriving
 
 template <class Map, class Key>
 std::uint32_t value_or_zero(const Map& map, Key key) {
@@ -58,7 +60,12 @@ std::uint32_t value_or_zero(const Map& map, Key key) {
 bool knows(const Knowledge* known, const Moment& earlier) {
   if (known == nullptr) return false;
   if (earlier.epoch < value_or_zero(known->blocks, earlier.block)) return true;
-  return earlier.step <= value_or_zero(known->threads, Knowledge::key(earlier.block, earlier.thread));
+  const std::uint64_t key = Knowledge::key(earlier.block, earlier.thread);
+  if (earlier.phase < value_or_zero(known->clusters, earlier.cluster)) {
+    const auto last = last_phases.find(key);
+    if (last == last_phases.end() || last->second != earlier.phase) return true;
+  }
+  return earlier.step <= value_or_zero(known->threads, key);
 }
 
 // File and line, or an offset into the library that build.py turns into them with addr2line.
@@ -85,8 +92,9 @@ std::string describe(const Record& record) {
 }
 
 [[noreturn]] void report_race(const Record& earlier, const Record& now, const Block& block, const void* address) {
-  const bool shared = lies_in(address, block.static_shared, block.static_bytes) ||
-                      lies_in(address, block.dynamic_shared, block.dynamic_bytes);
+  const auto& blocks = block.cluster->blocks;
+  const bool shared = std::ranges::any_of(
+      blocks, [&](const Block* other) { return other != nullptr && lies_in_shared(*other, address, 1); });
   report(std::string("race on ") + (shared ? "shared" : "global") + " memory: " + describe(now) +
          " is not ordered after the " + describe(earlier));
   abandon_thread();
@@ -152,7 +160,9 @@ SharedKnowledge joined(const SharedKnowledge& a, const SharedKnowledge& b) {
 }
 
 Moment now(const Fiber& fiber) {
-  return {fiber.block->number, fiber.number, fiber.block->barrier_epoch, fiber.clock.step};
+  const Block& block = *fiber.block;
+  return {block.number,     fiber.number,          block.barrier_epoch,
+          fiber.clock.step, block.cluster->number, fiber.in_cluster.arrivals};
 }
 
 bool is_before(const Moment& earlier, const Fiber& fiber) {
@@ -168,6 +178,7 @@ bool is_before(const Moment& earlier, const Fiber& fiber) {
 void begin_launch() {
   cells.clear();
   handed_on.clear();
+  last_phases.clear();
 }
 
 // What earlier blocks did to this shared memory is past: it is another block's memory now.
@@ -190,9 +201,8 @@ void record(Fiber& fiber, const void* address, std::size_t bytes, Access access,
 
 void record_copy(Fiber& starter, std::uint32_t agent, std::uint32_t step, const BulkCopy& copy) {
   if (!kDetects) return;
-  constexpr auto no_epoch = std::numeric_limits<std::uint32_t>::max();  // no barrier of the block orders it
   const SharedKnowledge known = hand_on(starter);
-  const Moment moment{starter.block->number, agent, no_epoch, step};
+  const Moment moment{starter.block->number, agent, kNever, step, starter.block->cluster->number, kNever};
   store(copy.global, copy.bytes, {0, Access::kRead, moment, nullptr, copy.place}, {starter, known.get()});
   store(copy.shared, copy.bytes, {0, Access::kWrite, moment, nullptr, copy.place}, {starter, known.get()});
 }
@@ -236,6 +246,56 @@ SharedKnowledge know_of_agent(const Block& block, std::uint32_t agent, std::uint
   Knowledge end;
   end.threads[Knowledge::key(block.number, agent)] = step;
   return std::make_shared<Knowledge>(std::move(end));
+}
+
+void arrive_at_cluster(Fiber& fiber) {
+  if (!kDetects) return;
+  const Block& block = *fiber.block;
+  Cluster& cluster = *block.cluster;
+  std::uint32_t& epoch = cluster.arriving.blocks[block.number];
+  epoch = std::max(epoch, block.barrier_epoch);
+  for (std::uint32_t lane = 0; lane < 32; lane++) {
+    if (fiber.clock.lanes[lane] == 0 || lane == fiber.number % 32) continue;
+    std::uint32_t& step = cluster.arriving.threads[Knowledge::key(block.number, (fiber.number & ~31u) | lane)];
+    step = std::max(step, fiber.clock.lanes[lane]);
+  }
+  const SharedKnowledge& known = fiber.clock.known;
+  // Most threads know the same.
+  if (known != nullptr && cluster.joined.insert(known).second) cluster.arriving.join(*known);
+  fiber.in_cluster.known = known;
+  fiber.in_cluster.step = fiber.clock.step;
+}
+
+// That all threads have arrived stands for what was known of each of them before.
+void end_cluster_phase(Cluster& cluster) {
+  if (!kDetects) return;
+  Knowledge& known = cluster.arriving;
+  const auto first = cluster.number * static_cast<std::uint32_t>(cluster.blocks.size());
+  std::erase_if(known.threads, [&](const auto& entry) {
+    const auto rank = static_cast<std::uint32_t>(entry.first >> 32) - first;
+    const auto thread = static_cast<std::uint32_t>(entry.first);
+    const Block* block = rank < cluster.blocks.size() ? cluster.blocks[rank] : nullptr;
+    if (block == nullptr || thread >= block->fibers.size()) return false;
+    const ClusterPart& part = block->fibers[thread].in_cluster;
+    return part.arrivals > cluster.phase && entry.second < part.step;
+  });
+  known.clusters[cluster.number] = cluster.phase + 1;
+  cluster.ended = std::make_shared<const Knowledge>(std::move(known));
+  cluster.arriving = {};
+  cluster.joined.clear();
+}
+
+void acquire_cluster(Fiber& fiber) {
+  const SharedKnowledge& ended = fiber.block->cluster->ended;
+  if (fiber.clock.known == fiber.in_cluster.known) {
+    fiber.clock.known = ended;
+  } else {
+    acquire(fiber, ended);
+  }
+}
+
+void end_thread(const Fiber& fiber) {
+  if (kDetects) last_phases[Knowledge::key(fiber.block->number, fiber.number)] = fiber.in_cluster.arrivals;
 }
 
 void order_warp(Fiber* const* fibers, unsigned count) {

@@ -1,10 +1,10 @@
 // Finds data races on shared and global memory: two accesses to one byte, one of them a write, that nothing orders.
 //
-// Order comes from program order, __syncthreads, __syncwarp, and across blocks from a fence before an atomic that
-// another thread's atomic reads before its own fence (the PTX model's release and acquire patterns). It does not depend
-// on the schedule: a missing fence before a "last block finishes" ticket is found even where the values come out right.
-// Accesses arrive through the calls that g++ -fsanitize=thread puts before each of them; without it nothing is
-// recorded.
+// Order comes from program order, __syncthreads, __syncwarp, the barrier of a cluster, and across blocks from a fence
+// before an atomic that another thread's atomic reads before its own fence (the PTX model's release and acquire
+// patterns). It does not depend on the schedule: a missing fence before a "last block finishes" ticket is found even
+// where the values come out right. Accesses arrive through the calls that g++ -fsanitize=thread puts before each of
+// them; without it nothing is recorded.
 #pragma once
 
 #include "grid.h"
@@ -36,6 +36,12 @@ SharedKnowledge joined(const SharedKnowledge& a, const SharedKnowledge& b);
 constexpr std::uint32_t kFirstAgent = 1024;
 void record_copy(Fiber& starter, std::uint32_t agent, std::uint32_t step, const BulkCopy& copy);
 SharedKnowledge know_of_agent(const Block& block, std::uint32_t agent, std::uint32_t step);
+
+// The barrier of a cluster: an arrival, the end of a phase, a wait. A thread that has ended hands on nothing.
+void arrive_at_cluster(Fiber& fiber);
+void end_cluster_phase(Cluster& cluster);
+void acquire_cluster(Fiber& fiber);
+void end_thread(const Fiber& fiber);
 
 void order_warp(Fiber* const* fibers, unsigned count);
 void order_block(Block& block);

@@ -58,7 +58,8 @@ void start_copy(void* shared, const void* global, std::size_t bytes, std::size_t
 void commit_copies();
 void wait_copies(int groups_left);
 
-void run_grid(const void* kernel, dim3 grid, dim3 block, std::size_t dynamic_bytes, void (*body)(const void*),
-              const void* arguments, Where at);
+// In clusters of `cluster` neighbouring blocks.
+void run_grid(const void* kernel, unsigned cluster, dim3 grid, dim3 block, std::size_t dynamic_bytes,
+              void (*body)(const void*), const void* arguments, Where at);
 
 }  // namespace cuda_on_cpu

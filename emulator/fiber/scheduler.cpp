@@ -8,6 +8,7 @@
 #include <cstring>
 #include <memory>
 #include <mutex>
+#include <numeric>
 #include <random>
 #include <thread>
 
@@ -34,8 +35,11 @@ struct Grid {
   std::size_t dynamic_bytes = 0;
   void (*body)(const void*) = nullptr;
   const void* arguments = nullptr;
-  std::vector<unsigned> order;  // of the blocks
+  unsigned cluster = 1;         // blocks of one
+  std::vector<unsigned> order;  // of the blocks, the clusters one after the other
   std::size_t next = 0;
+  std::size_t room = 0;                  // for blocks that are not in flight
+  std::map<unsigned, Cluster> clusters;  // in flight
   std::mt19937_64 random;
   unsigned idle_rounds = 0;
   bool failed = false;
@@ -72,16 +76,21 @@ void resume(Fiber& fiber) {
 std::string details(const Fiber& fiber) {
   char mask[32] = "";
   if (fiber.state == State::kAtWarpBarrier) std::snprintf(mask, sizeof mask, " with mask %08x", fiber.mask);
+  if (fiber.state == State::kAtClusterBarrier) return what_is_awaited(*fiber.block->cluster);
   return fiber.state == State::kAtPhaseBarrier ? what_is_awaited(fiber) : mask;
 }
 
-// What the threads that are left wait for, and where; those that wait alike together.
-std::string list_waits(const Block& block) {
+// What the threads that are left in the block, and in others of its cluster that can do nothing, wait for, and where;
+// those that wait alike together.
+std::string list_waits(const Block& of) {
   std::map<std::string, std::vector<const Fiber*>> waits;
-  for (const Fiber& fiber : block.fibers) {
-    if (fiber.state == State::kDone) continue;
-    const std::string what = fiber.state == State::kReady ? "in a loop" : fiber.operation + details(fiber);
-    waits[what + " at " + name_of(fiber.place)].push_back(&fiber);
+  for (const Block* block : of.cluster->blocks) {
+    if (block == nullptr || (block != &of && !block->stuck)) continue;
+    for (const Fiber& fiber : block->fibers) {
+      if (fiber.state == State::kDone) continue;
+      const std::string what = fiber.state == State::kReady ? "in a loop" : fiber.operation + details(fiber);
+      waits[what + " at " + name_of(fiber.place)].push_back(&fiber);
+    }
   }
   std::string text;
   for (const auto& [wait, fibers] : waits) {
@@ -95,6 +104,7 @@ std::string list_waits(const Block& block) {
 void fiber_main() {
   arrive_on_new_stack(current->block->scheduler);
   grid.body(grid.arguments);
+  leave_cluster(*current);
   current->state = State::kDone;
   current->block->live--;
   release_after_return(*current);
@@ -129,6 +139,21 @@ uint3 unravel(unsigned index, dim3 shape) {
   return {index % shape.x, index / shape.x % shape.y, index / shape.x / shape.y};
 }
 
+// The block takes its place in its cluster.
+void join_cluster(Block& block) {
+  const unsigned number = block.number / grid.cluster;
+  const auto [found, created] = grid.clusters.try_emplace(number);
+  Cluster& cluster = found->second;
+  if (created) {
+    cluster.number = number;
+    cluster.blocks.resize(grid.cluster);
+    cluster.live = grid.cluster * block.live;
+  }
+  cluster.blocks[block.number % grid.cluster] = &block;
+  cluster.started++;
+  block.cluster = &cluster;
+}
+
 void prepare_block(Block& block, unsigned number, char* dynamic, StackPool& stacks) {
   block.number = number;
   block.dynamic_shared = dynamic;
@@ -148,7 +173,17 @@ void prepare_block(Block& block, unsigned number, char* dynamic, StackPool& stac
     fiber.stack = stacks.take();
     fiber.context = make_context(fiber.stack, fiber_main);
   }
+  join_cluster(block);
   races::begin_block(block);
+}
+
+// Nobody runs, and nobody else can change that.
+bool is_deadlocked(Block& block) {
+  block.stuck = true;
+  if (!waits_for_cluster(block)) return true;
+  const Cluster& cluster = *block.cluster;
+  return cluster.started == cluster.blocks.size() &&
+         std::ranges::all_of(cluster.blocks, [](const Block* other) { return other == nullptr || other->stuck; });
 }
 
 // One turn of every thread that can run. Says whether any of them got further than giving way.
@@ -164,9 +199,10 @@ bool run_round(std::vector<Fiber*>& order) {
     if (chance(16)) pass_the_baton();
     if (grid.failed) return false;
   }
-  if (!progress && land_copies(*order.front()->block)) return true;
-  if (!ran) {
-    report("deadlock: every thread that is left waits for one that cannot come" + list_waits(*order.front()->block));
+  Block& block = *order.front()->block;
+  if (!progress && (land_copies(block) || notice_cluster_phase(block))) return true;
+  if (!ran && is_deadlocked(block)) {
+    report("deadlock: every thread that is left waits for one that cannot come" + list_waits(block));
   }
   return progress;
 }
@@ -189,6 +225,21 @@ void run_block(unsigned number, char* dynamic, StackPool& stacks) {
   }
   if (!grid.failed) report_copies_under_way(block);
   for (Fiber& fiber : block.fibers) stacks.give_back(fiber.stack);
+  if (++block.cluster->gone == grid.cluster) grid.clusters.erase(block.cluster->number);
+  grid.room++;
+}
+
+// Whether there is a block to start. A cluster waits until there is room for all of it.
+bool await_block() {
+  while (grid.next < grid.order.size() && !grid.failed) {
+    if (grid.next % grid.cluster != 0) return true;
+    if (grid.room >= grid.cluster) {
+      grid.room -= grid.cluster;
+      return true;
+    }
+    pass_the_baton();
+  }
+  return false;
 }
 
 void work(Worker& self) {
@@ -197,7 +248,7 @@ void work(Worker& self) {
   void* dynamic = nullptr;
   // Exactly as long as asked for, so that AddressSanitizer sees what lies beyond.
   if (posix_memalign(&dynamic, 128, std::max<std::size_t>(grid.dynamic_bytes, 1)) != 0) std::abort();
-  while (grid.next < grid.order.size() && !grid.failed) {
+  while (await_block()) {
     run_block(grid.order[grid.next++], static_cast<char*>(dynamic), stacks);
     if (!grid.failed) pass_the_baton();
   }
@@ -226,6 +277,17 @@ void run_workers(unsigned count) {
     } else {
       turn++;
     }
+  }
+}
+
+// Clusters in any order, and so the blocks of each.
+void draw_order(std::size_t blocks) {
+  std::vector<unsigned> clusters(blocks / grid.cluster);
+  std::iota(clusters.begin(), clusters.end(), 0);
+  if (schedule.seed != 0) std::shuffle(clusters.begin(), clusters.end(), grid.random);
+  for (const unsigned cluster : clusters) {
+    for (unsigned rank = 0; rank < grid.cluster; rank++) grid.order.push_back(cluster * grid.cluster + rank);
+    if (schedule.seed != 0) std::shuffle(grid.order.end() - grid.cluster, grid.order.end(), grid.random);
   }
 }
 
@@ -283,21 +345,27 @@ void announce_atomic(const void* address, std::size_t bytes, AtomicKind kind, Wh
   races::order_atomic(*current, address, kind);
 }
 
-void run_grid(const void* kernel, dim3 shape, dim3 block_shape, std::size_t dynamic_bytes, void (*body)(const void*),
-              const void* arguments, Where at) {
+void run_grid(const void* kernel, unsigned cluster, dim3 shape, dim3 block_shape, std::size_t dynamic_bytes,
+              void (*body)(const void*), const void* arguments, Where at) {
   const std::scoped_lock lock(one_launch);
-  grid = Grid{shape, block_shape, dynamic_bytes, body, arguments, {}, 0, std::mt19937_64(schedule.seed), 0, false};
-  const std::string complaint = check_limits(kernel, shape, block_shape, dynamic_bytes);
+  grid = Grid{};
+  grid.shape = shape;
+  grid.block_shape = block_shape;
+  grid.dynamic_bytes = dynamic_bytes;
+  grid.body = body;
+  grid.arguments = arguments;
+  grid.cluster = cluster;
+  grid.random.seed(schedule.seed);
+  const std::string complaint = check_limits(kernel, shape, block_shape, dynamic_bytes, cluster);
   if (!complaint.empty()) {
     report(complaint + " at " + name_of(at));
     note_launch(cudaErrorInvalidConfiguration);
     return;
   }
-  grid.order.resize(static_cast<std::size_t>(shape.x) * shape.y * shape.z);
-  for (std::size_t i = 0; i < grid.order.size(); i++) grid.order[i] = static_cast<unsigned>(i);
-  if (schedule.seed != 0) std::shuffle(grid.order.begin(), grid.order.end(), grid.random);
+  draw_order(static_cast<std::size_t>(shape.x) * shape.y * shape.z);
+  grid.room = std::min<std::size_t>(std::max(schedule.resident, cluster), grid.order.size());
   races::begin_launch();
-  run_workers(static_cast<unsigned>(std::min<std::size_t>(schedule.resident, grid.order.size())));
+  run_workers(static_cast<unsigned>(grid.room));
   note_launch(grid.failed ? cudaErrorLaunchFailure : cudaSuccess);
 }
 
@@ -305,7 +373,8 @@ void run_grid(const void* kernel, dim3 shape, dim3 block_shape, std::size_t dyna
 
 extern "C" {
 // seed 0: natural order, each block as far as it gets; otherwise an order drawn from the seed, with blocks interleaved.
-// resident: how many blocks are in flight at once. 1 shows that no block waits for one that has not started.
+// resident: how many blocks are in flight at once, at least one cluster. 1 shows that no block waits for one that has
+// not started.
 void cuda_on_cpu_schedule(std::uint64_t seed, unsigned resident) { cuda_on_cpu::schedule = {seed, resident}; }
 
 // The message of the first error since the last call, or null.
