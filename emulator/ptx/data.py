@@ -52,6 +52,9 @@ def _load(machine: Machine, current: Instruction, lanes: Lanes) -> None:
         _order_strong(machine, lanes, address, reads=True, writes=False)
         if "acquire" in strong:
             machine.ordering.fence(lanes)
+    if "shared_cluster" in current.parts:
+        address, own = machine.clusters.own(address, lanes)
+        machine.phases.fail("the emulator knows loads from the own block alone", ~own, lanes, current)
     values = load(machine, space_of(current), address, size, len(targets), lanes, current, judged=not strong)
     for target, value in zip(targets, values, strict=True):
         machine.write(target, decode(value, kind if kind[0] == "s" else f"b{BITS[kind]}"), _integer(kind), lanes)
@@ -69,6 +72,11 @@ def _store(machine: Machine, current: Instruction, lanes: Lanes) -> None:
             machine.ordering.fence(lanes)
         _order_strong(machine, lanes, address, reads=False, writes=True)
     values = [machine.read(source, f"b{BITS[kind]}", lanes) for source in sources]
+    if "shared_cluster" in current.parts:
+        if strong or "async" in current.parts:
+            raise PTXError("of stores to a cluster's shared memory the emulator knows weak ones alone", current)
+        machine.clusters.store(address, BITS[kind] // 8, values, lanes, current)
+        return
     store(machine, space_of(current), address, BITS[kind] // 8, values, lanes, current, judged=not strong)
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from emulator.ptx import arithmetic, async_copy, bits, matrix, phase_barriers, warp  # noqa: F401  (they register instructions)
+from emulator.ptx import arithmetic, async_copy, bits, clusters, matrix, phase_barriers, warp  # noqa: F401  (they register instructions)
 from emulator.ptx.dependency import Dependency
 from emulator.ptx.machine import MAX_STEPS, Machine
 from emulator.ptx.memory import Buffer, Memory
@@ -39,6 +39,7 @@ def launch(
     resident: int | None = None,
     max_steps: int = MAX_STEPS,
     constants: Collection[str] | None = None,
+    cluster: int = 1,
 ) -> TrafficReport:
     """Execute the entry ``name`` of a PTX module and return what it moved.
 
@@ -47,12 +48,13 @@ def launch(
     such as what the pointers in a struct point to; its names are those of the report. ``seed`` draws the order of
     atomics; ``resident`` blocks run together (default: as many as fit): with 1, no block can wait for a later one.
     ``constants``, where given, makes this a programmatic dependent launch: the buffers of other names belong to the
-    previous launch until griddepcontrol.wait.
+    previous launch until griddepcontrol.wait. ``cluster`` neighbouring blocks along x are a cluster and run together:
+    ``resident`` is rounded down to whole clusters, of which there is at least one.
 
     Raises PTXError for what would fault on a GPU or has no guaranteed result, ValueError for a misfit launch.
     """
     kernel = parse(source, name)
-    _check_shape(grid, block)
+    _check_shape(grid, block, cluster)
     if len(arguments) > len(kernel.parameters):
         raise ValueError(f"{kernel.name} has {len(kernel.parameters)} parameters, not {len(arguments)}")
     memory_buffers = [buffer_of(key, value) for key, value in (buffers or {}).items()]
@@ -61,13 +63,15 @@ def launch(
     threads, blocks, report = prod(block), prod(grid), TrafficReport()
     ordering = Ordering(blocks, threads)
     together = resident or _fitting(kernel, threads, dynamic_bytes)
+    together = max(together // cluster, 1) * cluster
     with np.errstate(all="ignore"):
         for first in range(0, blocks, together):
             count = min(together, blocks - first)
             memory = Memory(kernel, memory_buffers, parameters, count, threads, dynamic_bytes)
-            machine = Machine(kernel, grid, block, first, count, memory, ordering, report, seed)
+            machine = Machine(kernel, grid, block, first, count, memory, ordering, report, seed, cluster)
             machine.copies = async_copy.AsyncCopies(machine.count)
             machine.phases = phase_barriers.PhaseBarriers(machine)
+            machine.clusters = clusters.Clusters(machine)
             ordering.begin(machine, len(memory.shared))
             if constants is not None:
                 memory.dependency = Dependency(constants, first, count, threads)
@@ -91,11 +95,13 @@ def buffer_of(name: str, value: np.ndarray | torch.Tensor) -> Buffer:
     return Buffer(name, value.ctypes.data, last + value.itemsize if value.size else 0, value)
 
 
-def _check_shape(grid: Shape, block: Shape) -> None:
+def _check_shape(grid: Shape, block: Shape, cluster: int) -> None:
     if not 1 <= prod(block) <= MAX_THREADS:
         raise ValueError(f"block = {block}: allowed are 1 to {MAX_THREADS} threads")
     if min(grid) < 1 or grid[0] >= 2**31 or max(grid[1:]) > 65535:
         raise ValueError(f"grid = {grid}: allowed are 1 to (2^31 - 1, 65535, 65535) blocks")
+    if not 1 <= cluster <= clusters.MAX_CLUSTER or grid[0] % cluster:
+        raise ValueError(f"cluster = {cluster}: allowed are 1 to {clusters.MAX_CLUSTER} blocks that divide {grid[0]}")
 
 
 def _fitting(kernel: Kernel, threads: int, dynamic_bytes: int) -> int:

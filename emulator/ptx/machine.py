@@ -23,6 +23,7 @@ from emulator.ptx.scalars import BITS, Array, decode, encode, raw
 
 if TYPE_CHECKING:
     from emulator.ptx.async_copy import AsyncCopies
+    from emulator.ptx.clusters import Clusters
     from emulator.ptx.memory import Memory
     from emulator.ptx.ordering import Ordering
     from emulator.ptx.phase_barriers import PhaseBarriers
@@ -56,10 +57,11 @@ def warp_instruction(*names: str) -> Callable[[Handler], Handler]:
 
 
 class Machine:
-    """A number of whole blocks that run to their end."""
+    """A number of whole blocks, and of whole clusters, that run to their end."""
 
     copies: AsyncCopies  # set by the launch
     phases: PhaseBarriers  # likewise
+    clusters: Clusters  # likewise
 
     def __init__(
         self,
@@ -72,10 +74,11 @@ class Machine:
         ordering: Ordering,
         report: TrafficReport,
         seed: int,
+        cluster: int = 1,
     ) -> None:
         self.kernel, self.memory, self.ordering, self.report = kernel, memory, ordering, report
         self.threads = prod(block)
-        self.blocks = blocks
+        self.blocks, self.cluster = blocks, cluster
         self.count = self.threads * blocks
         self.random = np.random.default_rng(seed) if seed else None
         number = np.arange(self.count)
@@ -112,12 +115,22 @@ class Machine:
             "dynamic_smem_size": self.memory.dynamic_bytes,
             "WARP_SZ": 32,
         }
+        values |= {
+            "cluster_ctarank": block_number % self.cluster,
+            "cluster_nctarank": self.cluster,
+            "is_explicit_cluster": self.cluster > 1,
+        }
         values |= dict.fromkeys(("smid", "gridid", "clock", "clock64", "globaltimer"), 0)
         for axis, name in enumerate("xyz"):
             values[f"tid.{name}"] = in_block // prod(block[:axis]) % block[axis]
             values[f"ctaid.{name}"] = block_number // prod(grid[:axis]) % grid[axis]
             values[f"ntid.{name}"] = block[axis]
             values[f"nctaid.{name}"] = grid[axis]
+            cluster = 1 if axis else self.cluster
+            values[f"clusterid.{name}"] = values[f"ctaid.{name}"] // cluster
+            values[f"nclusterid.{name}"] = grid[axis] // cluster
+            values[f"cluster_ctaid.{name}"] = values[f"ctaid.{name}"] % cluster
+            values[f"cluster_nctaid.{name}"] = cluster
         return {f"%{name}": np.asarray(value, np.uint64).reshape(-1) for name, value in values.items()}
 
     # ---- operands ----------------------------------------------------------------------------------------------------
@@ -215,10 +228,10 @@ class Machine:
             self.groups[self.kernel.labels[current.operands[-1]]].append(active)
             return passive
         if name in ("ret", "exit"):
-            self._finish(active)
+            self._finish(active, current)
             return passive
         if name in ("bar", "barrier") and current.parts[1] != "warp":
-            return self._join(passive, self.barriers.arrive(current, position, active))
+            return self._join(passive, self._barrier_step(current, position, active))
         warp_handler = WARP_HANDLERS.get(name)
         if warp_handler is not None:
             return self._join(passive, self._warp_step(warp_handler, current, position, active))
@@ -233,8 +246,26 @@ class Machine:
             return passive
         return lanes
 
+    def _barrier_step(self, current: Instruction, position: int, lanes: Lanes) -> Lanes | None:
+        """Lanes come to the barrier of a block or a cluster; those that go on with the next instruction."""
+        if current.parts[1] != "cluster":
+            return self.barriers.arrive(current, position, lanes)
+        if "aligned" in current.parts:
+            lanes = self._gather(current, position, lanes)
+            self.clusters.check_alignment(current, position)
+        return self.clusters.barrier(current, position, lanes) if lanes.count else None
+
     def _warp_step(self, handler: Handler, current: Instruction, position: int, lanes: Lanes) -> Lanes | None:
         """Execute for the warps of which all named lanes have arrived; the others wait."""
+        lanes = self._gather(current, position, lanes)
+        if lanes.count == 0:
+            return None
+        self.report.count(current.name, self.warps_of(lanes))
+        handler(self, current, lanes)
+        return lanes
+
+    def _gather(self, current: Instruction, position: int, lanes: Lanes) -> Lanes:
+        """Those of which all named lanes of the warp have arrived; the others wait."""
         lanes = Lanes.merged([lanes, *self.parked.pop(position, [])])
         present = self.bits_of_warps(lanes)
         needed = self.named_lanes(current, lanes) & self.bits_of_warps(self.living())[self.warp[lanes.index]]
@@ -244,15 +275,11 @@ class Machine:
         if not complete.all():
             self.parked[position].append(lanes.where(~complete))
             lanes = lanes.where(complete)
-        if lanes.count == 0:
-            return None
-        self.report.count(current.name, self.warps_of(lanes))
-        handler(self, current, lanes)
         return lanes
 
     def named_lanes(self, current: Instruction, lanes: Lanes) -> Array:
         """The member mask of a warp instruction, one for each lane."""
-        if current.name in ("mma", "ldmatrix", "stmatrix"):
+        if current.name in ("mma", "ldmatrix", "stmatrix") or current.parts[1:2] == ("cluster",):
             mask = np.array([0xFFFFFFFF], np.uint64)
         elif current.name == "activemask":
             mask = self.bits_of_warps(lanes)[self.warp[lanes.index]]
@@ -283,7 +310,12 @@ class Machine:
         parts = [part for part in (first, second) if part is not None]
         return Lanes.merged(parts) if parts else None
 
-    def _finish(self, lanes: Lanes) -> None:
+    def name_of(self, thread: int) -> str:
+        """As errors name a thread of the machine."""
+        block, number = divmod(int(thread), self.threads)
+        return f"block {block + self.first_block} thread {number}"
+
+    def _finish(self, lanes: Lanes, current: Instruction) -> None:
         """Threads that return may be the last for which others wait."""
         self.alive[lanes.index] = False
         for position, parts in self.parked.items():
@@ -291,14 +323,19 @@ class Machine:
         self.parked.clear()
         for position, released in self.barriers.release_after_exit():
             self.groups[position].append(released)
+        self.clusters.finish(lanes, current)
 
     def _check_that_nobody_waits(self) -> None:
         waiting = [(position, lanes) for position, parts in self.parked.items() for lanes in parts]
         waiting += self.barriers.waiting()
+        of_clusters = self.clusters.waiting()
+        waiting += of_clusters
         if not waiting:
             return
         position, lanes = waiting[0]
-        first = lanes.numbers[0]
-        where = f"block {self.block[first] + self.first_block} thread {first % self.threads}"
+        where = self.name_of(lanes.numbers[0])
         problem = f"deadlock: {sum(lanes.count for _, lanes in waiting)} threads wait, among them {where}"
+        if of_clusters:
+            lanes = of_clusters[0][1]
+            problem += f"; {lanes.count} at the cluster barrier, among them {self.name_of(lanes.numbers[0])}"
         raise PTXError(problem, self.kernel.instructions[position])

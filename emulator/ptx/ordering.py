@@ -1,10 +1,10 @@
 """Races: two accesses to one place, one of them a write, that nothing orders.
 
-In shared memory between threads: ordered by bar.sync, within a warp by bar.warp.sync, and by phase barriers, of which
-phase_order.py keeps account where a kernel has any. In global memory between blocks: what a block has written is known
-to another only after a release (a fence, then an atomic or a strong store) whose value the other has read before a
-fence of its own. Here a fence counts for its whole block and reads before another block's write are not judged; the
-fiber emulator is exact in both.
+In shared memory between threads: ordered by bar.sync, within a warp by bar.warp.sync, by phase barriers and by those of
+clusters; where a kernel has any of these two, phase_order.py and cluster_order.py keep account. In global memory
+between blocks: what a block has written is known to another only after a release (a fence, then an atomic or a strong
+store) whose value the other has read before a fence of its own, or after the barrier of their cluster. Here a fence
+counts for its whole block and reads before another block's write are not judged; the fiber emulator is exact in both.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from emulator.errors import PTXError
+from emulator.ptx.cluster_order import ClusterOrder, uses_clusters
 from emulator.ptx.lanes import Lanes
 from emulator.ptx.memory import Access
 from emulator.ptx.parser import Instruction
@@ -42,19 +43,19 @@ class _Records:
 
 
 @dataclass
-class _Knowledge:
+class Knowledge:
     """For each block, the epoch before which all its accesses are known; for single threads, the step."""
 
     epochs: Array
     threads: dict[int, int] = field(default_factory=dict)
 
-    def joined(self, other: _Knowledge | None) -> _Knowledge:
+    def joined(self, other: Knowledge | None) -> Knowledge:
         if other is None or other is self:
             return self
         threads = dict(self.threads)
         for thread, step in other.threads.items():
             threads[thread] = max(step, threads.get(thread, 0))
-        return _Knowledge(np.maximum(self.epochs, other.epochs), threads)
+        return Knowledge(np.maximum(self.epochs, other.epochs), threads)
 
 
 def places_of(access: Access, size: int) -> Array:
@@ -73,11 +74,11 @@ class Ordering:
         self.written: dict[int, _Records] = {}  # by the address of the buffer
         self.epoch = np.ones(blocks, np.int32)  # counts barriers, and fences of a whole block
         self.step = np.ones(blocks * threads, np.int32)  # counts fences
-        nothing = _Knowledge(np.zeros(blocks, np.int32))
+        nothing = Knowledge(np.zeros(blocks, np.int32))
         self.known = [nothing] * blocks
-        self.seen: list[_Knowledge] = [nothing] * blocks
-        self.released: list[_Knowledge | None] = [None] * blocks
-        self.handed_on: dict[int, _Knowledge] = {}
+        self.seen: list[Knowledge] = [nothing] * blocks
+        self.released: list[Knowledge | None] = [None] * blocks
+        self.handed_on: dict[int, Knowledge] = {}
 
     def begin(self, machine: Machine, shared_bytes: int) -> None:
         self.machine = machine
@@ -85,7 +86,9 @@ class Ordering:
         self.warp_epoch = np.zeros(machine.warps, np.int32)
         self.shared_writes, self.shared_reads = (_Records.empty(shared_bytes // WORD) for _ in range(2))
         has_phases = any(instruction.name == "mbarrier" for instruction in machine.kernel.instructions)
-        self.phases = PhaseOrder(machine, shared_bytes // WORD) if has_phases else None
+        in_clusters = uses_clusters(machine.kernel)
+        self.phases = PhaseOrder(machine, shared_bytes // WORD) if has_phases or in_clusters else None
+        self.clusters = ClusterOrder(machine, self, self.phases) if self.phases is not None and in_clusters else None
 
     # ---- what orders -------------------------------------------------------------------------------------------------
 
@@ -123,8 +126,19 @@ class Ordering:
             else:
                 threads |= {int(thread): int(self.step[thread]) + 1 for thread in numbers[local == index]}
             epochs[block] = self.epoch[block]
-            self.released[block] = _Knowledge(epochs, threads)
+            self.released[block] = Knowledge(epochs, threads)
         self.step[numbers] += 1
+
+    def release(self, block: int) -> Knowledge:
+        """What a block knows and has done so far, to be handed on."""
+        self.epoch[block] += 1
+        known = self.known[block]
+        epochs = known.epochs.copy()
+        epochs[block] = self.epoch[block]
+        return Knowledge(epochs, known.threads)
+
+    def acquire(self, block: int, knowledge: Knowledge) -> None:
+        self.known[block] = self.known[block].joined(knowledge)
 
     def strong(self, thread: int, address: int, reads: bool, writes: bool) -> None:
         """An atomic, volatile, acquire or release access of one thread of the machine."""
@@ -157,6 +171,12 @@ class Ordering:
         elif access.space == "global" and self.blocks > 1:
             self._check_global(access, places, threads, writes, instruction)
 
+    def check_together(self, access: Access, size: int, instruction: Instruction) -> None:
+        """Judge whether threads have written one place by the same instruction."""
+        places, threads = places_of(access, size), np.repeat(access.lanes.numbers, max(size // WORD, 1))
+        meets = self.shared_writes.thread[places] != threads
+        self._complain("shared", "write", meets, self.shared_writes, places, threads, instruction)
+
     def _check_shared(self, places: Array, threads: Array, writes: bool, instruction: Instruction) -> None:
         machine = self.machine
         epoch, warp = self.block_epoch[machine.block[threads]], machine.warp[threads]
@@ -165,7 +185,9 @@ class Ordering:
         def unordered(records: _Records) -> Array:
             other = records.thread[places]
             in_between = (self._warp_of(other) == warp) & (records.second[places] != warp_epoch)
-            return (other != NOBODY) & (other != threads) & (records.first[places] == epoch) & ~in_between
+            in_own_block = (records.first[places] == epoch) & ~in_between
+            foreign = self._of_other_blocks(other, places, threads)
+            return (other != NOBODY) & (other != threads) & (foreign | in_own_block)
 
         phases, reads = self.phases, self.shared_reads
         wrong = unordered(self.shared_writes)
@@ -195,6 +217,13 @@ class Ordering:
             meets = (stored != value) & ((self._warp_of(stored) == warp) == alike)
             reads.thread[places[meets]] = SEVERAL - 1 - warp[meets] if alike else SEVERAL
         reads.first[places], reads.second[places] = epoch, warp_epoch
+
+    def _of_other_blocks(self, others: Array, places: Array, threads: Array) -> Array | bool:
+        """Where a record is of another block than the thread: epochs tell nothing then."""
+        if self.clusters is None or self.phases is None:
+            return False
+        block = np.where(others >= 0, others // self.threads, places // self.phases.places)  # only its own block reads
+        return block != threads // self.threads
 
     def _warp_of(self, reader: Array) -> Array:
         """The warp of a recorded thread, or of several threads of one warp; otherwise NOBODY."""

@@ -75,11 +75,7 @@ class PhaseBarriers:
         """Raise PTXError if anything is wrong."""
         wrong = np.broadcast_to(wrong, lanes.count)
         if wrong.any():
-            raise PTXError(f"{problem}: {self._name(lanes.numbers[wrong][0])}", current)
-
-    def _name(self, thread: int) -> str:
-        block, number = divmod(int(thread), self.machine.threads)
-        return f"block {block + self.machine.first_block} thread {number}"
+            raise PTXError(f"{problem}: {self.machine.name_of(lanes.numbers[wrong][0])}", current)
 
     # ---- which barrier -----------------------------------------------------------------------------------------------
 
@@ -113,7 +109,7 @@ class PhaseBarriers:
         self.machine.ordering.check(access, 8, True, current)
         for thread, word, expected in zip(lanes.numbers, access.offset // 8, arrivals, strict=True):
             if self.number[word]:
-                raise PTXError(f"a barrier that is in use is initialised: {self._name(thread)}", current)
+                raise PTXError(f"a barrier that is in use is initialised: {self.machine.name_of(thread)}", current)
             block = self.machine.block[thread]
             if self.used[block] == BARRIERS:
                 raise PTXError(f"the emulator knows {BARRIERS} barriers of a block", current)
@@ -153,7 +149,7 @@ class PhaseBarriers:
             while len(members):
                 pending = self.barriers[number].pending
                 if pending == 0:
-                    name = self._name(lanes.numbers[members[0]])
+                    name = self.machine.name_of(lanes.numbers[members[0]])
                     raise PTXError(f"one arrival too many before the phase has ended: {name}", current)
                 some, members = members[:pending], members[pending:]
                 self._arrive(number, lanes.numbers[some], int(announced[some].sum()), current)
@@ -265,7 +261,7 @@ class PhaseBarriers:
         """Called when all threads that can run have given way."""
         self.idle_rounds = self.idle_rounds + 1 if self.in_vain and not self.news else 0
         if self.idle_rounds == PATIENCE:
-            waits = [self._name(thread) + self._lacks(number) for number, (thread, _) in self.in_vain.items()]
+            waits = [self.machine.name_of(thread) + self._lacks(number) for number, (thread, _) in self.in_vain.items()]
             current = next(iter(self.in_vain.values()))[1]
             raise PTXError(f"deadlock at phase barriers: {', '.join(waits)}", current)
         self.news, self.in_vain = False, {}

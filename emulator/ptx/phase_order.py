@@ -3,8 +3,8 @@
 Time counts accesses and arrivals. Every thread has, for each thread of its block, the time before which it knows that
 one's accesses; an arrival adds what the thread knows to the phase, and a wait takes over what is known to the phases
 that have ended. A barrier counts as one more thread, whose accesses are the copies that arrive at it. Block and warp
-barriers exchange what is known as well. Of each place the last writer is remembered, and for each warp the last access
-that read it.
+barriers exchange what is known as well. What a thread knows of the other blocks of its cluster is in cluster_order.py.
+Of each place the last writer is remembered, and for each warp the last access that read it.
 """
 
 from __future__ import annotations
@@ -16,20 +16,25 @@ import numpy as np
 from emulator.ptx.scalars import Array
 
 if TYPE_CHECKING:
+    from emulator.ptx.cluster_order import ClusterOrder
     from emulator.ptx.machine import Machine
 
 BARRIERS = 64  # of one block, at most
+CLUSTER = -1  # the column that has no time but the number of phases that a cluster's barrier has had
 FOREVER = np.iinfo(np.int32).max
 
 
 class PhaseOrder:
     """Who knows what of the shared memory of a machine's blocks; barriers are numbered BARRIERS for each block."""
 
+    others: ClusterOrder | None = None  # where there can be accesses of other blocks
+
     def __init__(self, machine: Machine, places: int) -> None:
         self.threads = machine.threads
+        self.places = places // machine.blocks  # of one block
         self.warps = -(-machine.threads // 32)
         self.now = 1
-        columns = 32 * self.warps + BARRIERS
+        columns = 32 * self.warps + BARRIERS + 1
         self.known = np.zeros((machine.count, columns), np.int32)
         self.known[:, self.threads : 32 * self.warps] = FOREVER  # lanes that do not exist
         self._know_oneself(np.arange(machine.count))
@@ -49,7 +54,8 @@ class PhaseOrder:
         self.now += 1
         return self.now
 
-    def _clocks(self, numbers: Array) -> Array:
+    def clocks(self, numbers: Array) -> Array:
+        """What threads know when they tell it, their own accesses so far among it."""
         rows = self.known[numbers]
         rows[np.arange(len(numbers)), numbers % self.threads] = self.now
         return rows
@@ -58,13 +64,13 @@ class PhaseOrder:
         """Threads of one group tell each other what they know; both arrays are sorted."""
         self.tick()
         starts = np.flatnonzero(np.diff(group, prepend=-1))
-        joined = np.maximum.reduceat(self._clocks(numbers), starts, axis=0)
+        joined = np.maximum.reduceat(self.clocks(numbers), starts, axis=0)
         self.known[numbers] = np.repeat(joined, np.diff(starts, append=len(numbers)), axis=0)
         self._know_oneself(numbers)
 
     def arrive(self, barrier: int, numbers: Array) -> None:
         """After a tick."""
-        np.maximum(self.arrived[barrier], self._clocks(numbers).max(0), out=self.arrived[barrier])
+        np.maximum(self.arrived[barrier], self.clocks(numbers).max(0), out=self.arrived[barrier])
 
     def end_phase(self, barrier: int) -> None:
         """All copies so far have arrived at the barrier."""
@@ -82,6 +88,14 @@ class PhaseOrder:
     def knows(self, numbers: Array, others: Array, time: Array) -> Array:
         """Whether each thread knows what the other one had done by that time."""
         return self.known[numbers, others % self.threads] > time
+
+    def _rows(self, numbers: Array, blocks: Array) -> Array:
+        """For each thread a row of what it knows of a block, its own or another of its cluster."""
+        rows = self.known[numbers]
+        if self.others is not None:
+            foreign = numbers // self.threads != blocks
+            rows[foreign] = self.others.of_other_blocks(numbers[foreign], blocks[foreign])
+        return rows
 
     # ---- accesses ----------------------------------------------------------------------------------------------------
 
@@ -109,7 +123,13 @@ class PhaseOrder:
         judged = np.flatnonzero(suspect | copied)
         column = np.where(copied, self.copied_for[places], writers % self.threads)[judged]
         out = np.zeros(len(places), np.bool_)
-        out[judged] = self.known[threads[judged], column] <= self.write_time[places[judged]]
+        known = self.known[threads[judged], column]
+        if self.others is not None:
+            foreign = np.flatnonzero(threads[judged] // self.threads != writers[judged] // self.threads)
+            numbers = judged[foreign]
+            rows = self.others.of_other_blocks(threads[numbers], writers[numbers] // self.threads)
+            known[foreign] = rows[np.arange(len(foreign)), column[foreign]]
+        out[judged] = known <= self.write_time[places[judged]]
         return out
 
     def unknown_reads(self, threads: Array, places: Array, suspect: Array) -> Array:
@@ -123,7 +143,8 @@ class PhaseOrder:
         since = np.maximum(self.write_time[places], 1)
         new = np.diff(threads, prepend=-1) != 0
         row = np.cumsum(new) - 1
-        known = self.known[threads[new], : 32 * self.warps].reshape(-1, self.warps, 32)
+        known = self._rows(threads[new], places[new] // self.places)
+        known = known[:, : 32 * self.warps].reshape(-1, self.warps, 32)
         of_all_lanes = known.min(2)
         for warp in range(self.warps):
             time = self.read_time[warp, places]

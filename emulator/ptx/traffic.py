@@ -50,6 +50,8 @@ class TrafficReport:
     instructions: Counter[str] = field(default_factory=Counter)  # executions by whole warps
     shared_requests: int = 0
     shared_passes: int = 0
+    remote_stores: int = 0  # to other blocks' shared memory: one instruction of a warp to one block
+    remote_bytes: int = 0
     worst_bank_conflict: int = 1  # ways; 1 is none
     worst_bank_conflict_at: str = ""
 
@@ -104,15 +106,26 @@ class TrafficReport:
 
     def shared_access(self, offset: Array, group: Array, width: int, place: str) -> None:
         """``offset`` bytes within the block's memory; lanes of one ``group`` are served together."""
+        ways = self._ways(offset, group, width, place)
+        self.shared_requests += len(ways)
+        self.shared_passes += int(ways.sum())
+
+    def remote_access(self, offset: Array, group: Array, width: int, request: Array, place: str) -> None:
+        """Likewise in other blocks' memory, those of one ``request`` in one block's."""
+        self._ways(offset, group, width, place)
+        self.remote_stores += len(np.unique(request))
+        self.remote_bytes += len(offset) * width
+
+    def _ways(self, offset: Array, group: Array, width: int, place: str) -> Array:
+        """How often the busiest bank is used, for each group."""
         words = offset[:, None] // 4 + np.arange(max(width // 4, 1))
         key = np.unique(np.repeat(group, words.shape[1]).astype(np.int64) << 32 | words.ravel())
         groups, inverse = np.unique(key >> 32, return_inverse=True)
         busy = np.bincount(inverse * BANKS + (key & 0xFFFFFFFF) % BANKS, minlength=len(groups) * BANKS)
         ways = busy.reshape(-1, BANKS).max(1)
-        self.shared_requests += len(groups)
-        self.shared_passes += int(ways.sum())
         if ways.max() > self.worst_bank_conflict:
             self.worst_bank_conflict, self.worst_bank_conflict_at = int(ways.max()), place
+        return ways
 
     def __iadd__(self, other: TrafficReport) -> TrafficReport:
         for mine, theirs in ((self.reads, other.reads), (self.writes, other.writes)):
@@ -127,6 +140,8 @@ class TrafficReport:
         self.instructions += other.instructions
         self.shared_requests += other.shared_requests
         self.shared_passes += other.shared_passes
+        self.remote_stores += other.remote_stores
+        self.remote_bytes += other.remote_bytes
         if other.worst_bank_conflict > self.worst_bank_conflict:
             self.worst_bank_conflict = other.worst_bank_conflict
             self.worst_bank_conflict_at = other.worst_bank_conflict_at
@@ -148,6 +163,8 @@ class TrafficReport:
         if self.worst_bank_conflict_at:
             conflict += f" at {self.worst_bank_conflict_at}"
         lines.append(f"shared memory: {self.shared_requests} requests in {self.shared_passes} passes, {conflict}")
+        if self.remote_stores:
+            lines.append(f"other blocks' shared memory: {self.remote_stores} stores of {self.remote_bytes} bytes")
         kinds = ", ".join(f"{name} {count}" for name, count in self.instructions.most_common())
         return "\n".join([*lines, f"instructions (by warps): {kinds}"])
 
