@@ -259,12 +259,8 @@ bool has_place_for_cluster() {
   cudaLaunchAttribute attribute = {};
   attribute.id = cudaLaunchAttributeClusterDimension;
   attribute.val.clusterDim = {kClusterBlocks, 1, 1};
-  cudaLaunchConfig_t config = {};
-  config.gridDim = dim3(kClusterBlocks);
-  config.blockDim = dim3(kThreads);
-  config.dynamicSmemBytes = kRingBytes;
-  config.attrs = &attribute;
-  config.numAttrs = 1;
+  // By position: to the emulator gridDim and blockDim are macros.
+  const cudaLaunchConfig_t config = {dim3(kClusterBlocks), dim3(kThreads), kRingBytes, nullptr, &attribute, 1};
   int clusters = 0;
   check(cudaOccupancyMaxActiveClusters(&clusters, reinterpret_cast<const void*>(kernel), &config),
         "places for a cluster");

@@ -83,7 +83,7 @@ struct ClusterPieces {
 // conflict.
 struct ClusterInner {
   static constexpr int kPitch = kClusterRank + 4;
-  float values[kTileRows][kPitch];
+  alignas(16) float values[kTileRows][kPitch];
 
   // Adds up the pieces, in order: a warp for each row.
   __device__ __forceinline__ void add_up(const AffineCall& call, const float* partial) {
@@ -306,7 +306,7 @@ __device__ __forceinline__ void edit_and_normalise_in_cluster(const AffineCall& 
   __shared__ ClusterBarriers barriers;
   __shared__ Group group;
   __shared__ ColumnEdit columns[kWarpTiles * kWarps * kTileColumns];
-  __shared__ alignas(16) ClusterInner inner;
+  __shared__ ClusterInner inner;
   __shared__ Statistics stats[kTileRows];
   DYNAMIC_SHARED(char, memory);
   const ClusterLayout layout(call, size);
