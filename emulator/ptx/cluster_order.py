@@ -64,17 +64,24 @@ class ClusterOrder:
         """Whether what the threads did at a time comes before an arrival in the phase that is about to end."""
         return self.arrived[self.machine.block[threads], threads % self.machine.threads] > time
 
-    def end_phase(self, cluster: int, phase: int) -> None:
-        """The barrier of a cluster has had so many phases, with this one. What threads that have returned did in their
-        own memory is over."""
-        machine = self.machine
-        first, after = cluster * machine.cluster, (cluster + 1) * machine.cluster
-        gone = np.flatnonzero(~machine.alive[first * machine.threads : after * machine.threads])
-        self.arrived[first + gone // machine.threads, gone % machine.threads] = self.phases.tick()
-        now, before = self.ended[phase % 2, first:after], self.ended[(phase - 1) % 2, first:after]
-        np.maximum(before, self.arrived[first:after], out=now)
-        now[:, CLUSTER] = phase
-        self.arrived[first:after] = 0
+    def end_phases(self, clusters: Array, phases: Array) -> None:
+        """The barriers of these clusters have had so many phases, with this one. What threads that have returned did in
+        the memory of their own block is over."""
+        machine, threads = self.machine, self.machine.threads
+        blocks = (clusters[:, None] * machine.cluster + np.arange(machine.cluster)).ravel()
+        gone = np.flatnonzero(~machine.alive & np.isin(machine.block, blocks))
+        self.arrived[gone // threads, gone % threads] = self.phases.tick()
+        phase = np.repeat(phases[clusters], machine.cluster)
+        known = np.maximum(self.ended[(phase - 1) % 2, blocks], self.arrived[blocks])
+        known[:, CLUSTER] = phase
+        self.ended[phase % 2, blocks] = known
+        self.arrived[blocks] = 0
+        for cluster in clusters:
+            self._end_phase(int(cluster))
+
+    def _end_phase(self, cluster: int) -> None:
+        """In global memory."""
+        first, after = cluster * self.machine.cluster, (cluster + 1) * self.machine.cluster
         parts = [self.released.pop(block) for block in range(first, after) if block in self.released]
         self.acquired[cluster] = parts[0]
         for part in parts[1:]:

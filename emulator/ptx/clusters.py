@@ -64,14 +64,14 @@ class Clusters:
     # ---- the barrier -------------------------------------------------------------------------------------------------
 
     def check_alignment(self, current: Instruction, position: int) -> None:
-        """Lanes that wait here for others of their warp wait in vain if those wait likewise elsewhere."""
+        """Lanes that wait here for the others of their warp wait in vain for those that wait likewise elsewhere."""
         machine = self.machine
-        here = [lanes.numbers for lanes in machine.parked.get(position, [])]
-        for other, parts in machine.parked.items():
-            if here and other != position and machine.kernel.instructions[other].parts[1:2] == ("cluster",):
-                warps = [machine.warp[lanes.numbers] for lanes in parts]
-                apart = np.isin(machine.warp[here[0]], np.concatenate(warps))
-                lanes = Lanes(here[0], machine.count)
+        for lanes in machine.parked.get(position, []):
+            for other, parts in machine.parked.items():
+                if other == position or machine.kernel.instructions[other].parts[1:2] != ("cluster",):
+                    continue
+                elsewhere = machine.warp[np.concatenate([part.numbers for part in parts])]
+                apart = np.isin(machine.warp[lanes.index], elsewhere)
                 machine.phases.fail("lanes of a warp come apart to an aligned barrier", apart, lanes, current)
 
     def barrier(self, current: Instruction, position: int, lanes: Lanes) -> Lanes | None:
@@ -125,17 +125,19 @@ class Clusters:
             self.gathered[block] = True
             self._order.release(int(block))
         missing, living = (counts.reshape(-1, machine.cluster).sum(1) for counts in (missing, living))
-        for cluster in np.flatnonzero((missing == 0) & (living > 0)):
-            self._end_phase(int(cluster))
+        ends = (missing == 0) & (living > 0)
+        if ends.any():
+            self._end_phases(ends)
 
-    def _end_phase(self, cluster: int) -> None:
+    def _end_phases(self, ends: Array) -> None:
+        """Of some clusters, each of which is true here."""
         machine = self.machine
-        self._land(cluster)
-        self.phase[cluster] += 1
-        self.gathered[cluster * machine.cluster : (cluster + 1) * machine.cluster] = False
-        self.told[cluster] |= self.tells[cluster]
-        self._order.end_phase(cluster, int(self.phase[cluster]))
-        released = np.flatnonzero(self.waits & (self.cluster == cluster))
+        self._land(ends)
+        self.phase[ends] += 1
+        self.gathered[np.repeat(ends, machine.cluster)] = False
+        self.told[ends] |= self.tells[ends]
+        self._order.end_phases(np.flatnonzero(ends), self.phase)
+        released = np.flatnonzero(self.waits & ends[self.cluster])
         if len(released):
             self._pass(released)
         for position in np.unique(self.position[released]):
@@ -220,12 +222,11 @@ class Clusters:
         fail("stores to a block that has ended", living[target] == 0, lanes, current)
         return target
 
-    def _land(self, cluster: int) -> None:
-        """What has been stored before an arrival in the phase that ends."""
+    def _land(self, ends: Array) -> None:
+        """What has been stored before an arrival in the phases that end."""
         left = []
         for stored in self.stored:
-            lands = self.cluster[stored.threads] == cluster
-            lands &= self._order.is_released(stored.threads, stored.time)
+            lands = ends[self.cluster[stored.threads]] & self._order.is_released(stored.threads, stored.time)
             landing = stored.part(lands)
             self.machine.memory.shared.view(stored.values.dtype)[landing.words] = landing.values
             if not lands.all():
