@@ -24,7 +24,7 @@ import torch
 from incline_fast.bench.problems import Problem
 from incline_fast.ops._arguments import DECODE_TOKENS, decode_limit
 
-__all__ = ["DESIGNS", "GPUS", "Design", "Gpu", "decode_us", "pair_us", "peak", "prefill_us"]
+__all__ = ["DESIGNS", "GPUS", "Design", "Gpu", "decode_us", "in_one_cluster", "pair_us", "peak", "prefill_us"]
 
 
 @dataclass(frozen=True)
@@ -105,6 +105,11 @@ COPY_CLOCKS = 40
 STAGE_CLOCKS = 300
 """Assumed: from the arrival of a stage to the end of its products: a barrier in shared memory is seen; twice, operands
 are loaded from there and multiplied."""
+REMOTE_CLOCKS = 180
+"""Into another multiprocessor's shared memory: Luo et al., arXiv 2402.13499. Assumed: a cluster's barrier takes as long
+once more, beside that of a block."""
+CLUSTER_BLOCKS, CLUSTER_PIECES, CLUSTER_RANK, CLUSTER_WIDTH, PIECE_DEPTH = 16, 2, 128, 8192, 512
+"""csrc/cuda, the kernel for one cluster: its blocks, a block's pieces of ``down r``, and what it serves at most."""
 GEMM_SLOWDOWN, GEMM_TAIL_US = 1.05, 0.3
 """Assumed of the vendor's product: its weights take 5% longer than a long read, and its epilogue 0.3 us."""
 
@@ -137,11 +142,13 @@ class Design:
     """Pieces of ``down r`` that are requested together."""
     decode_tokens: int | None
     """More tokens, with one map, take torch's product; None: as the op decides by the shape of the map."""
-    ring: bool
-    """Whether it has a kernel with bulk copies for dense maps."""
+    sm_90: bool
+    """Whether it has the kernels for sm_90: with bulk copies for dense maps, within one cluster for low rank."""
 
     def decodes(self, gpu: Gpu, problem: Problem) -> bool:
         """Whether the decode kernels serve the problem, and not torch's product."""
+        if self.takes_cluster(gpu, problem):
+            return True
         ring = self.takes_ring(gpu, problem)
         limit = self.decode_tokens or decode_limit(problem.hidden_size, problem.rank or 0, ring)
         return problem.num_tokens <= limit
@@ -149,7 +156,11 @@ class Design:
     def takes_ring(self, gpu: Gpu, problem: Problem) -> bool:
         """Whether it is the kernel with bulk copies that serves the problem: a dense map, rows of its 16-bit type."""
         served = problem.rank is None and problem.num_tokens <= RING_TOKENS and problem.dtype.itemsize == 2
-        return self.ring and gpu.sm_90 and served and problem.hidden_size % 64 == 0
+        return self.sm_90 and gpu.sm_90 and served and problem.hidden_size % 64 == 0
+
+    def takes_cluster(self, gpu: Gpu, problem: Problem) -> bool:
+        """Whether it is the kernel for one cluster that serves the problem."""
+        return self.sm_90 and gpu.sm_90 and in_one_cluster(problem)
 
     @property
     def publish_clocks(self) -> int:
@@ -175,7 +186,7 @@ BEFORE = Design(
     short_pieces=1024,
     pieces_at_once=2,
     decode_tokens=DECODE_TOKENS,
-    ring=False,
+    sm_90=False,
 )
 
 NOW = Design(
@@ -193,11 +204,24 @@ NOW = Design(
     short_pieces=512,
     pieces_at_once=4,
     decode_tokens=None,
-    ring=True,
+    sm_90=True,
 )
 
 DESIGNS = (BEFORE, NOW)
 """In the order of time; the last one is what this checkout builds."""
+
+
+def in_one_cluster(problem: Problem) -> bool:
+    """Whether the kernel for one cluster takes a call of this shape: a small map of low rank, up to 8 tokens."""
+    d, rank, size = problem.hidden_size, problem.rank or 0, problem.map_dtype.itemsize
+    wide = d % 64 == 0 and rank * size % 16 == 0 and problem.dtype.itemsize == 2 and size <= 2
+    most = 0 < rank <= CLUSTER_RANK and d <= CLUSTER_WIDTH and problem.num_tokens <= ROW_TILE
+    return wide and most and _cluster_pieces(problem) <= CLUSTER_PIECES
+
+
+def _cluster_pieces(problem: Problem) -> int:
+    pieces = math.ceil((problem.rank or 0) / TILE) * math.ceil(problem.hidden_size / PIECE_DEPTH)
+    return math.ceil(pieces / CLUSTER_BLOCKS)
 
 
 def decode_us(gpu: Gpu, problem: Problem, design: Design = DESIGNS[-1], *, programmatic: bool = False) -> float:
@@ -211,6 +235,8 @@ def decode_us(gpu: Gpu, problem: Problem, design: Design = DESIGNS[-1], *, progr
     time = DEPENDENCY_US + gpu.us(L2_CLOCKS) if programmatic else begin
     if design.takes_ring(gpu, problem):
         return time + _ring_us(gpu, design, problem)
+    if design.takes_cluster(gpu, problem):
+        return time + _cluster_us(gpu, problem)
     if rank is None:
         time += _factor_us(gpu, design, problem, d, d, 1)
     else:
@@ -270,6 +296,28 @@ def _ring_us(gpu: Gpu, design: Design, problem: Problem) -> float:
     return streamed + gpu.us(
         STAGE_CLOCKS + design.tile_clocks + BARRIER_CLOCKS + _share_clocks(design, problem, blocks)
     )
+
+
+def _cluster_us(gpu: Gpu, problem: Problem) -> float:
+    """The kernel for one cluster, from its first weights on. Its multiprocessors get no larger a share of L2 than if all
+    were at work: that each would get more alone is likely and not assumed."""
+    m, d, size, rank = problem.num_tokens, problem.hidden_size, problem.map_dtype.itemsize, problem.rank or 0
+    weights = 2 * d * rank * size
+    streamed = max(
+        weights / (gpu.bandwidth * ATTAINABLE_BANDWIDTH) / 1e6,
+        gpu.us(weights / CLUSTER_BLOCKS / (SM_BYTES_PER_CLOCK * L2_SHARE)),
+    )
+    exchange = 2 * REMOTE_CLOCKS + BARRIER_CLOCKS
+    pieces, splits = _cluster_pieces(problem), math.ceil(d / PIECE_DEPTH)
+    # A lane adds up the pieces of an element after the other, and a warp makes a tile after the other.
+    inner = SHARED_CLOCKS + math.ceil(rank / 32) * splits * ADD_CLOCKS + BARRIER_CLOCKS
+    tile = SHARED_CLOCKS + STEP_CLOCKS + ROW_CLOCKS + 6 * SHUFFLE_CLOCKS
+    tiles = math.ceil(math.ceil(d / TILE) / CLUSTER_BLOCKS / BLOCK_WARPS)
+    means = 2 if problem.norm == "layer" else 1
+    rows = SHARED_CLOCKS + means * (5 * SHUFFLE_CLOCKS + 2 * BLOCK_WARPS * ADD_CLOCKS) + 2 * DIVISION_CLOCKS
+    hand_out = CLUSTER_BLOCKS * ADD_CLOCKS + math.ceil(m * CLUSTER_BLOCKS / BLOCK_WARPS) * ADD_CLOCKS
+    clocks = pieces * STAGE_CLOCKS + _COMBINE + hand_out + exchange + inner + tiles * tile + exchange
+    return streamed + gpu.us(clocks + rows + BARRIER_CLOCKS + ROW_CLOCKS)
 
 
 def _share_clocks(design: Design, problem: Problem, blocks: int) -> float:

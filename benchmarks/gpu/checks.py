@@ -90,11 +90,18 @@ RING: tuple[Shape, ...] = (
     ("rms", 16, 1024, None, FP16, FP16, True, 1),
 )
 """What the CUDA kernel with bulk copies serves, on GPUs that have them: with one map and no row_map."""
+ONE_CLUSTER: tuple[Shape, ...] = (
+    ("rms", 1, 4096, 64, BF16, BF16, False, 1),
+    ("layer", 8, 1600, 112, FP16, FP16, True, 1),
+    ("rms", 3, 8192, 32, BF16, torch.int8, True, 1),
+)
+"""What the CUDA kernel for one cluster serves, likewise."""
 SMALL: tuple[Shape, ...] = (
     ("rms", 1, 769, None, BF16, BF16, False, 1),
     ("layer", 3, 256, 20, FP16, torch.int8, True, 3),
     ("rms", 70, 64, None, FP32, BF16, True, 3),
     *RING,
+    *ONE_CLUSTER,
 )
 _KINDS = ((BF16, BF16), (FP16, FP16), (FP32, FP32), (FP32, BF16), (BF16, torch.int8), (BF16, FP16))
 _SIZES = ((1, 4096), (5, 769), (17, 5125), (64, 2048), (300, 1024))
@@ -207,7 +214,7 @@ def _bulk(case: Case, backend: str, device: Device) -> str:
         ops.set_batch_invariant(False)
     device.synchronize()
     equal = all(torch.equal(a, b) for a, b in zip(found, wanted, strict=True))
-    return "" if equal else "bulk copies give other bits"
+    return "" if equal else "bulk copies, or a cluster, give other bits"
 
 
 def _overlap(case: Case, backend: str, device: Device) -> str:
@@ -261,7 +268,7 @@ def all_checks(device: Device, shapes: tuple[Shape, ...]) -> Iterator[tuple[str,
     for shape in shapes:
         make_case = cache(partial(make, shape, device.torch_device))
         for kind, check in kinds.items():
-            if kind != "parity" and shape not in (RING if kind == "bulk" else SMALL):
+            if kind != "parity" and shape not in ((*RING, *ONE_CLUSTER) if kind == "bulk" else SMALL):
                 continue
             for backend in device.backends:
                 if kind == "bulk" and backend != "cuda":

@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from benchmarks.decode_model import RING_TOKENS
+from benchmarks.decode_model import RING_TOKENS, in_one_cluster
 from benchmarks.gpu.data import DeviceData
 from benchmarks.gpu.norms import ADD_NORMS, compiled_norm
 from incline_fast import ops
@@ -106,10 +106,14 @@ def _no_overlap(problem: Problem) -> str:
     return "" if _is_sm_90() else "programmatic launches need a GPU of compute capability 9.0 or later"
 
 
-def _no_ring(problem: Problem) -> str:
+def _no_bulk_copies(problem: Problem) -> str:
     of_16_bits = problem.dtype.itemsize == 2 and problem.hidden_size % 64 == 0
-    if problem.rank is not None or problem.num_tokens > RING_TOKENS or not of_16_bits:
-        return f"bulk copies serve dense maps, up to {RING_TOKENS} tokens of 16 bits, widths that are multiples of 64"
+    in_ring = problem.rank is None and problem.num_tokens <= RING_TOKENS and of_16_bits
+    if not in_ring and not in_one_cluster(problem):
+        return (
+            f"bulk copies serve dense maps for up to {RING_TOKENS} tokens of 16 bits, widths that are multiples of 64, "
+            "and small maps of low rank"
+        )
     return "" if _is_sm_90() else "bulk copies need a GPU of compute capability 9.0 or later"
 
 
@@ -119,7 +123,9 @@ def set_bulk_copies(enabled: bool) -> None:
 
 
 def _always_decoded(problem: Problem) -> str:
-    limit = decode_limit(problem.hidden_size, problem.rank or 0, ring=not _no_ring(problem))
+    if _is_sm_90() and in_one_cluster(problem):
+        return "the decode kernels serve every call with such a map"
+    limit = decode_limit(problem.hidden_size, problem.rank or 0, ring=not _no_bulk_copies(problem))
     few = problem.num_tokens <= limit
     return f"up to {limit} tokens the decode kernels serve every call with such a map" if few else ""
 
@@ -270,7 +276,7 @@ GPU_PROVIDERS: dict[str, GpuProvider] = {
     "triton": ours("triton"),
     "cuda, decode kernels": GpuProvider(_while_set(ops.set_batch_invariant, "cuda"), _always_decoded),
     "cuda, PDL": GpuProvider(_while_set(ops.set_programmatic_launch, "cuda"), _no_overlap),
-    "cuda, no bulk copies": GpuProvider(_while_set(lambda on: set_bulk_copies(not on), "cuda"), _no_ring),
+    "cuda, no bulk copies": GpuProvider(_while_set(lambda on: set_bulk_copies(not on), "cuda"), _no_bulk_copies),
     "triton, PDL": GpuProvider(_while_set(ops.set_programmatic_launch, "triton"), _no_overlap),
     **{f"cublas+{norm}": _pair(norm) for norm in ADD_NORMS},
     "cublas, residual as C": GpuProvider(_residual_in_gemm),

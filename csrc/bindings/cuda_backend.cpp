@@ -41,7 +41,8 @@ bool takes_gemm(const AffineNorm& op) {
   const bool possible = op.num_maps == 1 && op.up.dtype == op.x.dtype && op.x.dtype == op.edited.dtype;
   const auto more_rows = [&](bool ring) { return op.num_rows > decode_rows(op.hidden_size, rank, ring); };
   if (!possible || cuda::batch_invariant || !more_rows(false)) return false;
-  return more_rows(true) || !takes_bulk_copies() || !cuda::takes_ring(op);
+  if (cuda::takes_one_cluster(op, features())) return false;
+  return more_rows(true) || !cuda::takes_ring(op, features());
 }
 
 Tensor multiply(const Tensor& rows, const Tensor& map) {

@@ -142,7 +142,7 @@ Launch one_cluster(const AffineNorm& op, const AffineCall& shared) {
   AffineCall call = shared;
   describe_low_rank(op, call);
   const ClusterLayout layout(call, bytes_of(op.up.dtype));
-  if (!layout.serves(call) || layout.bytes > kRingBytes) return {};
+  if (!layout.serves(call)) return {};
   return {
       one_cluster_kernel_for(call, op.up.dtype), dim3(kClusterBlocks), layout.bytes, call, kThreads, kClusterBlocks};
 }

@@ -92,7 +92,7 @@ def test_checks_see_bulk_copies_that_give_other_bits(monkeypatch: pytest.MonkeyP
     assert checks._bulk(case, "reference", MadeUpDevice()) == ""
     right = ops.affine_rms_norm
     monkeypatch.setattr(ops, "affine_rms_norm", lambda x, *a, **k: right(2 * x if on[0] else x, *a, **k))
-    assert checks._bulk(case, "reference", MadeUpDevice()) == "bulk copies give other bits"
+    assert checks._bulk(case, "reference", MadeUpDevice()) == "bulk copies, or a cluster, give other bits"
     assert on == [True]
     names = [name for name, _ in checks.all_checks(CudaNamed(), checks.RING)]
     assert sum(name.startswith("bulk cuda") for name in names) == len(checks.RING)
