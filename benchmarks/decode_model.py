@@ -299,8 +299,8 @@ def _ring_us(gpu: Gpu, design: Design, problem: Problem) -> float:
 
 
 def _cluster_us(gpu: Gpu, problem: Problem) -> float:
-    """The kernel for one cluster, from its first weights on. Its multiprocessors get no larger a share of L2 than if all
-    were at work: that each would get more alone is likely and not assumed."""
+    """The kernel for one cluster, from its first weights on. That its multiprocessors get more from L2 when the others
+    are idle is likely and not assumed."""
     m, d, size, rank = problem.num_tokens, problem.hidden_size, problem.map_dtype.itemsize, problem.rank or 0
     weights = 2 * d * rank * size
     streamed = max(

@@ -24,17 +24,18 @@ constexpr int kClusterDepth = piece_depth(kClusterRank);
 struct ClusterLayout {
   int pieces;   // of down r, of all blocks
   int columns;  // of r', of a block; of the last ones fewer
+  int moments;  // from one row's to the next one's: odd, so that every other row's of a tile meet in no bank
   int segment;  // bytes from one row of a piece to the next. In the gap, as in a ring (ring.h), nothing lies
   int up, partial, sums, bytes;
 
   __host__ __device__ ClusterLayout(const AffineCall& call, int size)
       : pieces(inner_pitch(call.rank) / kTileColumns * call.splits),
         columns((call.tiles + kClusterBlocks - 1) / kClusterBlocks * kTileColumns),
+        moments(call.tiles | 1),
         segment(kClusterDepth * size + 64) {
     const int own = (pieces + kClusterBlocks - 1) / kClusterBlocks;
-    const int moments = call.num_rows * call.tiles * static_cast<int>(sizeof(Moments));
     const int down = own * kTileColumns * segment;
-    up = (max(down, moments) + 15) / 16 * 16;
+    up = (max(down, call.num_rows * moments * static_cast<int>(sizeof(Moments))) + 15) / 16 * 16;
     partial = up + columns * call.rank * size;
     sums = partial + call.splits * call.num_rows * inner_pitch(call.rank) * static_cast<int>(sizeof(float));
     bytes = sums + own * static_cast<int>(sizeof(WarpSums));

@@ -146,6 +146,7 @@ template <class Types, class Product>
 struct ClusterTiles {
   const AffineCall& call;
   int first_tile, tiles;  // of the block
+  int pitch;              // of the moments
   // From the lane's first column on, so that all others lie at constant distances.
   Row x[2], residual[2], r[2], y[2];
   RawTerms<Types, 1> terms[kWarpTiles][4];
@@ -164,7 +165,8 @@ struct ClusterTiles {
   __device__ __forceinline__ ClusterTiles(const AffineCall& call, const ClusterLayout& layout)
       : call(call),
         first_tile(static_cast<int>(cluster_rank()) * layout.columns / kTileColumns),
-        tiles(count_columns(call, layout) / kTileColumns) {
+        tiles(count_columns(call, layout) / kTileColumns),
+        pitch(layout.moments) {
     const auto at = [&](const RowView& view, int j) {
       return Types::of(row_at(view, Types::offset(view, call.first_row + row(j)) + first_column()));
     };
@@ -255,7 +257,7 @@ struct ClusterTiles {
 #pragma unroll
     for (int j = 0; j < 4; ++j) {
       if (!is_row(j)) continue;
-      Moments* const target = moments + row(j) * call.tiles + first_tile + tile(i);
+      Moments* const target = moments + row(j) * pitch + first_tile + tile(i);
       store_to_block(target, static_cast<unsigned>(place(j)), Moments{means[j % 2], deviations[j % 2]});
     }
   }
@@ -342,7 +344,7 @@ __device__ __forceinline__ void edit_and_normalise_in_cluster(const AffineCall& 
   tiles.store();
   cluster_wait();  // the moments are here, and nothing more is stored to this block
   if (warp_id() < call.num_rows) {
-    const Moments* const row = moments + warp_id() * call.tiles;
+    const Moments* const row = moments + warp_id() * layout.moments;
     const Statistics found = statistics_of_warp(call, [&](int tile) { return row[tile]; });
     if (lane_id() == 0) stats[warp_id()] = found;
   }
