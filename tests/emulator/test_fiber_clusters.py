@@ -71,9 +71,9 @@ def test_what_is_read_early_is_garbage(plain: FiberLibrary, seed: int, resident:
         ("NoBarrier", RACE + f"(read by .* the write|write by .* the read) by block .*{HERE}"),
         ("NoWait", RACE + f"(read by .* the write|write by .* the read) by block .*{HERE}"),
         ("OneWaits", RACE + "(read by .* the write|write by .* the read) by block"),
-        ("NoBarrierBetween", RACE + "write by .* is not ordered after the read by block"),
-        ("BlockBarrierBetween", RACE + "write by .* is not ordered after the read by block"),
-        ("StoreAfterArrival", RACE + "(write by .* is not ordered after the read|read by .* the write) by block"),
+        ("NoBarrierBetween", RACE + "(read by .* the write|write by .* the read) by block"),
+        ("BlockBarrierBetween", RACE + "(read by .* the write|write by .* the read) by block"),
+        ("StoreAfterArrival", RACE + "(read by .* the write|write by .* the read) by block"),
         ("SameRow", RACE + "write by .* is not ordered after the write by block"),
         ("TargetWrites", RACE + "write by .* is not ordered after the write by block"),
         ("TargetReads", RACE + "(read by .* the write|write by .* the read) by block"),
@@ -200,14 +200,17 @@ DEADLOCK = r"deadlock: every thread that is left waits for one that cannot come(
         ("ArriveTwice", f"a thread arrives at {BARRIER} twice without a wait between: "),
         ("WaitFirst", f"a thread waits at {BARRIER} without having arrived: "),
         ("WaitTwice", f"a thread waits at {BARRIER} without having arrived: "),
-        ("DivergedArrival", rf"the lanes of a warp diverge at {BARRIER}, lane \d+ is at {HERE}: "),
-        ("DivergedWait", rf"the lanes of a warp diverge at {BARRIER}, lane \d+ is at {HERE}: "),
-        ("LaneElsewhere", f"{DEADLOCK}arrive at {BARRIER} with mask ffffffff at {HERE}(.|\n)*wait at a phase barrier"),
+        ("DivergedArrival", rf"the lanes of a warp diverge at {BARRIER}, lane \d+ is at .*{HERE}: "),
+        ("DivergedWait", rf"the lanes of a warp diverge at {BARRIER}, lane \d+ is at .*{HERE}: "),
+        (
+            "LaneElsewhere",
+            f"{DEADLOCK}arrive at {BARRIER} with mask ffffffff at .*{HERE}(.|\n)*wait at a phase barrier",
+        ),
         ("LaneElsewhere", rf"{DEADLOCK}wait at {BARRIER} \(its phase 1 awaits 64 of 128 threads\) at "),
         ("BlockElsewhere", DEADLOCK + r"block \(1, 0, 0\) .* and 63 others: wait at a phase barrier .* at "),
         (
             "WarpElsewhere",
-            rf"{DEADLOCK}__syncthreads at {HERE}(.|\n)*wait at {BARRIER} \(its phase 1 awaits 64 of 128 ",
+            rf"{DEADLOCK}__syncthreads at .*{HERE}(.|\n)*wait at {BARRIER} \(its phase 1 awaits 64 of 128 ",
         ),
         ("Loop", r"no progress(.|\n)*block \(1, 0, 0\) .* and 63 others: in a loop at "),
         ("Loop", rf"no progress(.|\n)*others: wait at {BARRIER} \(its phase 1 awaits 64 of 128 threads\) at "),
@@ -228,10 +231,10 @@ def test_blocks_of_a_cluster_are_in_flight_together(library: FiberLibrary, seed:
 
 @pytest.mark.parametrize("seed", SEEDS)
 def test_a_cluster_starts_when_there_is_room_for_all_of_it(library: FiberLibrary, seed: int) -> None:
-    for resident in (1, 4, 7):
+    for resident in (1, 4, 6):
         with pytest.raises(EmulationError, match="no progress"):
             run(library, "wait_for_blocks", np.zeros(1, np.uint32), 2, 4, 5, seed=seed, resident=resident)
-    run(library, "wait_for_blocks", np.zeros(1, np.uint32), 2, 4, 5, seed=seed, resident=8)
+    run(library, "wait_for_blocks", np.zeros(1, np.uint32), 2, 4, 5, seed=seed, resident=7)
 
 
 def test_many_barriers_of_many_threads(library: FiberLibrary) -> None:

@@ -78,16 +78,13 @@ __device__ void send_all(Inbox& inbox, unsigned blocks, float x, Variant variant
 __device__ float receive_all(const Inbox& inbox, unsigned blocks, Variant variant) {
   if (variant == Variant::kNoBarrier) return receive(inbox, blocks);
   cluster_arrive();
-  const bool early = variant == Variant::kOneWarpWaits || variant == Variant::kOneWaits;
-  if (variant == Variant::kNoWait || (early && threadIdx.x >= 32)) {
-    if (variant == Variant::kOneWarpWaits) __syncthreads();
-    const float sum = receive(inbox, blocks);
-    cluster_wait();
-    return sum;
-  }
-  cluster_wait();
+  const bool one_warp = variant == Variant::kOneWarpWaits || variant == Variant::kOneWaits;
+  const bool early = variant == Variant::kNoWait || (one_warp && threadIdx.x >= 32);
+  if (!early) cluster_wait();
   if (variant == Variant::kOneWarpWaits) __syncthreads();
-  return receive(inbox, blocks);
+  const float sum = receive(inbox, blocks);
+  if (early) cluster_wait();
+  return sum;
 }
 
 // Between the reads and the stores of the next round.
