@@ -50,6 +50,7 @@ __device__ void send(Inbox& inbox, unsigned blocks, int thread, const float& x, 
     const unsigned rank = (me + i) % blocks;
     float4* place = &inbox.rows[variant == Variant::kSameRow ? 0 : me][thread];
     store_to_block(&place->x, rank, x);
+    if (variant == Variant::kSourceWritten) continue;
     store_to_block(reinterpret_cast<float2*>(&place->z), rank, make_float2(2 * x, x));
   }
 }
@@ -169,6 +170,8 @@ enum class Path : int {
   // Right.
   kUsual,
   kBetweenArrivalAndWait,
+  kEndsAfterBlockBarrier,
+  kEndsAfterWarpBarrier,
   // Wrong.
   kWriteAfterArrival,
   kNoBarrier,
@@ -190,8 +193,13 @@ __device__ void await(unsigned* flag) {
 __global__ void pass_on(float* data, unsigned* flags, float* y, Path path) {
   const bool between = path == Path::kBetweenArrivalAndWait;
   if (blockIdx.x == 0) {
-    if (path == Path::kWriterHasEnded && threadIdx.x == 0) {
-      data[0] = 1;
+    const bool ends = path == Path::kEndsAfterBlockBarrier || path == Path::kEndsAfterWarpBarrier;
+    if (ends || path == Path::kWriterHasEnded) {
+      if (threadIdx.x == 0) data[0] = 1;
+      if (path == Path::kEndsAfterBlockBarrier) __syncthreads();
+      if (path == Path::kEndsAfterWarpBarrier) __syncwarp();
+      if (threadIdx.x == 0) return;
+      cluster_barrier();
       return;
     }
     if (between || path == Path::kWriteAfterArrival) cluster_arrive();
@@ -267,7 +275,7 @@ __global__ void misuse(float* x, unsigned* flag, Misuse fault) {
   if (me == 1 && fault == Misuse::kLaneElsewhere) memory->never.wait(0);
   if (rank == 1 && fault == Misuse::kBlockElsewhere) memory->never.wait(0);
   if (me >= 32 && fault == Misuse::kWarpElsewhere) __syncthreads();
-  if (rank == 1 && fault == Misuse::kLoop) {
+  if (rank == 1 && me >= 32 && fault == Misuse::kLoop) {
     while (atomicAdd(flag, 0u) == 0) {
     }
   }
