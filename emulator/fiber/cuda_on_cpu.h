@@ -50,10 +50,11 @@
 #include "runtime.h"
 #include "warp.h"
 
-#define threadIdx (cuda_on_cpu::here.thread)
-#define blockIdx (cuda_on_cpu::here.block)
-#define blockDim (cuda_on_cpu::here.block_shape)
-#define gridDim (cuda_on_cpu::here.grid_shape)
+// No macros: a cudaLaunchConfig_t has members of these names.
+inline constexpr const uint3& threadIdx = cuda_on_cpu::here.thread;
+inline constexpr const uint3& blockIdx = cuda_on_cpu::here.block;
+inline constexpr const dim3& blockDim = cuda_on_cpu::here.block_shape;
+inline constexpr const dim3& gridDim = cuda_on_cpu::here.grid_shape;
 #define warpSize 32
 
 #define DYNAMIC_SHARED(T, name) T* name = static_cast<T*>(cuda_on_cpu::here.dynamic_shared)

@@ -216,7 +216,7 @@ void run_block(unsigned number, char* dynamic, StackPool& stacks) {
     if (run_round(order)) {
       grid.idle_rounds = 0;
     } else if (!grid.failed) {
-      if (++grid.idle_rounds > kIdleLimit) {
+      if (!block.stuck && ++grid.idle_rounds > kIdleLimit) {
         report("no progress: the blocks in flight wait in a loop for something that none of them brings" +
                list_waits(block));
       }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import re
 import subprocess
 import sys
 from itertools import pairwise
@@ -33,6 +34,13 @@ def run(
     kinds = {np.ndarray: ctypes.c_void_p, bool: ctypes.c_bool, int: ctypes.c_int}
     call = library.function(f"run_{name}", *(kinds[type(value)] for value in arguments))
     call(*(value.ctypes.data if isinstance(value, np.ndarray) else value for value in arguments))
+
+
+def enumerator(source: Path, enumeration: str, name: str) -> int:
+    """The number of an enumerator in the kernels' source."""
+    body = re.search(rf"enum class {enumeration} : int {{(.*?)}}", source.read_text(), re.DOTALL)
+    assert body is not None
+    return re.findall(r"\bk(\w+),", body.group(1)).index(name)
 
 
 @pytest.mark.parametrize("seed", SEEDS)

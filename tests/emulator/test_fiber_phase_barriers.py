@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import re
 import subprocess
 import sys
 
 import numpy as np
 import pytest
-from test_fiber import KERNELS, run
+from test_fiber import KERNELS, enumerator, run
 
 from emulator import build
 from emulator.build import FiberLibrary
@@ -27,10 +26,7 @@ def load(sanitizer: build.Sanitizer) -> FiberLibrary:
 
 
 def number(enumeration: str, name: str) -> int:
-    """Of an enumerator in the kernels' source."""
-    body = re.search(rf"enum class {enumeration} : int {{(.*?)}}", SOURCE.read_text(), re.DOTALL)
-    assert body is not None
-    return re.findall(r"\bk(\w+),", body.group(1)).index(name)
+    return enumerator(SOURCE, enumeration, name)
 
 
 def ring_is_right(
