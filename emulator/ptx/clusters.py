@@ -173,25 +173,31 @@ class Clusters:
 
     # ---- other blocks' memory ----------------------------------------------------------------------------------------
 
-    def own(self, address: Array, lanes: Lanes) -> tuple[Array, Array]:
-        """Addresses within their blocks, and which are of the own block."""
+    def _rank(self, lanes: Lanes) -> Array:
+        return self.machine.block[lanes.index] % self.machine.cluster
+
+    def _split(self, address: Array, lanes: Lanes) -> tuple[Array, Array]:
+        """Offsets within their blocks, and the ranks of these."""
         address = np.broadcast_to(address, lanes.count)
-        rank = (address >> np.uint64(WINDOW)).astype(np.int64) - 1
-        own = (rank < 0) | (rank == self.machine.block[lanes.index] % self.machine.cluster)
-        return address & np.uint64((1 << WINDOW) - 1), own
+        upper = (address >> np.uint64(WINDOW)).astype(np.int64)
+        return address & np.uint64((1 << WINDOW) - 1), np.where(upper, upper - 1, self._rank(lanes))
+
+    def own_offset(self, address: Array, lanes: Lanes, current: Instruction) -> Array:
+        """Offsets of addresses that must be of the own block."""
+        offset, rank = self._split(address, lanes)
+        fail = self.machine.phases.fail
+        fail("the emulator knows loads from the own block alone", rank != self._rank(lanes), lanes, current)
+        return offset
 
     def store(self, address: Array, size: int, values: list[Array], lanes: Lanes, current: Instruction) -> None:
         """Raw words, one array for each element. Into the own block it is a usual store."""
-        offset, own = self.own(address, lanes)
+        offset, rank = self._split(address, lanes)
+        own = rank == self._rank(lanes)
+        words = np.stack([np.broadcast_to(value, lanes.count) for value in values], axis=1)
         if own.any():
-            part = [value if value.shape == (1,) else value[own] for value in values]
-            data.store(self.machine, "shared", offset[own], size, part, lanes.where(own), current)
-        if own.all():
-            return
-        others = ~own
-        rank = (np.broadcast_to(address, lanes.count)[others] >> np.uint64(WINDOW)).astype(np.int64) - 1
-        part = np.stack([np.broadcast_to(value, lanes.count)[others] for value in values], axis=1)
-        self._store(rank, offset[others], part, lanes.where(others), current)
+            data.store(self.machine, "shared", offset[own], size, list(words[own].T), lanes.where(own), current)
+        if not own.all():
+            self._store(rank[~own], offset[~own], words[~own], lanes.where(~own), current)
 
     def _store(self, rank: Array, offset: Array, values: Array, lanes: Lanes, current: Instruction) -> None:
         machine, threads = self.machine, lanes.numbers

@@ -7,6 +7,22 @@ from enum import IntEnum
 
 import numpy as np
 import pytest
+from ptx_cluster_cases import (
+    ARRIVE,
+    BLOCK,
+    GIVEN,
+    MAP,
+    READ,
+    STORE_W,
+    SYNC,
+    TEMPLATE,
+    THREADS,
+    WAIT,
+    X,
+    evaluate,
+    fails,
+    only,
+)
 from test_fiber import KERNELS
 
 from emulator import build, ptx
@@ -100,74 +116,6 @@ def test_launches_that_do_not_fit(code: str) -> None:
 
 
 # ---- single instructions ---------------------------------------------------------------------------------------------
-
-# {body} with 64 threads; at the end y[block][tid] = %v. %slot is the thread's own, %to is the same place in the other
-# block of a pair, %second whether it is the block of rank 1.
-TEMPLATE = """
-.version 8.0
-.target sm_90
-.address_size 64
-.visible .entry clusters(.param .u64 x, .param .u64 z, .param .u64 y)
-{{
-  .reg .pred %first, %second, %upper, %some, %done;
-  .reg .b64 %x, %z, %y, %offset;
-  .reg .b32 %tid, %v, %w, %slot, %to, %rank, %other, %i;
-  .shared .align 16 .b8 slots[1024];
-  .shared .align 8 .b8 barriers[64];
-  mov.u32 %tid, %tid.x;
-  mov.u32 %rank, %cluster_ctarank;
-  setp.eq.u32 %first, %tid, 0;
-  setp.eq.u32 %second, %rank, 1;
-  setp.ge.u32 %upper, %tid, 32;
-  mov.u32 %i, %ctaid.x;
-  mad.lo.u32 %i, %i, 64, %tid;
-  mul.wide.u32 %offset, %i, 4;
-  ld.param.u64 %x, [x];
-  ld.param.u64 %z, [z];
-  ld.param.u64 %y, [y];
-  add.u64 %y, %y, %offset;
-  mov.u32 %slot, slots;
-  mad.lo.u32 %slot, %tid, 4, %slot;
-  xor.b32 %other, %rank, 1;
-  mapa.shared::cluster.u32 %to, %slot, %other;
-  mad.lo.u32 %w, %rank, 1000, %tid;
-  mov.u32 %v, 0;
-  {body}
-  st.global.u32 [%y], %v;
-  ret;
-}}
-"""
-ARRIVE = "barrier.cluster.arrive.release.aligned;"
-WAIT = "barrier.cluster.wait.acquire.aligned;"
-SYNC = f"{ARRIVE} {WAIT}"
-MAP = "mapa.shared::cluster.u32 %to, %slot, %other;"
-STORE_W = "st.shared::cluster.u32 [%to], %w;"
-READ = "ld.shared.u32 %v, [%slot];"
-BLOCK = "bar.sync 0;"
-X = np.zeros(80, np.uint32)
-X = X[-X.ctypes.data % 32 // 4 :][:64]
-X[:] = np.arange(100, 164)
-THREADS = np.arange(64)
-GIVEN = np.stack([1000 + THREADS, THREADS])  # what each block has after the other one's STORE_W
-
-
-def evaluate(*steps: str, blocks: int = 2, cluster: int = 2, **options) -> np.ndarray:
-    y = np.zeros((blocks, 64), np.uint32)
-    source = TEMPLATE.format(body=" ".join(steps))
-    ptx.launch(
-        source, "clusters", (blocks, 1, 1), (64, 1, 1), [X, np.full(4, 7, np.uint32), y], cluster=cluster, **options
-    )
-    return y
-
-
-def fails(problem: str, *steps: str, **options) -> None:
-    with pytest.raises(PTXError, match=problem):
-        evaluate(*steps, **options)
-
-
-def only(condition: str, *steps: str, label: str) -> str:
-    """Steps of the threads for which a predicate holds."""
-    return " ".join([f"@!{condition} bra {label};", *steps, f"{label}:"])
 
 
 def test_special_registers() -> None:
@@ -323,83 +271,6 @@ def test_a_warp_comes_together() -> None:
     """One lane runs behind the others for a while."""
     behind = only("%first", "ld.volatile.global.u32 %v, [%z];", label="A")
     assert (evaluate(behind, SYNC, STORE_W, behind.replace("A", "B"), SYNC, READ) == GIVEN).all()
-
-
-# ---- what else the barrier orders ------------------------------------------------------------------------------------
-
-WRITE_Z = "and.pred %some, %first, %second; @%some st.global.u32 [%z], %w;"
-READ_Z = "ld.global.u32 %v, [%z];"
-
-
-def test_global_memory() -> None:
-    read = f"@!%second {READ_Z}"
-    assert (evaluate(WRITE_Z, SYNC, read)[0] == 1000).all()
-    problem = "race on global memory: block 0 thread 0 .* after a write by block 1 thread 0"
-    for steps in ((WRITE_Z, BLOCK, read), (ARRIVE, WRITE_Z, WAIT, read), (WRITE_Z, ARRIVE, read, WAIT)):
-        fails(problem, *steps)
-    second_of_grid = "mov.u32 %i, %ctaid.x; setp.eq.u32 %second, %i, 1;"
-    fails(problem, second_of_grid, WRITE_Z, SYNC, read, cluster=1)
-
-
-def test_a_block_tells_other_clusters_of_its_cluster() -> None:
-    """Block 1 writes; block 0 releases after the barrier; block 2, of another cluster, acquires."""
-    flag = "mov.u32 %i, %ctaid.x; setp.eq.u32 %some, %i, 0; and.pred %some, %some, %first;"
-    tell = "fence.acq_rel.gpu; @%some atom.global.add.u32 %i, [%z+4], 1;"
-    hear = "setp.eq.u32 %some, %i, 2; and.pred %some, %some, %first; @!%some bra END; AGAIN:"
-    hear += "ld.volatile.global.u32 %i, [%z+4]; setp.eq.u32 %done, %i, 7; @%done bra AGAIN; fence.acq_rel.gpu;"
-    leave = "mov.u32 %i, %ctaid.x; setp.ge.u32 %done, %i, 2; @%done bra HEAR;"
-    body = (leave, WRITE_Z, SYNC, flag, tell, "bra END; HEAR:", hear, READ_Z, "END:")
-    assert evaluate(*body, blocks=4)[2, 0] == 1000
-    fails("race on global memory: block 2 thread 0 .* block 1 thread 0", *(s for s in body if s != SYNC), blocks=4)
-
-
-def test_the_previous_launch_has_ended() -> None:
-    waits = "and.pred %some, %first, %second; @%some griddepcontrol.wait;"
-    touch = "ld.global.u32 %v, [%x];"
-    assert (evaluate(waits, SYNC, touch, constants=("z",)) == 100).all()
-    for steps in ((SYNC, waits, BLOCK), (ARRIVE, waits, WAIT), (waits, ARRIVE)):
-        with pytest.raises(PTXError, match=r"x is touched before griddepcontrol.wait, .*: block 0 thread 0"):
-            evaluate(*steps, touch, WAIT, constants=("z",))
-
-
-# ---- phase barriers and bulk copies ----------------------------------------------------------------------------------
-
-INIT = f"@%first mbarrier.init.shared::cta.b64 [barriers], 1; @%first fence.proxy.async.shared::cta; {BLOCK}"
-FILL = """@%first mbarrier.arrive.expect_tx.shared::cta.b64 _, [barriers], 256;
-  @%first cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [slots], [%x], 256, [barriers];"""
-LANDED = "AGAIN: mbarrier.try_wait.parity.shared::cta.b64 %done, [barriers], 0; @!%done bra AGAIN;"
-
-
-def test_a_store_over_a_copy() -> None:
-    """The copy must have landed for somebody of its block who then arrives."""
-    assert (evaluate(INIT, FILL, LANDED, READ, SYNC) == X).all()
-    assert (evaluate(INIT, FILL, LANDED, SYNC, STORE_W, SYNC, READ) == GIVEN).all()
-    one_warp = only("%upper", LANDED, label="OVER")
-    assert (evaluate(INIT, FILL, one_warp, SYNC, STORE_W, SYNC, READ) == GIVEN).all()
-    problem = "race on shared memory: block 0 thread 0 .* after a write by block 1 thread 0: 'st.shared::cluster"
-    fails(problem, INIT, FILL, SYNC, STORE_W, LANDED, SYNC)
-    fails(problem, INIT, FILL, ARRIVE, LANDED, WAIT, STORE_W, SYNC)
-
-
-def test_a_copy_over_a_store() -> None:
-    assert (evaluate(INIT, SYNC, STORE_W, SYNC, FILL, LANDED, READ) == X).all()
-    fails(r"race on shared memory: block 0 thread 0 .* block 1 thread 0: '.*cp\.async", INIT, SYNC, STORE_W, FILL, SYNC)
-
-
-def test_a_store_over_a_phase_barrier() -> None:
-    over = "mapa.shared::cluster.u32 %to, barriers, %other; @%first st.shared::cluster.u32 [%to], %w;"
-    fails("the memory of a phase barrier is none for .* stores .*: block 0 thread 0", INIT, SYNC, over, SYNC)
-
-
-def test_a_phase_tells_of_the_cluster() -> None:
-    """The lower warp waits for the cluster and arrives at a phase barrier; the upper one waits for that phase."""
-    lower = ("@%first mbarrier.arrive.shared::cta.b64 _, [barriers];", READ)
-    upper = only("%upper", ARRIVE, LANDED, READ, WAIT, "bra DONE;", label="LOWER")
-    body = (INIT, SYNC, STORE_W, upper, ARRIVE, WAIT, *lower, "DONE:")
-    assert (evaluate(*body) == GIVEN).all()
-    fails(
-        "race on shared memory: block 0 thread 32 .* block 1 thread 32", *body[:3], upper.replace(LANDED, ""), *body[4:]
-    )
 
 
 # ---- traffic ---------------------------------------------------------------------------------------------------------
