@@ -26,11 +26,13 @@ __device__ __forceinline__ unsigned cluster_rank() {
 }
 
 // The barrier of a cluster, in two halves, for every thread of every block: what a thread stores before it arrives is
-// seen by all that have waited. Between the two it may do what concerns nobody else. All lanes of a warp come together.
+// seen by all that have waited. Between the two it may do what concerns nobody else. All lanes of a warp come to the
+// same call.
 __device__ __forceinline__ void cluster_arrive CALLED_WITH() {
 #ifdef INCLINE_FAST_EMULATED
   cuda_on_cpu::cluster_arrive(at);
 #elif defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+  __syncwarp();
   asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory");
 #endif
 }
@@ -39,6 +41,7 @@ __device__ __forceinline__ void cluster_wait CALLED_WITH() {
 #ifdef INCLINE_FAST_EMULATED
   cuda_on_cpu::cluster_wait(at);
 #elif defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+  __syncwarp();
   asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory");
 #endif
 }
