@@ -10,7 +10,7 @@ In global memory an arrival counts once all threads of its block have arrived, a
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -45,9 +45,9 @@ class ClusterOrder:
         self.acquired: dict[int, Knowledge] = {}  # likewise, by the cluster whose phase has ended
         phases.others = self
 
-    def of_other_blocks(self, threads: Array, blocks: Array) -> Array:
-        """For each thread a row of what it knows of a block other than its own."""
-        return self.ended[self.phases.known[threads, CLUSTER] % 2, blocks]
+    def of_other_blocks(self, threads: Array, blocks: Array, columns: Any = slice(None)) -> Array:
+        """What each thread knows of a block other than its own: a row, or one column of it."""
+        return self.ended[self.phases.known[threads, CLUSTER] % 2, blocks, columns]
 
     def arrive(self, threads: Array) -> None:
         self.phases.tick()
@@ -72,10 +72,8 @@ class ClusterOrder:
         gone = np.flatnonzero(~machine.alive & np.isin(machine.block, blocks))
         self.arrived[gone // threads, gone % threads] = self.phases.tick()
         phase = np.repeat(phases[clusters], machine.cluster)
-        known = np.maximum(self.ended[(phase - 1) % 2, blocks], self.arrived[blocks])
-        known[:, CLUSTER] = phase
-        self.ended[phase % 2, blocks] = known
-        self.arrived[blocks] = 0
+        self.arrived[blocks, CLUSTER] = phase
+        self.ended[phase % 2, blocks] = self.arrived[blocks]
         for cluster in clusters:
             self._end_phase(int(cluster))
 

@@ -127,8 +127,8 @@ class PhaseOrder:
         if self.others is not None:
             foreign = np.flatnonzero(threads[judged] // self.threads != writers[judged] // self.threads)
             numbers = judged[foreign]
-            rows = self.others.of_other_blocks(threads[numbers], writers[numbers] // self.threads)
-            known[foreign] = rows[np.arange(len(foreign)), column[foreign]]
+            blocks = writers[numbers] // self.threads
+            known[foreign] = self.others.of_other_blocks(threads[numbers], blocks, column[foreign])
         out[judged] = known <= self.write_time[places[judged]]
         return out
 

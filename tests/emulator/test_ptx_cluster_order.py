@@ -45,6 +45,16 @@ def test_the_previous_launch_has_ended() -> None:
             evaluate(*steps, touch, WAIT, constants=("z",))
 
 
+def test_what_is_told_in_a_later_phase() -> None:
+    """The upper warps wait late for the first phase, when the others have arrived for the second."""
+    late = only("%upper", ARRIVE, "ld.volatile.global.u32 %v, [%z];", WAIT, "{}", ARRIVE, WAIT, "{}", "ret;", label="A")
+    others = (SYNC, "griddepcontrol.wait;", SYNC)
+    touch = "ld.global.u32 %v, [%x];"
+    evaluate(late.format("", touch), *others, constants=("z",))
+    with pytest.raises(PTXError, match=r"x is touched before griddepcontrol.wait, .*: block 0 thread 32"):
+        evaluate(late.format(touch, ""), *others, constants=("z",))
+
+
 # ---- phase barriers and bulk copies ----------------------------------------------------------------------------------
 
 INIT = f"@%first mbarrier.init.shared::cta.b64 [barriers], 1; @%first fence.proxy.async.shared::cta; {BLOCK}"

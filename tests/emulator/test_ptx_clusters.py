@@ -197,6 +197,28 @@ def test_threads_that_have_returned_are_not_waited_for() -> None:
     fails(r"block \d ends before what block \d thread 32 stored", SYNC, leaves_later.replace(BLOCK, ""), SYNC)
 
 
+def test_the_last_thread_to_come_returns() -> None:
+    late = only("%upper", "ld.volatile.global.u32 %w, [%z];", "ret;", label="A")
+    assert evaluate(late, SYNC, "mov.u32 %v, 1;").tolist() == [[1] * 32 + [0] * 32] * 2
+
+
+def test_what_returned_threads_did_in_their_own_block_is_over() -> None:
+    leave = f"{READ} @%upper ret;"
+    other_half = "xor.b32 %slot, %slot, 128; xor.b32 %to, %to, 128;"
+    y = evaluate("st.shared.u32 [%slot], 5;", leave, other_half, SYNC, STORE_W, SYNC, READ)
+    assert (y == np.where(THREADS < 32, GIVEN, 0)).all()
+    y = evaluate(leave, other_half, BLOCK, "st.shared.u32 [%slot], 6;", READ, SYNC)
+    assert (y == np.where(THREADS < 32, 6, 0)).all()
+
+
+def test_a_block_barrier_is_no_barrier_of_the_cluster() -> None:
+    only_second = only("%second", BLOCK, label="A")
+    store, read = f"@%second {STORE_W}", f"@!%second {READ}"
+    assert (evaluate(SYNC, only_second, store, SYNC, read)[0] == GIVEN[0]).all()
+    fails("race .* block 0 thread 0 .* after a write by block 1 thread 0", SYNC, only_second, store, read, SYNC)
+    fails("race .* block 1 thread 0 .* after a read by block 0 thread 0", SYNC, read, only_second, store, SYNC)
+
+
 def test_a_block_that_has_returned() -> None:
     assert (evaluate("@%second ret;", SYNC, SYNC, "mov.u32 %v, 1;") == [[1] * 64, [0] * 64]).all()
     fails("stores to a block that has ended: block 0 thread 0", "@%second ret;", SYNC, STORE_W, SYNC)
