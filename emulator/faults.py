@@ -106,6 +106,76 @@ FAULTS = (
         "lane * kSegmentPitch, row", "(lane ^ 1) * kSegmentPitch, row", ("ring",),
     ),
     Fault(
+        "one cluster: rows are read before the dependency wait", "one_cluster_kernel.h",
+        "  wait_for_previous_launch();\n", "", ("programmatic, one cluster",),
+    ),
+    Fault(
+        "one cluster: a block stores to others before they have started", "one_cluster_kernel.h",
+        "  cluster_wait();  // all blocks have started\n  down.hand_out(call, pieces, sums, partial);\n",
+        "  down.hand_out(call, pieces, sums, partial);\n  cluster_wait();\n", ("one cluster",),
+    ),
+    Fault(
+        "one cluster: a block arrives before it has handed out its pieces", "one_cluster_kernel.h",
+        "  down.hand_out(call, pieces, sums, partial);\n  cluster_arrive();\n",
+        "  cluster_arrive();\n  down.hand_out(call, pieces, sums, partial);\n", ("one cluster",),
+    ),
+    Fault(
+        "one cluster: pieces are added up before all are there", "one_cluster_kernel.h",
+        " any more\n  inner.add_up(call, partial);\n", " any more\n", ("one cluster",),
+    ),
+    Fault(
+        "one cluster: a block ends while moments are stored to it", "one_cluster_kernel.h",
+        "  cluster_arrive();\n  tiles.store();\n  cluster_wait();", "  tiles.store();", ("one cluster",),
+    ),
+    Fault(
+        "one cluster: a block does not keep its own pieces", "one_cluster_kernel.h",
+        "for (unsigned i = 0; i < kClusterBlocks; ++i)", "for (unsigned i = 1; i < kClusterBlocks; ++i)",
+        ("one cluster",),
+    ),
+    Fault(
+        "one cluster: moments for half of the blocks", "one_cluster_kernel.h",
+        "static_cast<unsigned>(place(j))", "static_cast<unsigned>(place(j % 2))", ("one cluster",),
+    ),
+    Fault(
+        "one cluster: no barrier between the warps' sums and their total", "one_cluster_kernel.h",
+        "  __syncthreads();\n  cluster_wait();  // all blocks have started\n",
+        "  cluster_wait();  // all blocks have started\n", ("one cluster",),
+    ),
+    Fault(
+        "one cluster: no barrier before down r is used", "one_cluster_kernel.h",
+        "  barriers.up.wait(0);\n  __syncthreads();\n", "  barriers.up.wait(0);\n", ("one cluster",),
+    ),
+    Fault(
+        "one cluster: no barrier before the statistics are used", "one_cluster_kernel.h",
+        "  __syncthreads();\n  tiles.normalise(stats);", "  tiles.normalise(stats);", ("one cluster",),
+    ),
+    Fault(
+        "one cluster: up is not waited for", "one_cluster_kernel.h",
+        "  barriers.up.wait(0);\n", "", ("one cluster",),
+    ),
+    Fault(
+        "one cluster: not all bytes of down are announced", "one_cluster.h",
+        "down_bytes += piece.rows * piece.depth * size;", "down_bytes += (piece.rows - 1) * piece.depth * size;",
+        ("one cluster",),
+    ),
+    Fault(
+        "one cluster: rows beyond the rank are what was in shared memory", "one_cluster.h",
+        "if (row < rows && k < limit)", "if (k < limit)", ("one cluster",),
+    ),
+    Fault(
+        "one cluster: a warp's steps in the order of another kernel", "one_cluster_kernel.h",
+        "return (round * kWarps + warp_id()) * Product::kStep;", "return (round + warp_id()) * Product::kStep;",
+        ("one cluster, two pieces",),
+    ),
+    Fault(
+        "one cluster: r' is stored before everybody has read the rows", "one_cluster_kernel.h",
+        "  tiles.request(columns);\n", "  tiles.request(columns);\n  tiles.store();\n", ("one cluster, in place",),
+    ),
+    Fault(
+        "one cluster, int8: the scale of another row of down", "one_cluster_kernel.h",
+        "call.down.scale[column];", "call.down.scale[column ^ 1];", ("one cluster, int8",),
+    ),
+    Fault(
         "no fence before a piece is counted", "tickets.h",
         "    fence_acq_rel();\n    atomicAdd", "    atomicAdd", ("low rank",),
     ),

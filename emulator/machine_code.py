@@ -32,7 +32,7 @@ BLOCKS_PER_MULTIPROCESSOR = 32
 PARTITIONS, REGISTERS_PER_PARTITION, REGISTER_UNIT = 4, 16384, 256
 SHARED_UNIT, SHARED_RESERVED = 128, 1024
 
-SM_90_KERNELS = ("ring_kernel",)
+SM_90_KERNELS = ("ring_kernel", "one_cluster_kernel")
 """Their code for older architectures is a trap, which the launcher never runs."""
 
 DTYPES = ("fp32", "fp64", "bf16", "fp16", "int8")  # the order of enum class DType

@@ -113,7 +113,7 @@ def test_the_ring_reads_x_once_for_two_tiles_of_columns(plain: None, monkeypatch
     for name in ("STAGE_CLOCKS", "COPY_CLOCKS"):
         monkeypatch.setattr(decode_model, name, 0)
     fast = replace(ROUND, bandwidth=1e3, tensor=1e6)
-    ring, p = replace(FREE, ring=True), problem(10, 4096)
+    ring, p = replace(FREE, sm_90=True), problem(10, 4096)
     l2 = 10e6
     weights, x = 4096 * 4096 * 2, 10 * 4096 * 2
     shared = row_us(4096, 4 + 2 + 0.5)
@@ -137,6 +137,38 @@ def test_the_ring_serves_dense_maps_of_16_bit_rows_on_newer_gpus() -> None:
     assert kernel("A100", 10) == ("gemm_dense+epilogue", False)
     assert kernel("H100", 1, 64) == ("decode_low_rank", False)
     assert kernel("H100", 1, dtype=torch.float32) == ("decode_dense", False)
+
+
+def test_a_cluster_serves_small_maps_of_low_rank_on_newer_gpus() -> None:
+    """Up to 32 pieces of down r: 16 rows of the map by 512 of its depth."""
+    served = [
+        (m, d, rank)
+        for m in (1, 8, 9)
+        for d in (1024, 4096, 8192)
+        for rank in (16, 64, 80, 128, 144)
+        if decode_model.NOW.takes_cluster(GPUS["H100"], problem(m, d, rank))
+    ]
+    ranks = {1024: (16, 64, 80, 128), 4096: (16, 64), 8192: (16,)}
+    assert served == [(m, d, rank) for m in (1, 8) for d in ranks for rank in ranks[d]]
+    assert not decode_model.NOW.takes_cluster(GPUS["A100"], problem(1, 1024, 16))
+    assert not decode_model.in_one_cluster(Problem("rms", 1, 1024, 16, torch.float32, torch.float32))
+    assert not decode_model.in_one_cluster(problem(1, 1024, None))
+    # Eight tokens of wide rows, which torch's product has otherwise.
+    assert predict(GPUS["H100"], problem(8, 8192, 16)).kernel == "decode_low_rank"
+    assert predict(GPUS["A100"], problem(8, 8192, 16)).kernel == "gemm_low_rank+epilogue"
+
+
+def test_a_sixteenth_of_the_map_for_each_block_of_the_cluster() -> None:
+    """Twice the rank is twice the bytes for each of 16 multiprocessors, at the share of L2 that all would have."""
+    gpu = GPUS["H100"]
+    more = decode_us(gpu, problem(1, 4096, 32)) - decode_us(gpu, problem(1, 4096, 16))
+    assert more == pytest.approx(gpu.us(2 * 4096 * 16 * 2 / 16 / (64 * 0.35)))
+    # Two pieces of down r a block are two stages, one after the other.
+    more = decode_us(gpu, problem(1, 4096, 64)) - decode_us(gpu, problem(1, 4096, 32))
+    assert more == pytest.approx(gpu.us(2 * 4096 * 32 * 2 / 16 / (64 * 0.35) + 300 + 8 * 4))
+    # The second token's sums are stored by other lanes, two of them in one more store.
+    more = decode_us(gpu, problem(2, 4096, 64)) - decode_us(gpu, problem(1, 4096, 64))
+    assert more == pytest.approx(gpu.us(2 * 4))
 
 
 def test_short_pieces_are_read_by_more_blocks() -> None:

@@ -31,7 +31,7 @@ def test_kernels_of_the_library(source: Path, arch: str) -> None:
 def test_every_kernel_is_judged() -> None:
     kernels = [kernel for source in machine_code.SOURCES for kernel in machine_code.kernels_of(source, "sm_90")]
     families = {kernel.name.split("<")[0] for kernel in kernels}
-    decode = {"dense_kernel", "low_rank_kernel", "ring_kernel"}
+    decode = {"dense_kernel", "low_rank_kernel", "ring_kernel", "one_cluster_kernel"}
     assert families == decode | {"edit_and_normalise_rows", "edit_and_normalise_uniform_rows", "cholesky_kernel"}
 
 

@@ -76,9 +76,9 @@ def bf16_case(rank: int | None, num_tokens: int) -> Case:
     return make("rms", HIDDEN, (num_tokens,), rank=rank, dtype=BF16, alpha=0.4)
 
 
-def cuda(name: str, case: Case, mapped: Tensor | None = None, *, ring: bool = False) -> Counted:
-    """nvcc's code for sm_80, of the kernel with bulk copies for sm_90."""
-    y, edited, report = run_ptx(prepare(case, mapped=mapped, bulk_copies=ring), "sm_90" if ring else "sm_80")
+def cuda(name: str, case: Case, mapped: Tensor | None = None, *, sm_90: bool = False) -> Counted:
+    """nvcc's code for sm_80, or that of the kernels that there are for sm_90."""
+    y, edited, report = run_ptx(prepare(case, mapped=mapped, bulk_copies=sm_90), "sm_90" if sm_90 else "sm_80")
     maps = [buffer for buffer in ("down", "up") if buffer in report.reads]
     return Counted(name, case, (y, edited), compulsory_bytes(case, (y, edited), mapped), report, maps)
 
@@ -111,8 +111,11 @@ def triton(name: str, case: Case) -> Counted:
 CASES: dict[str, Callable[[str], Counted]] = {
     "CUDA, dense": lambda name: cuda(name, bf16_case(None, 1)),
     "CUDA, dense, a row tile": lambda name: cuda(name, bf16_case(None, 8)),
-    "CUDA, dense, bulk copies": lambda name: cuda(name, bf16_case(None, 1), ring=True),
-    "CUDA, dense, bulk copies, ten tokens": lambda name: cuda(name, bf16_case(None, 10), ring=True),
+    "CUDA, dense, bulk copies": lambda name: cuda(name, bf16_case(None, 1), sm_90=True),
+    "CUDA, dense, bulk copies, ten tokens": lambda name: cuda(name, bf16_case(None, 10), sm_90=True),
+    "CUDA, rank 64": lambda name: cuda(name, bf16_case(64, 1)),
+    "CUDA, rank 64, one cluster": lambda name: cuda(name, bf16_case(64, 1), sm_90=True),
+    "CUDA, rank 64, one cluster, eight tokens": lambda name: cuda(name, bf16_case(64, 8), sm_90=True),
     "CUDA, rank 512": lambda name: cuda(name, bf16_case(512, 1)),
     "CUDA, after a GEMM": cuda_after_a_gemm,
     "Triton, dense": lambda name: triton(name, bf16_case(None, 1)),

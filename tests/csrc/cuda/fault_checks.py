@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
 from cuda.launcher import Call, prepare, run_fibers, run_ptx
@@ -34,6 +35,12 @@ def ring(rows: int, hidden: int, norm: str = "layer") -> Callable[[str], Call]:
     """A call of the kernel with bulk copies."""
     case = make(norm, hidden, (rows,), dtype=BF16)
     return lambda sanitizer: prepare(case, sanitizer=sanitizer, bulk_copies=True)
+
+
+def one_cluster(rows: int, hidden: int, rank: int, **options: Any) -> Callable[[str], Call]:
+    """A call of the kernel for one cluster."""
+    case = make("layer", hidden, (rows,), rank=rank, dtype=BF16, map_dtype=options.pop("map_dtype", BF16))
+    return lambda sanitizer: prepare(case, sanitizer=sanitizer, bulk_copies=True, **options)
 
 
 def misaligned() -> Case:
@@ -68,6 +75,11 @@ CASES: dict[str, Callable[[str], Call]] = {
     "ring": ring(3, 128),
     "ring, many rows": ring(9, 64, "rms"),
     "ring, slots used again": ring(2, 2112),
+    "one cluster": one_cluster(3, 640, 40),
+    "one cluster, in place": one_cluster(2, 128, 16, in_place=True),
+    "one cluster, int8": one_cluster(2, 192, 32, map_dtype=INT8),
+    "one cluster, two pieces": one_cluster(1, 1088, 128),
+    "programmatic, one cluster": one_cluster(2, 128, 16, programmatic=True),
     "programmatic, ring": lambda san: prepare(
         make("rms", 128, (2,), dtype=BF16), sanitizer=san, programmatic=True, bulk_copies=True
     ),

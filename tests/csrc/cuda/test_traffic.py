@@ -60,6 +60,22 @@ def test_bulk_copies_read_the_map_once(name: str) -> None:
     assert report.bytes_read(["x"]) <= 130 * x.numel() * 2, report
 
 
+@pytest.mark.parametrize("name", ["CUDA, rank 64, one cluster", "CUDA, rank 64, one cluster, eight tokens"])
+def test_a_cluster_reads_the_map_once(name: str) -> None:
+    """`down` in rows of a piece, of 1 KB, `up` in one piece of 32 KB a block; no more than the compulsory bytes, for
+    what the blocks have found does not go through memory. x is read once for each of four tiles of down r."""
+    found = counted(name)
+    report, x = found.report, found.case.x
+    assert both_equal(found.results, run_fibers(prepare(found.case)))
+    assert found.excess <= 1.001, report
+    for map, bytes_of_copy in (("down", 1 << 10), ("up", 32 << 10)):
+        traffic = report.reads[map]
+        assert set(traffic.widths) == {8 * bytes_of_copy}, report
+        assert 32 * traffic.sectors == traffic.bytes == 64 * HIDDEN * 2, report
+    assert report.bytes_read(["x"]) <= 6 * x.numel() * 2, report
+    assert "workspace" not in report.reads
+
+
 def test_after_a_gemm() -> None:
     """Nothing is read that was not given, r' neither, and no map."""
     found = counted("CUDA, after a GEMM")
