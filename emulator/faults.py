@@ -24,6 +24,7 @@ BOTH, ONE_ROW, SHARED = ("dense", "low rank"), ("one row", "one row, low rank"),
 # Of the first of two kernels that have the lines before these in common.
 EPILOGUE_ROW = "  const std::int64_t row = call.first_row + blockIdx.x;\n  const int map = map_of(call, blockIdx.x);"
 EPILOGUE_STATISTICS = "  const Statistics stats = statistics(call, [&](int tile) { return moments[tile]; });\n  for"
+AFTER_PIECES = "  cluster_wait();  // all of down r is here, and nobody reads the rows as a whole, or `down`, any more\n"
 FAULTS = (
     Fault(
         "no barrier before a block publishes", "share_rows.h",
@@ -121,7 +122,8 @@ FAULTS = (
     ),
     Fault(
         "one cluster: pieces are added up before all are there", "one_cluster_kernel.h",
-        " any more\n  inner.add_up(call, partial);\n", " any more\n", ("one cluster",),
+        f"{AFTER_PIECES}  inner.add_up(call, partial);\n", f"  inner.add_up(call, partial);\n{AFTER_PIECES}",
+        ("one cluster",),
     ),
     Fault(
         "one cluster: a block ends while moments are stored to it", "one_cluster_kernel.h",

@@ -173,6 +173,7 @@ bool land_copies(Block& block);
 void report_copies_under_way(const Block& block);
 std::string what_is_awaited(const Fiber& at_phase_barrier);
 
-constexpr unsigned char kGarbage = 0xCB;  // what shared memory holds before it is written
+// What shared memory holds before it is written: NaN in every type of float, so that zero times it shows as well.
+constexpr unsigned char kGarbage = 0xFF;
 
 }  // namespace cuda_on_cpu

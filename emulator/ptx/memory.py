@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 SHARED_WINDOW = 1 << 60
 LOCAL_WINDOW = 1 << 61
-GARBAGE = 0xCB
+GARBAGE = 0xFF  # NaN in every type of float, so that zero times it shows as well
 PAGE = 16
 
 
