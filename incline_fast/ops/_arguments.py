@@ -41,7 +41,8 @@ def decode_limit(hidden_size: int, rank: int, ring: bool = False) -> int:
     """Tokens of a single map up to which the CUDA decode kernels serve a call; rank 0 is a dense map.
 
     ``ring``: where the kernel with bulk copies can, that is for a dense map and tokens of its 16-bit type on compute
-    capability 9.0 and later.
+    capability 9.0 and later. There calls that fit one cluster, of a small map of low rank for up to 8 tokens, are the
+    decode kernels' whatever this says (takes_one_cluster() in csrc/cuda).
 
     Above, where all operands have one dtype, the product is left to torch (decode_rows() in csrc/bindings): by
     docs/gpu_time.md the faster way.
