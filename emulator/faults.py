@@ -24,7 +24,9 @@ BOTH, ONE_ROW, SHARED = ("dense", "low rank"), ("one row", "one row, low rank"),
 # Of the first of two kernels that have the lines before these in common.
 EPILOGUE_ROW = "  const std::int64_t row = call.first_row + blockIdx.x;\n  const int map = map_of(call, blockIdx.x);"
 EPILOGUE_STATISTICS = "  const Statistics stats = statistics(call, [&](int tile) { return moments[tile]; });\n  for"
-AFTER_PIECES = "  cluster_wait();  // all of down r is here, and nobody reads the rows as a whole, or `down`, any more\n"
+AFTER_PIECES = (
+    "  cluster_wait();  // all of down r is here, and nobody reads the rows as a whole, or `down`, any more\n"
+)
 FAULTS = (
     Fault(
         "no barrier before a block publishes", "share_rows.h",

@@ -47,8 +47,15 @@ def factor_into(A: Tensor, L: Tensor) -> Tensor:
         cholesky_block_(L if L is A else L.copy_(A), None, info, 0)
         return info
     factors = _as_stack(L)
-    for matrix, factor, pivot in zip(_as_stack(A), factors, info.view(-1), strict=True):
-        _factor_matrix(matrix, factor, pivot)
+    if _few_launches(A):
+        if L is not A:
+            L.copy_(A)
+        for factor, pivot in zip(factors, info.view(-1), strict=True):
+            _factor_matrix_(factor, pivot)
+        factors.tril_()
+    else:
+        for matrix, factor, pivot in zip(_as_stack(A), factors, info.view(-1), strict=True):
+            _factor_matrix(matrix, factor, pivot)
     if factors.data_ptr() != L.data_ptr():  # leading dimensions that no single stride describes were copied
         L.copy_(factors.view(L.shape))
     return info
@@ -71,6 +78,30 @@ def _factor_matrix(A: Tensor, L: Tensor, info: Tensor) -> None:
         if end < n:
             L[begin:end, end:].zero_()
             torch.mm(column[size:], X.T, out=L[end:, begin:end])
+
+
+def _few_launches(A: Tensor) -> bool:
+    """On a GPU what the host starts for a block column takes it as long as the device is busy with that; on a CPU
+    contiguous memory is worth more."""
+    return A.is_cuda
+
+
+def _factor_matrix_(L: Tensor, info: Tensor) -> None:
+    """``L [n, n]`` from its own lower triangle, in four launches a block column; above its diagonal blocks L keeps what
+    was there."""
+    n = len(L)
+    width = _block_width(n)
+    inverse = L.new_empty(width, width)
+    buffer = L.new_empty(n, width)
+    for begin, end in _blocks(n):
+        left, size = L[begin:, :begin], end - begin
+        if begin > 0:
+            L[begin:, begin:end].addmm_(left, left[:size].T, alpha=-1)
+        X = inverse[:size, :size] if end < n else None
+        cholesky_block_(L[begin:end, begin:end], X, info, begin)
+        if X is not None:
+            below = L[end:, begin:end]
+            below.copy_(torch.mm(below, X.T, out=buffer[end:, :size]))
 
 
 def solve(B: Tensor, L: Tensor) -> Tensor:

@@ -7,6 +7,7 @@ from functools import partial
 import pytest
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from incline_fast.ops import reference
 from incline_fast.ops._extension import EXTENSION
@@ -14,16 +15,17 @@ from incline_fast.solver import blocked_cholesky, linalg
 from incline_fast.solver.linalg import cholesky_ex, cholesky_inverse_diagonal, cholesky_solve, explain
 
 compiled = pytest.mark.skipif(EXTENSION is None, reason="pure-Python installation")
-BACKENDS = ("torch", pytest.param("blocked", marks=compiled), pytest.param("panels", marks=compiled))
+BACKENDS = ("torch", *(pytest.param(name, marks=compiled) for name in ("blocked", "panels", "panels in place")))
 SIZES = (1, 7, 129, 300)
 TOLERANCE = {torch.float32: 3e-6, torch.float64: 3e-15}
 
 
 @pytest.fixture(params=BACKENDS)
 def backend(request, monkeypatch) -> str:
-    """ "panels" forces the products of blocks, which auto keeps for large matrices."""
-    if request.param != "panels":
+    """ "panels" forces the products of blocks, which auto keeps for large matrices; "in place" as on a GPU."""
+    if not request.param.startswith("panels"):
         return request.param
+    monkeypatch.setattr(blocked_cholesky, "_few_launches", lambda A: request.param == "panels in place")
     monkeypatch.setattr(blocked_cholesky, "WHOLE", {torch.float32: 0, torch.float64: 0})
     return "blocked"
 
@@ -33,6 +35,28 @@ def spd(*shape: int, dtype: torch.dtype = torch.float64, seed: int = 0) -> Tenso
     X = torch.randn(*shape, shape[-1], generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
     A = X @ X.mT / shape[-1] + torch.eye(shape[-1], dtype=torch.float64)
     return (A.tril() + torch.full_like(A, float("nan")).triu(1)).to(dtype)
+
+
+@compiled
+def test_a_gpu_is_started_four_times_for_a_block_column(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A product, the block, a product, a copy; once for a matrix a copy and the zeros above the diagonal."""
+    calls: list[str] = []
+
+    class Recorder(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            calls.append(func.overloadpacket.__name__)
+            return func(*args, **(kwargs or {}))
+
+    monkeypatch.setattr(blocked_cholesky, "WHOLE", {torch.float64: 0})
+    monkeypatch.setattr(blocked_cholesky, "_few_launches", lambda A: True)
+    A = spd(384)
+    L = torch.empty_like(A)
+    with Recorder():
+        blocked_cholesky.factor_into(A, L)
+    views = {"slice", "t", "permute", "view", "select", "unbind", "alias", "new_empty", "zeros"}
+    started = [call for call in calls if call not in views]
+    first, block, rest = ["cholesky_block_", "mm", "copy_"], ["addmm_", "cholesky_block_", "mm", "copy_"], ["addmm_"]
+    assert started == ["copy_", *first, *block, *rest, "cholesky_block_", "tril_"]
 
 
 def full(A: Tensor) -> Tensor:
