@@ -56,9 +56,20 @@ def test_exchange(library: FiberLibrary, variant: str, blocks: int, resident: in
     assert exchange_is_right(library, variant, seed, blocks=blocks, clusters=3, rounds=3, resident=resident)
 
 
+@pytest.mark.parametrize("other_waits", [False, True])
+@pytest.mark.parametrize("seed", range(12))
+def test_what_is_read_early_is_garbage(plain: FiberLibrary, seed: int, other_waits: bool) -> None:
+    x, seen = np.arange(1, 33, dtype=np.float32), np.zeros((4, 32), np.float32)
+    run(plain, "read_early", x, seen, np.zeros(1, np.uint32), other_waits, seed=seed)
+    assert (seen[[1, 3]] == x).all()
+    garbage = np.full(4, 0xCB, np.uint8).view(np.float32)
+    early = seen[[0, 2]]
+    assert ((early == garbage) | (other_waits & (early == 0))).all()
+
+
 @pytest.mark.parametrize("resident", [1, 8])
 @pytest.mark.parametrize("seed", SEEDS)
-def test_what_is_read_early_is_garbage(plain: FiberLibrary, seed: int, resident: int) -> None:
+def test_reading_early_gives_wrong_numbers(plain: FiberLibrary, seed: int, resident: int) -> None:
     for variant in ("NoWait", "OneWaits"):
         assert not exchange_is_right(plain, variant, seed, blocks=4, rounds=1, resident=resident)
 

@@ -224,6 +224,39 @@ __global__ void pass_on(float* data, unsigned* flags, float* y, Path path) {
   }
 }
 
+// Block 1 stores x to the first row of block 0, whose first warp reads it before its wait and afterwards, and then to
+// the second one, likewise. Where the other warp waits meanwhile, the first one goes on; otherwise it looks when all
+// has been stored.
+__global__ void read_early(const float* x, float (*seen)[32], unsigned* flag, bool other_waits) {
+  __shared__ float rows[2][32];
+  const unsigned me = threadIdx.x;
+  if (me < 32) rows[0][me] = rows[1][me] = 0;
+  cluster_barrier();
+  if (cluster_rank() == 1 && me < 32) store_to_block(&rows[0][me], 0, x[me]);
+  cluster_arrive();
+  if (cluster_rank() == 0 && me < 32) {
+    if (other_waits) {
+      for (int i = 0; i < 200; i++) __syncwarp();
+    } else {
+      while (atomicAdd(flag, 0u) != 32) {
+      }
+    }
+    seen[0][me] = rows[0][me];
+  }
+  if (cluster_rank() == 0 && !other_waits) __syncthreads();
+  cluster_wait();
+  if (cluster_rank() == 1 && me < 32) {
+    store_to_block(&rows[1][me], 0, x[me]);
+    atomicAdd(flag, 1u);
+  }
+  if (cluster_rank() == 0 && me < 32) {
+    seen[1][me] = rows[0][me];
+    seen[2][me] = rows[1][me];
+  }
+  cluster_barrier();
+  if (cluster_rank() == 0 && me < 32) seen[3][me] = rows[1][me];
+}
+
 enum class Misuse : int {
   kNone,
   kRank,
@@ -328,6 +361,9 @@ void run_exchange(const float* x, float* y, int clusters, int blocks, int rounds
 }
 void run_leave_early(const float* x, float* y, int ending, int late) {
   LAUNCH_CLUSTER(3, true, leave_early, 3, 64, 0, nullptr, x, y, static_cast<Ending>(ending), late);
+}
+void run_read_early(const float* x, float* seen, unsigned* flag, bool other_waits) {
+  LAUNCH_CLUSTER(2, false, read_early, 2, 64, 0, nullptr, x, reinterpret_cast<float (*)[32]>(seen), flag, other_waits);
 }
 void run_pass_on(float* data, unsigned* flags, float* y, int path) {
   LAUNCH_CLUSTER(2, false, pass_on, 4, 32, 0, nullptr, data, flags, y, static_cast<Path>(path));
