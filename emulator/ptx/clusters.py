@@ -166,6 +166,13 @@ class Clusters:
         threads = np.flatnonzero(self.waits)
         return [(int(self.position[threads[0]]), Lanes(threads, self.machine.count))] if len(threads) else []
 
+    def who_waits(self) -> str:
+        """For reports of deadlocks."""
+        threads = np.flatnonzero(self.waits)
+        if len(threads) == 0:
+            return ""
+        return f"; {len(threads)} at the cluster barrier, among them {self.machine.name_of(threads[0])}"
+
     @property
     def _order(self) -> ClusterOrder:
         assert self.machine.ordering.clusters is not None

@@ -328,14 +328,10 @@ class Machine:
     def _check_that_nobody_waits(self) -> None:
         waiting = [(position, lanes) for position, parts in self.parked.items() for lanes in parts]
         waiting += self.barriers.waiting()
-        of_clusters = self.clusters.waiting()
-        waiting += of_clusters
+        waiting += self.clusters.waiting()
         if not waiting:
             return
         position, lanes = waiting[0]
         where = self.name_of(lanes.numbers[0])
         problem = f"deadlock: {sum(lanes.count for _, lanes in waiting)} threads wait, among them {where}"
-        if of_clusters:
-            lanes = of_clusters[0][1]
-            problem += f"; {lanes.count} at the cluster barrier, among them {self.name_of(lanes.numbers[0])}"
-        raise PTXError(problem, self.kernel.instructions[position])
+        raise PTXError(problem + self.clusters.who_waits(), self.kernel.instructions[position])

@@ -263,7 +263,8 @@ class PhaseBarriers:
         if self.idle_rounds == PATIENCE:
             waits = [self.machine.name_of(thread) + self._lacks(number) for number, (thread, _) in self.in_vain.items()]
             current = next(iter(self.in_vain.values()))[1]
-            raise PTXError(f"deadlock at phase barriers: {', '.join(waits)}", current)
+            who = ", ".join(waits) + self.machine.clusters.who_waits()
+            raise PTXError(f"deadlock at phase barriers: {who}", current)
         self.news, self.in_vain = False, {}
 
     def _lacks(self, number: int) -> str:

@@ -84,6 +84,11 @@ def test_a_store_over_a_phase_barrier() -> None:
     fails("the memory of a phase barrier is none for .* stores .*: block 0 thread 0", INIT, SYNC, over, SYNC)
 
 
+def test_waits_for_a_phase_and_for_the_cluster() -> None:
+    upper = only("%upper", LANDED, SYNC, "ret;", label="LOWER")
+    fails("deadlock at phase barriers: .*; 64 at the cluster barrier, among them block 0 thread 0", INIT, upper, SYNC)
+
+
 def test_a_phase_tells_of_the_cluster() -> None:
     """The lower warp waits for the cluster and arrives at a phase barrier; the upper one waits for that phase."""
     lower = ("@%first mbarrier.arrive.shared::cta.b64 _, [barriers];", READ)
