@@ -16,6 +16,7 @@ constexpr unsigned kLargestCluster = 16;
 constexpr int kMultiprocessors = 4;  // few, so that small tests have several waves
 
 cudaError_t last_error = cudaSuccess;
+bool clusters_refused = false;
 std::map<const void*, std::size_t> dynamic_limits;
 std::map<const void*, bool> larger_clusters;
 
@@ -76,6 +77,7 @@ const char* cudaGetErrorString(cudaError_t error) {
 }
 
 cudaError_t cudaFuncSetAttribute(const void* kernel, cudaFuncAttribute attribute, int value) {
+  if (kernel == nullptr) return cudaErrorInvalidDeviceFunction;
   if (attribute == cudaFuncAttributeNonPortableClusterSizeAllowed) {
     if (value != 0 && value != 1) return cudaErrorInvalidValue;
     cuda_on_cpu::larger_clusters[kernel] = value == 1;
@@ -87,14 +89,23 @@ cudaError_t cudaFuncSetAttribute(const void* kernel, cudaFuncAttribute attribute
   return cudaSuccess;
 }
 
-cudaError_t cudaFuncGetAttributes(cudaFuncAttributes* attributes, const void*) {
+cudaError_t cudaFuncGetAttributes(cudaFuncAttributes* attributes, const void* kernel) {
+  if (kernel == nullptr) return cudaErrorInvalidDeviceFunction;
   *attributes = {};
   attributes->ptxVersion = attributes->binaryVersion = 90;
   return cudaSuccess;
 }
 
+// As a part of a device that has no place for clusters.
+void cuda_on_cpu_refuse_clusters(bool refused) { cuda_on_cpu::clusters_refused = refused; }
+
 // One, if the launch is allowed at all.
 cudaError_t cudaOccupancyMaxActiveClusters(int* clusters, const void* kernel, const cudaLaunchConfig_t* config) {
+  if (kernel == nullptr) return cudaErrorInvalidDeviceFunction;
+  if (cuda_on_cpu::clusters_refused) {
+    cuda_on_cpu::note_launch(cudaErrorInvalidClusterSize);
+    return cudaErrorInvalidClusterSize;
+  }
   dim3 cluster(1, 1, 1);
   for (unsigned i = 0; i < config->numAttrs; i++) {
     const cudaLaunchAttribute& attribute = config->attrs[i];

@@ -140,7 +140,10 @@ void describe_low_rank(const AffineNorm& op, AffineCall& call) {
 Launch one_cluster(const AffineNorm& op, const AffineCall& shared) {
   if (op.down.data == nullptr || op.row_map != nullptr || !shared.up.wide) return {};
   AffineCall call = shared;
+  if (op.down.columns > kClusterRank) return {};
   describe_low_rank(op, call);
+  const int tiles = inner_pitch(call.rank) / kTileColumns;
+  call.per_split = (65536 + tiles - 1) / tiles;
   const ClusterLayout layout(call, bytes_of(op.up.dtype));
   if (!layout.serves(call)) return {};
   return {
@@ -252,9 +255,13 @@ void allow(Kernel kernel, std::int64_t dynamic_bytes, unsigned cluster) {
         "cluster of a kernel of affine_norm");
 }
 
-// Whether a cluster finds sixteen multiprocessors that can be one: in a part of a device there may be none.
+// Whether a cluster finds sixteen multiprocessors that can be one: in a part of a device there may be none, or even the
+// question be an error, which is none of the call's.
 bool has_place_for_cluster() {
-  const Kernel kernel = one_cluster_kernel_for({}, DType::kBFloat16);
+  AffineCall call;
+  call.down.wide = call.up.wide = true;
+  const Kernel kernel = one_cluster_kernel_for(call, DType::kBFloat16);
+  if (kernel == nullptr) throw std::logic_error("there is no kernel for one cluster");
   allow(kernel, kRingBytes, kClusterBlocks);
   cudaLaunchAttribute attribute = {};
   attribute.id = cudaLaunchAttributeClusterDimension;
@@ -262,9 +269,10 @@ bool has_place_for_cluster() {
   // By position: to the emulator gridDim and blockDim are macros.
   const cudaLaunchConfig_t config = {dim3(kClusterBlocks), dim3(kThreads), kRingBytes, nullptr, &attribute, 1};
   int clusters = 0;
-  check(cudaOccupancyMaxActiveClusters(&clusters, reinterpret_cast<const void*>(kernel), &config),
-        "places for a cluster");
-  return clusters > 0;
+  const auto* const function = reinterpret_cast<const void*>(kernel);
+  if (cudaOccupancyMaxActiveClusters(&clusters, function, &config) == cudaSuccess) return clusters > 0;
+  (void)cudaGetLastError();
+  return false;
 }
 
 // The current device, asked once a thread. Its architecture does not tell what code it runs, which may have been
@@ -281,10 +289,10 @@ Device& current_device() {
         "attributes of a kernel");
   int bytes = 0;
   check(cudaDeviceGetAttribute(&bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, number), "shared memory of a block");
-  device.number = number;
   device.sm_90_code = attributes.ptxVersion >= 90;
   device.features.bulk_copies = device.sm_90_code && bytes >= kRingBytes + (8 << 10);
   device.features.clusters = device.features.bulk_copies && has_place_for_cluster();
+  device.number = number;
   return device;
 }
 

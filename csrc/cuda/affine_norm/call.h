@@ -33,10 +33,11 @@ struct AffineCall {
   int hidden = 0;
   int rank = 0;
   int num_maps = 0;
-  int groups = 1;  // maps that the rows of one launch can use at most
-  int tiles = 0;   // of kTileColumns output columns
-  int splits = 1;  // pieces into which the depth of `down` is cut
-  int stages = 0;  // slots of the ring of ring_kernel
+  int groups = 1;     // maps that the rows of one launch can use at most
+  int tiles = 0;      // of kTileColumns output columns
+  int splits = 1;     // pieces into which the depth of `down` is cut
+  int stages = 0;     // slots of the ring of ring_kernel
+  int per_split = 0;  // of one_cluster_kernel: 65536 / tiles of down r, rounded up
   std::int64_t first_row = 0;
   RowView x, residual, edited, y, mapped;
   Row weight, norm_bias, bias, row_alpha, row_beta;

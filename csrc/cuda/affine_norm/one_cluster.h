@@ -43,7 +43,7 @@ struct ClusterLayout {
 
   // Whether it serves the call's shape.
   bool serves(const AffineCall& call) const {
-    return call.rank <= kClusterRank && call.num_rows <= kTileRows && pieces <= kClusterPieces * kClusterBlocks &&
+    return call.num_rows <= kTileRows && pieces <= kClusterPieces * kClusterBlocks &&
            columns <= kWarpTiles * kWarps * kTileColumns;
   }
 };
@@ -63,7 +63,8 @@ struct Pieces {
 #pragma unroll
     for (int i = 0; i < kClusterPieces; ++i) {
       const int index = static_cast<int>(cluster_rank()) + i * kClusterBlocks;
-      const int split = index / tiles, tile = index - split * tiles, begin = split * kClusterDepth;
+      const int split = index * call.per_split >> 16;  // index / tiles, for such small numbers
+      const int tile = index - split * tiles, begin = split * kClusterDepth;
       piece[i] = {tile, split, begin, max(0, min(kClusterDepth, call.hidden - begin)),
                   min(kTileColumns, call.rank - tile * kTileColumns)};
     }
@@ -98,18 +99,20 @@ __device__ __forceinline__ void request_map(const AffineCall& call, const Cluste
     for (const Piece& piece : pieces.piece) down_bytes += piece.rows * piece.depth * size;
     barriers.down.arrive_and_expect(static_cast<unsigned>(down_bytes));
     barriers.up.arrive_and_expect(static_cast<unsigned>(up_bytes));
-    const std::int64_t first = static_cast<std::int64_t>(cluster_rank()) * layout.columns;
-    if (up_bytes != 0) {
-      barriers.up.copy(memory + layout.up, call.up.data + first * call.rank * size, static_cast<unsigned>(up_bytes));
-    }
   }
   const int segment = lane_id() * kWarps + warp_id(), row_of_piece = segment % kTileColumns;
-  if (segment >= kClusterPieces * kTileColumns) return;
-  const Piece piece = segment < kTileColumns ? pieces.piece[0] : pieces.piece[1];
-  if (piece.depth == 0 || row_of_piece >= piece.rows) return;
-  const std::int64_t row = piece.tile * kTileColumns + row_of_piece;
-  barriers.down.copy(memory + segment * layout.segment, call.down.data + (row * call.hidden + piece.begin) * size,
-                     static_cast<unsigned>(piece.depth * size));
+  if (segment < kClusterPieces * kTileColumns) {
+    const Piece piece = segment < kTileColumns ? pieces.piece[0] : pieces.piece[1];
+    const std::int64_t row = piece.tile * kTileColumns + row_of_piece;
+    if (row_of_piece < piece.rows && piece.depth > 0) {
+      barriers.down.copy(memory + segment * layout.segment, call.down.data + (row * call.hidden + piece.begin) * size,
+                         static_cast<unsigned>(piece.depth * size));
+    }
+  }
+  if (threadIdx.x == kThreads - 1 && up_bytes > 0) {  // needed last, so behind its warp's rows
+    const std::int64_t first = static_cast<std::int64_t>(cluster_rank()) * layout.columns;
+    barriers.up.copy(memory + layout.up, call.up.data + first * call.rank * size, static_cast<unsigned>(up_bytes));
+  }
 }
 
 // The lane's chunks at `k` of rows g and g + 8, which lie `pitch` bytes apart, as load_chunks() has them; zeros from

@@ -85,11 +85,12 @@ struct ClusterInner {
   static constexpr int kPitch = kClusterRank + 4;
   alignas(16) float values[kTileRows][kPitch];
 
-  // Adds up the pieces, in order: a warp for each row.
+  // Adds up the pieces, in order: up to four warps for each row.
   __device__ __forceinline__ void add_up(const AffineCall& call, const float* partial) {
-    const int pitch = inner_pitch(call.rank), row = warp_id();
+    const int pitch = inner_pitch(call.rank), shift = call.num_rows > 4 ? 0 : call.num_rows > 2 ? 1 : 2;
+    const int row = warp_id() >> shift, part = warp_id() - (row << shift);
     if (row >= call.num_rows) return;
-    for (int column = lane_id(); column < pitch; column += 32) {
+    for (int column = lane_id() + 32 * part; column < pitch; column += 32 << shift) {
       float sum = 0.0f;
       for (int split = 0; split < call.splits; ++split) {
         sum += partial[(split * call.num_rows + row) * pitch + column];
@@ -178,13 +179,6 @@ struct ClusterTiles {
 
   // What the product will be joined with; `columns` are the block's, for a barrier of the block to follow.
   __device__ __forceinline__ void request(ColumnEdit* columns) {
-    for (int i = static_cast<int>(threadIdx.x); i < tiles * kTileColumns; i += kThreads) {
-      columns[i] = ColumnEdit::request(call, 0, first_tile * kTileColumns + i);
-    }
-#pragma unroll
-    for (int j = 0; j < 2; ++j) {
-      if (is_row(j)) strengths[j] = strengths_of(call, call.first_row + row(j));
-    }
 #pragma unroll
     for (int i = 0; i < kWarpTiles; ++i) {
       if (!here(i)) break;
@@ -195,6 +189,14 @@ struct ClusterTiles {
         if (!Types::has_residual(call)) continue;
         terms[i][j].residual = Types::template request<1>(call, residual[j % 2], distance(i, j));
       }
+    }
+    // These are waited for, to be widened.
+    for (int i = static_cast<int>(threadIdx.x); i < tiles * kTileColumns; i += kThreads) {
+      columns[i] = ColumnEdit::request(call, 0, first_tile * kTileColumns + i);
+    }
+#pragma unroll
+    for (int j = 0; j < 2; ++j) {
+      if (is_row(j)) strengths[j] = strengths_of(call, call.first_row + row(j));
     }
   }
 
@@ -219,7 +221,8 @@ struct ClusterTiles {
     for (int step = 0; step < InnerWords<Product>::kSteps; ++step) {
       if (step * Product::kStep >= call.rank) break;
       const int k = step * Product::kStep + lane_id() % 4 * Product::kChunk;
-      const auto columns = Product::columns(shared_chunks<Product>(first, pitch, kTileColumns, k, call.rank));
+      const int rows = here(i) ? kTileColumns : 0;
+      const auto columns = Product::columns(shared_chunks<Product>(first, pitch, rows, k, call.rank));
       typename Product::Sums part;
 #pragma unroll
       for (int piece = 0; piece < Product::kPieces; ++piece) {
@@ -256,7 +259,7 @@ struct ClusterTiles {
     sum_of_tile(squares, deviations);
 #pragma unroll
     for (int j = 0; j < 4; ++j) {
-      if (!is_row(j)) continue;
+      if (!is_row(j) || !here(i)) continue;
       Moments* const target = moments + row(j) * pitch + first_tile + tile(i);
       store_to_block(target, static_cast<unsigned>(place(j)), Moments{means[j % 2], deviations[j % 2]});
     }
@@ -266,13 +269,17 @@ struct ClusterTiles {
                                            Moments* moments) {
     InnerWords<Product> words;
     words.load(call, inner);
+    // Two by two, so that neither waits for the other.
 #pragma unroll
-    for (int i = 0; i < kWarpTiles; ++i) {
+    for (int i = 0; i < kWarpTiles; i += 2) {
       if (!here(i)) break;
-      float products[4];
-      multiply(i, up, words, products);
-      edit(i, columns, products);
+      float products[2][4];
+      multiply(i, up, words, products[0]);
+      multiply(i + 1, up, words, products[1]);
+      edit(i, columns, products[0]);
+      edit(i + 1, columns, products[1]);
       hand_out(i, moments);
+      hand_out(i + 1, moments);
     }
   }
 
@@ -311,13 +318,13 @@ __device__ __forceinline__ void edit_and_normalise_in_cluster(const AffineCall& 
   __shared__ ClusterInner inner;
   __shared__ Statistics stats[kTileRows];
   DYNAMIC_SHARED(char, memory);
+  if (call.programmatic) allow_next_launch();
+  cluster_arrive();
   const ClusterLayout layout(call, size);
   const Pieces pieces(call);
   WarpSums* const sums = reinterpret_cast<WarpSums*>(memory + layout.sums);
   float* const partial = reinterpret_cast<float*>(memory + layout.partial);
   Moments* const moments = reinterpret_cast<Moments*>(memory);
-  if (call.programmatic) allow_next_launch();
-  cluster_arrive();
   list_all_rows<Types>(call, group);
   if (threadIdx.x == 0) barriers.init();
   __syncthreads();

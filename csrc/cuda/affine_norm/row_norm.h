@@ -97,17 +97,29 @@ __device__ __forceinline__ Statistics statistics(const AffineCall& call, Moments
 // The same by one warp, of at most kHeldTiles * kThreads tiles, with the block's sums in the block's order.
 template <class MomentsOf>
 __device__ __forceinline__ Statistics statistics_of_warp(const AffineCall& call, MomentsOf moments_of) {
+  const auto tile_of = [](int warp, int i) { return warp * 32 + lane_id() + i * kThreads; };
+  // Everything is loaded at once, and the eight trees grow side by side.
+  Moments held[kWarps][kHeldTiles];
+#pragma unroll
+  for (int warp = 0; warp < kWarps; ++warp) {
+#pragma unroll
+    for (int i = 0; i < kHeldTiles; ++i) held[warp][i] = moments_of(min(tile_of(warp, i), call.tiles - 1));
+  }
   const auto sum_over_tiles = [&](int, auto term) {
-    float sums[kWarps];
+    float sums[kWarps] = {};
 #pragma unroll
     for (int warp = 0; warp < kWarps; ++warp) {
-      float sum = 0.0f;
 #pragma unroll
       for (int i = 0; i < kHeldTiles; ++i) {
-        const int tile = warp * 32 + lane_id() + i * kThreads;
-        if (tile < call.tiles) sum += term(moments_of(tile), static_cast<float>(columns_of(call, tile)));
+        const int tile = tile_of(warp, i);
+        const float more = sums[warp] + term(held[warp][i], static_cast<float>(columns_of(call, tile)));
+        sums[warp] = tile < call.tiles ? more : sums[warp];
       }
-      sums[warp] = sum_of_warp(sum);
+    }
+#pragma unroll
+    for (int step = 16; step > 0; step /= 2) {
+#pragma unroll
+      for (float& sum : sums) sum += __shfl_xor_sync(kAllLanes, sum, step);
     }
     float sum = sums[0];
     for (int warp = 1; warp < kWarps; ++warp) sum += sums[warp];

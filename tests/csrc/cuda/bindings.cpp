@@ -49,6 +49,14 @@ struct LaunchRecord {
 
 long long cuda_workspace_bytes(const AffineNorm* op) { return cuda::workspace_bytes(*op); }
 
+// Bit 0: bulk copies, bit 1: clusters. Of the calling thread's device, which is asked once a thread.
+const char* cuda_features(int* bits) {
+  return guarded([bits] {
+    const cuda::Features features = cuda::features();
+    *bits = features.bulk_copies | features.clusters << 1;
+  });
+}
+
 int cuda_ticket_count() { return cuda::kTicketCount; }
 
 const char* cuda_plan(const AffineNorm* op, void* data, unsigned* tickets, const Rows* mapped, bool programmatic,

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import ctypes
+import threading
 from typing import Any
 
 import pytest
 import torch
 from cuda.decode_cases import BF16, FP16, FP32, INT8, UNIFORM, both_equal
-from cuda.launcher import launches, prepare, run_fibers, run_ptx, source_of
+from cuda.launcher import launches, library, prepare, run_fibers, run_ptx, source_of
 from op_cases import Case, make
 from tolerances import assert_close
 
@@ -92,6 +94,26 @@ def test_what_a_gpu_is_checked_with() -> None:
         residual_dtype = dtype if residual else None
         case = make(norm, hidden, (tokens,), rank=rank, dtype=dtype, map_dtype=map_dtype, residual_dtype=residual_dtype)
         assert "one_cluster_kernel" in names(case)
+
+
+@pytest.mark.parametrize(("refused", "wanted"), [(False, 3), (True, 1)])
+def test_a_device_is_asked_whether_it_has_a_place_for_a_cluster(refused: bool, wanted: int) -> None:
+    """Where that is an error, the other kernels serve, and no later call finds an error that is not its own."""
+    fibers = library()
+    fibers.function("cuda_on_cpu_refuse_clusters", ctypes.c_bool)(refused)
+    bits, problems = ctypes.c_int(-1), []
+
+    def ask() -> None:
+        problems.append(fibers.function("cuda_features", ctypes.c_void_p, restype=ctypes.c_char_p)(ctypes.byref(bits)))
+        plain = cluster_case("bf16", 1, 128, 16)
+        problems.append(both_equal(run_fibers(prepare(plain)), run_fibers(prepare(plain))))
+
+    thread = threading.Thread(target=ask)  # which has not asked yet
+    thread.start()
+    thread.join()
+    fibers.function("cuda_on_cpu_refuse_clusters", ctypes.c_bool)(False)
+    assert problems == [None, True]
+    assert bits.value == wanted
 
 
 @pytest.mark.parametrize("dtype", [BF16, INT8])
