@@ -170,7 +170,9 @@ def pass_on(library: FiberLibrary, path: str, seed: int) -> float:
 
 
 @pytest.mark.parametrize("seed", range(12))
-@pytest.mark.parametrize("path", ["Usual", "BetweenArrivalAndWait", "EndsAfterBlockBarrier", "EndsAfterWarpBarrier"])
+@pytest.mark.parametrize(
+    "path", ["Usual", "BetweenArrivalAndWait", "AcquiredBeforeWait", "EndsAfterBlockBarrier", "EndsAfterWarpBarrier"]
+)
 def test_what_a_barrier_orders_is_passed_on(library: FiberLibrary, path: str, seed: int) -> None:
     assert pass_on(library, path, seed) == 1
 

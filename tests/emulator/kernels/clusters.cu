@@ -170,6 +170,7 @@ enum class Path : int {
   // Right.
   kUsual,
   kBetweenArrivalAndWait,
+  kAcquiredBeforeWait,
   kEndsAfterBlockBarrier,
   kEndsAfterWarpBarrier,
   // Wrong.
@@ -214,7 +215,12 @@ __global__ void pass_on(float* data, unsigned* flags, float* y, Path path) {
     if (threadIdx.x == 7) publish(&flags[1]);
     if (path == Path::kNoBarrier || between) cluster_barrier();
   } else if (blockIdx.x == 2) {
+    if (path == Path::kAcquiredBeforeWait) cluster_arrive();
     if (threadIdx.x == 9) await(&flags[1]);
+    if (path != Path::kAcquiredBeforeWait) cluster_arrive();
+    cluster_wait();
+    if (path == Path::kAcquiredBeforeWait && threadIdx.x == 9) y[0] = data[0];
+  } else if (path == Path::kAcquiredBeforeWait) {
     cluster_barrier();
   } else {
     cluster_arrive();
