@@ -242,7 +242,7 @@ FAULTS = (
     ),
     Fault(
         "statistics: a tile that is not full gets the weight of a full one", "row_norm.h",
-        "return columns * (moments.mean - first);", "return kTileColumns * (moments.mean - first);", ("after a GEMM",),
+        "return columns * (moments.mean - about);", "return kTileColumns * (moments.mean - about);", ("after a GEMM",),
     ),
     Fault(
         "statistics: no barrier before the warps' sums are added", "row_norm.h",
