@@ -34,8 +34,9 @@ counted in nvdisasm's listing, the occupancy is computed from them, and traffic 
 CUDA_TEXT = """## Machine code of the CUDA kernels
 
 nvcc 13.0 with `-O3 --fmad=false`. Resident are the blocks that fit on one multiprocessor with their shared memory,
-and in brackets their share of its 64 warps. `ring_kernel` is for sm_90 and later, and has up to 104 KB of dynamic
-shared memory besides, with which two blocks fit. The tests require at least as many as `__launch_bounds__` intends,
+and in brackets their share of its 64 warps. `ring_kernel` and
+`one_cluster_kernel` are for sm_90 and later, and have up to 104 and 94 KB of dynamic shared memory besides, with which
+two blocks of the ring fit. The tests require at least as many as `__launch_bounds__` intends,
 and no stack, no local memory, and no spill. 16-byte loads (`LDG.E.128`, `LDGSTS`), with them bulk copies (`UBLKCP`),
 and tensor-core instructions (`HMMA`, `IMMA`) are counted for the architectures in their order.
 
@@ -54,11 +55,11 @@ Spilled SGPRs go to lanes of VGPRs and not to memory.
 """
 TRAFFIC_TEXT = """## Traffic
 
-Counted in the emulator at d = 4096 in bf16 (sm_80), in sectors of 32 bytes, over the compulsory bytes: every operand
+Counted in the emulator at d = 4096 in bf16 (sm_80; bulk copies: sm_90), in sectors of 32 bytes, over the compulsory bytes: every operand
 and both results once. *Memory* counts a sector once in each direction, as a cache that keeps everything would let it
 through. *Requested* counts the sectors of every warp's every request, which the caches serve; the difference is x and,
 for a low rank, the intermediate, which every block reads anew. The result of a GEMM counts as an operand. *Map loads*:
-bits for each lane (8192: bulk copies of 1 KB); *conflict*: the worst of any shared-memory access, 1 is none. The tests
+bits for each lane (8192: bulk copies of 1 KB, 262144: of 32 KB); *conflict*: the worst of any shared-memory access, 1 is none. The tests
 hold memory to 1.03 for dense maps and 1.05 for low rank, and for fp16 and int8 maps too
 map loads to 128 bits and conflicts to 2. Triton's products of fp32 maps, without tensor cores, have conflicts of 8.
 
