@@ -55,13 +55,14 @@ Spilled SGPRs go to lanes of VGPRs and not to memory.
 """
 TRAFFIC_TEXT = """## Traffic
 
-Counted in the emulator at d = 4096 in bf16 (sm_80; bulk copies: sm_90), in sectors of 32 bytes, over the compulsory bytes: every operand
-and both results once. *Memory* counts a sector once in each direction, as a cache that keeps everything would let it
-through. *Requested* counts the sectors of every warp's every request, which the caches serve; the difference is x and,
-for a low rank, the intermediate, which every block reads anew. The result of a GEMM counts as an operand. *Map loads*:
-bits for each lane (8192: bulk copies of 1 KB, 262144: of 32 KB); *conflict*: the worst of any shared-memory access, 1 is none. The tests
-hold memory to 1.03 for dense maps and 1.05 for low rank, and for fp16 and int8 maps too
-map loads to 128 bits and conflicts to 2. Triton's products of fp32 maps, without tensor cores, have conflicts of 8.
+Counted in the emulator at d = 4096 in bf16 (sm_80; bulk copies and the cluster: sm_90), in sectors of 32 bytes, over
+the compulsory bytes: every operand and both results once. *Memory* counts a sector once in each direction, as a cache
+that keeps everything would let it through. *Requested* counts the sectors of every warp's every request, which the
+caches serve; the difference is x and, for a low rank, the intermediate, which every block reads anew. The result of a
+GEMM counts as an operand. *Map loads*: bits for each lane (8192: bulk copies of 1 KB, 262144: of 32 KB); *conflict*:
+the worst of any shared-memory access, 1 is none. The tests hold memory to 1.03 for dense maps and 1.05 for low rank,
+and for fp16 and int8 maps too map loads to 128 bits and conflicts to 2. Triton's products of fp32 maps, without tensor
+cores, have conflicts of 8.
 
 """
 FAULT_TEXT = """## Planted faults
