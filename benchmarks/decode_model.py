@@ -383,10 +383,12 @@ def pair_us(gpu: Gpu, problem: Problem, *, programmatic: bool = False) -> float:
 def prefill_us(gpu: Gpu, problem: Problem, *, programmatic: bool = False) -> float:
     """Vendor products, then the epilogue, which moves what the pair's kernel moves.
 
-    Above :data:`DECODE_TOKENS` it is Triton's, for which the product is written and read in fp32.
+    Above :data:`DECODE_TOKENS`, where the map has another type, it is Triton's, and the product written and read in
+    fp32.
     """
     m, d = problem.num_tokens, problem.hidden_size
-    more = m * d * (4 - problem.dtype.itemsize) if m > DECODE_TOKENS else 0
+    triton = m > DECODE_TOKENS and problem.map_dtype is not problem.dtype
+    more = m * d * (4 - problem.dtype.itemsize) if triton else 0
     return pair_us(gpu, problem, programmatic=programmatic) + 2 * more / (gpu.bandwidth * ATTAINABLE_BANDWIDTH) / 1e6
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from importlib import import_module
 from types import ModuleType
 from typing import Literal
@@ -30,8 +31,10 @@ BACKENDS: tuple[Backend, ...] = ("auto", "cpu", "cuda", "triton", "reference")
 Route = Literal["cpu", "cuda", "triton", "reference"]
 
 
-def choose(device: torch.device, backend: str, num_tokens: int = 1, gradient: bool = False) -> Route:
-    """Which implementation runs a call on ``device``; ``gradient``: autograd is to record it.
+def choose(
+    device: torch.device, backend: str, num_tokens: int = 1, gradient: bool = False, alike: bool = False
+) -> Route:
+    """Which implementation runs a call on ``device``; ``gradient``: autograd is to record it; ``alike``: see below.
 
     Raises:
         ValueError: unknown backend; a device for which the backend has no kernels; a backend that is not installed.
@@ -41,7 +44,7 @@ def choose(device: torch.device, backend: str, num_tokens: int = 1, gradient: bo
     if backend == "reference":
         return "reference"
     if backend == "auto":
-        return _automatic(device, num_tokens, gradient)
+        return _automatic(device, num_tokens, gradient, alike)
     if missing := _missing(backend, gradient):
         raise ValueError(missing)
     served = "cpu" if backend == "cpu" else "cuda"
@@ -50,18 +53,26 @@ def choose(device: torch.device, backend: str, num_tokens: int = 1, gradient: bo
     return "cpu" if backend == "cpu" else "cuda" if backend == "cuda" else "triton"
 
 
-def route_of(x: Tensor, backend: str, gradient: bool) -> Route:
+def route_of(x: Tensor, residual: Tensor | None, map: AffineMap, backend: str, gradient: bool) -> Route:
     """:func:`choose` for a call on ``x``, with the common case first: checks are a noticeable part of a small call."""
     if backend == "auto" and x.is_cpu and EXTENSION is not None:
         return "cpu"
-    return choose(x.device, backend, num_rows(x), gradient)
+    types = {x.dtype, map.dtype, x.dtype if residual is None else residual.dtype}
+    return choose(x.device, backend, num_rows(x), gradient, _are_alike(types, map.num_maps))
 
 
-def _automatic(device: torch.device, num_tokens: int, gradient: bool) -> Route:
+def _are_alike(types: Collection[torch.dtype], num_maps: int) -> bool:
+    """Whether torch's product of 16-bit operands loses no more than an unfused layer: they are of one type and the
+    residual stream too, and one map serves all rows."""
+    return num_maps == 1 and len(types) == 1 and next(iter(types)) in (torch.bfloat16, torch.float16)
+
+
+def _automatic(device: torch.device, num_tokens: int, gradient: bool, alike: bool) -> Route:
     if device.type == "cpu":
         return "cpu" if EXTENSION is not None else "reference"
     triton = TRITON and not gradient
-    cuda = num_tokens <= DECODE_TOKENS or not triton or batch_invariant()
+    # Of operands that are not alike Triton's form takes torch's product in fp32, and the CUDA kernels have none.
+    cuda = num_tokens <= DECODE_TOKENS or alike or not triton or batch_invariant()
     if device.type == "cuda" and CUDA_EXTENSION is not None and cuda:
         return "cuda"
     if device.type == "cuda" and triton:
@@ -115,18 +126,30 @@ def differentiates(*arguments: Tensor | AffineMap | float | None) -> bool:
     return False
 
 
-def explain(backend: str = "auto", *, device: torch.device | str = "cpu", num_tokens: int = 1) -> str:
+def explain(
+    backend: str = "auto",
+    *,
+    device: torch.device | str = "cpu",
+    num_tokens: int = 1,
+    dtype: torch.dtype = torch.bfloat16,
+    map_dtype: torch.dtype | None = None,
+    num_maps: int = 1,
+) -> str:
     """Say which implementation ``affine_rms_norm`` and ``affine_layer_norm`` would run, and why.
 
     Args:
         backend: as passed to the op.
         device: device of the op's tensors.
         num_tokens: rows of x.
+        dtype: of x and of the residual.
+        map_dtype: of the map, if that is another one.
+        num_maps: maps among which a ``row_map`` chooses.
 
     Raises:
         ValueError: as the op itself would.
     """
-    route = choose(torch.device(device), backend, num_tokens)
+    alike = _are_alike({dtype, map_dtype or dtype}, num_maps)
+    route = choose(torch.device(device), backend, num_tokens, alike=alike)
     if route == "reference":
         why = 'backend="reference" was asked for' if backend == "reference" else "no compiled extension is installed"
         return f"reference (plain PyTorch): {why}"
@@ -146,6 +169,8 @@ def _why_on_gpu(route: str, num_tokens: int) -> str:
         if not TRITON:
             return f"{CUDA_EXTENSION} is loaded, and Triton is not installed"
         if num_tokens > DECODE_TOKENS:
+            if not batch_invariant():
+                return f"{CUDA_EXTENSION} is loaded, and {num_tokens} tokens and one map have the same 16-bit type"
             return f"{CUDA_EXTENSION} is loaded, and set_batch_invariant(True) keeps to it for {num_tokens} tokens"
         return f"{CUDA_EXTENSION} is loaded, and {num_tokens} tokens are a decode step (up to {DECODE_TOKENS})"
     if CUDA_EXTENSION is None:

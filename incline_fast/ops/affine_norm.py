@@ -94,7 +94,7 @@ class NormOp:
         elif backend == "auto" and EXTENSION is not None and x.is_cpu:
             route = "cpu"
         else:
-            route = route_of(x, backend, gradient)
+            route = route_of(x, residual, map, backend, gradient)
         if route == "reference":
             weights = (map.down, map.up, map.down_scale, map.up_scale)
             weight, norm_bias = self._weight_and_bias(vectors)
@@ -143,7 +143,7 @@ class NormOp:
         elif backend == "auto" and EXTENSION is not None and x.is_cpu:
             route = "cpu"
         else:
-            route = route_of(x, backend, gradient)
+            route = route_of(x, residual, map, backend, gradient)
         if route != "reference" and not gradient:
             y = torch.empty_like(x) if residual is None else x
             if route == "cpu" and type(alpha) is float and type(beta) is float:

@@ -32,23 +32,46 @@ def installed(monkeypatch: pytest.MonkeyPatch):
 
 
 @pytest.mark.parametrize(
-    ("cuda", "triton", "num_tokens", "gradient", "route"),
+    ("cuda", "triton", "num_tokens", "gradient", "alike", "route"),
     [
-        (True, True, 1, False, "cuda"),
-        (True, True, 64, False, "cuda"),
-        (True, True, 65, False, "triton"),
-        (True, True, 65, True, "cuda"),
-        (True, False, 4096, False, "cuda"),
-        (False, True, 1, False, "triton"),
+        (True, True, 1, False, False, "cuda"),
+        (True, True, 64, False, False, "cuda"),
+        (True, True, 65, False, False, "triton"),
+        (True, True, 65, False, True, "cuda"),
+        (True, True, 65, True, False, "cuda"),
+        (True, False, 4096, False, False, "cuda"),
+        (False, True, 1, False, True, "triton"),
+        (False, True, 65, False, True, "triton"),
     ],
 )
-def test_auto_on_cuda(installed, cuda: bool, triton: bool, num_tokens: int, gradient: bool, route: str) -> None:
+def test_auto_on_cuda(
+    installed, cuda: bool, triton: bool, num_tokens: int, gradient: bool, alike: bool, route: str
+) -> None:
     installed(cuda=cuda, triton=triton)
-    assert _dispatch.choose(CUDA, "auto", num_tokens, gradient) == route
+    assert _dispatch.choose(CUDA, "auto", num_tokens, gradient, alike) == route
     if not gradient:
-        told = ops.explain(device=CUDA, num_tokens=num_tokens)
+        told = ops.explain(device=CUDA, num_tokens=num_tokens, map_dtype=None if alike else torch.int8)
         assert told.startswith(f"{route}: ")
         assert told.endswith("This choice has not yet been measured on a GPU")
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_prompts_of_one_type_are_the_cuda_kernels(installed, dtype: torch.dtype) -> None:
+    """One map, the map's type, the residual's: with any other one Triton's kernels keep what a product would round."""
+    installed(cuda=True, triton=True)
+    x = SimpleNamespace(is_cpu=False, device=torch.device(CUDA), dtype=dtype, shape=(5, 13, 8))
+    like, other = SimpleNamespace(dtype=dtype), SimpleNamespace(dtype=torch.float32)
+    one = SimpleNamespace(dtype=dtype, num_maps=1)
+    assert _dispatch.route_of(x, None, one, "auto", False) == "cuda"
+    assert _dispatch.route_of(x, like, one, "auto", False) == "cuda"
+    assert _dispatch.route_of(x, other, one, "auto", False) == "triton"
+    assert _dispatch.route_of(x, None, SimpleNamespace(dtype=torch.int8, num_maps=1), "auto", False) == "triton"
+    assert _dispatch.route_of(x, None, SimpleNamespace(dtype=dtype, num_maps=2), "auto", False) == "triton"
+    x.dtype = one.dtype = torch.float32
+    assert _dispatch.route_of(x, None, one, "auto", False) == "triton"
+    assert ops.explain(device=CUDA, num_tokens=65, dtype=dtype).startswith("cuda: ")
+    assert "65 tokens and one map have the same 16-bit type" in ops.explain(device=CUDA, num_tokens=65, dtype=dtype)
+    assert ops.explain(device=CUDA, num_tokens=65, dtype=dtype, num_maps=2).startswith("triton: ")
 
 
 def test_a_decode_step_is_one_launch_of_the_cuda_kernels() -> None:
