@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
 from importlib import import_module
 from types import ModuleType
 from typing import Literal
@@ -57,14 +56,14 @@ def route_of(x: Tensor, residual: Tensor | None, map: AffineMap, backend: str, g
     """:func:`choose` for a call on ``x``, with the common case first: checks are a noticeable part of a small call."""
     if backend == "auto" and x.is_cpu and EXTENSION is not None:
         return "cpu"
-    types = {x.dtype, map.dtype, x.dtype if residual is None else residual.dtype}
-    return choose(x.device, backend, num_rows(x), gradient, _are_alike(types, map.num_maps))
+    alike = _are_alike(x.dtype, map.dtype, map.num_maps) and (residual is None or residual.dtype == x.dtype)
+    return choose(x.device, backend, num_rows(x), gradient, alike)
 
 
-def _are_alike(types: Collection[torch.dtype], num_maps: int) -> bool:
-    """Whether torch's product of 16-bit operands loses no more than an unfused layer: they are of one type and the
-    residual stream too, and one map serves all rows."""
-    return num_maps == 1 and len(types) == 1 and next(iter(types)) in (torch.bfloat16, torch.float16)
+def _are_alike(dtype: torch.dtype, map_dtype: torch.dtype, num_maps: int) -> bool:
+    """Whether torch's product of 16-bit operands loses no more than an unfused layer, where the residual has x's type:
+    the map has it too and serves all rows."""
+    return num_maps == 1 and map_dtype == dtype and dtype in (torch.bfloat16, torch.float16)
 
 
 def _automatic(device: torch.device, num_tokens: int, gradient: bool, alike: bool) -> Route:
@@ -148,7 +147,7 @@ def explain(
     Raises:
         ValueError: as the op itself would.
     """
-    alike = _are_alike({dtype, map_dtype or dtype}, num_maps)
+    alike = _are_alike(dtype, map_dtype or dtype, num_maps)
     route = choose(torch.device(device), backend, num_tokens, alike=alike)
     if route == "reference":
         why = 'backend="reference" was asked for' if backend == "reference" else "no compiled extension is installed"

@@ -67,6 +67,8 @@ def test_prompts_of_one_type_are_the_cuda_kernels(installed, dtype: torch.dtype)
     assert _dispatch.route_of(x, other, one, "auto", False) == "triton"
     assert _dispatch.route_of(x, None, SimpleNamespace(dtype=torch.int8, num_maps=1), "auto", False) == "triton"
     assert _dispatch.route_of(x, None, SimpleNamespace(dtype=dtype, num_maps=2), "auto", False) == "triton"
+    compiled = torch.compile(lambda x: x + _dispatch._are_alike(x.dtype, dtype, 1), fullgraph=True, backend="eager")
+    assert compiled(torch.zeros(1, dtype=dtype)).item() == 1
     x.dtype = one.dtype = torch.float32
     assert _dispatch.route_of(x, None, one, "auto", False) == "triton"
     assert ops.explain(device=CUDA, num_tokens=65, dtype=dtype).startswith("cuda: ")
