@@ -24,7 +24,18 @@ import torch
 from incline_fast.bench.problems import Problem
 from incline_fast.ops._arguments import DECODE_TOKENS, decode_limit
 
-__all__ = ["DESIGNS", "GPUS", "Design", "Gpu", "decode_us", "in_one_cluster", "pair_us", "peak", "prefill_us"]
+__all__ = [
+    "DESIGNS",
+    "GPUS",
+    "Design",
+    "Gpu",
+    "decode_us",
+    "in_one_cluster",
+    "pair_us",
+    "peak",
+    "prefill_us",
+    "ring_limit",
+]
 
 
 @dataclass(frozen=True)
@@ -100,6 +111,8 @@ tensor-core product."""
 RING_BYTES, SEGMENT_BYTES, GAP_BYTES, MANY_TILES, RING_TOKENS = 104 << 10, 1024, 64, 128, 16
 """csrc/cuda, the kernel with bulk copies: shared memory of its ring at most, bytes of a row of the map in a
 slot and between two, tiles of columns from which on a block has two, tokens that it takes."""
+FAST_MEMORY = 4.0
+"""TB/s: csrc/cuda asks more tokens of bulk copies where memory is slower."""
 COPY_CLOCKS = 40
 """A bulk copy, of which a warp issues one after the other: a loop over its lanes (nvdisasm)."""
 STAGE_CLOCKS = 300
@@ -149,9 +162,8 @@ class Design:
         """Whether the decode kernels serve the problem, and not torch's product."""
         if self.takes_cluster(gpu, problem):
             return True
-        ring = self.takes_ring(gpu, problem)
-        limit = self.decode_tokens or decode_limit(problem.hidden_size, problem.rank or 0, ring)
-        return problem.num_tokens <= limit
+        limit = self.decode_tokens or decode_limit(problem.hidden_size, problem.rank or 0)
+        return problem.num_tokens <= max(limit, ring_limit(gpu) if self.takes_ring(gpu, problem) else 0)
 
     def takes_ring(self, gpu: Gpu, problem: Problem) -> bool:
         """Whether it is the kernel with bulk copies that serves the problem: a dense map, rows of its 16-bit type."""
@@ -209,6 +221,11 @@ NOW = Design(
 
 DESIGNS = (BEFORE, NOW)
 """In the order of time; the last one is what this checkout builds."""
+
+
+def ring_limit(gpu: Gpu) -> int:
+    """Tokens up to which the kernel with bulk copies serves what it can (ring_rows in csrc/cuda)."""
+    return RING_TOKENS if gpu.bandwidth < FAST_MEMORY else 9
 
 
 def in_one_cluster(problem: Problem) -> bool:

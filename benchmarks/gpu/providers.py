@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from benchmarks.decode_model import RING_TOKENS, in_one_cluster
+from benchmarks.decode_model import GPUS, RING_TOKENS, in_one_cluster, ring_limit
 from benchmarks.gpu.data import DeviceData
 from benchmarks.gpu.norms import ADD_NORMS, compiled_norm
 from incline_fast import ops
@@ -125,7 +125,9 @@ def set_bulk_copies(enabled: bool) -> None:
 def _always_decoded(problem: Problem) -> str:
     if _is_sm_90() and in_one_cluster(problem):
         return "the decode kernels serve every call with such a map"
-    limit = decode_limit(problem.hidden_size, problem.rank or 0, ring=not _no_bulk_copies(problem))
+    limit = decode_limit(problem.hidden_size, problem.rank or 0)
+    if not _no_bulk_copies(problem):
+        limit = max(limit, min(map(ring_limit, GPUS.values())))  # of any GPU
     few = problem.num_tokens <= limit
     return f"up to {limit} tokens the decode kernels serve every call with such a map" if few else ""
 

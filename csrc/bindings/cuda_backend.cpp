@@ -17,10 +17,9 @@ using torch::headeronly::ScalarType;
 // Rows up to which the decode kernels are at least as fast as torch's GEMM and an epilogue, by the model of
 // benchmarks/decode_model.py on H100 and H200. Every block of theirs reads all of x, and of a low rank also the pieces
 // of down r, of which there are many in a long row, from L2: the more rows, the more that weighs beside the map. rank
-// 0: dense; `ring`: by the kernel with bulk copies, fewer of whose blocks read x.
-std::int64_t decode_rows(std::int64_t hidden_size, std::int64_t rank, bool ring) {
+// 0: dense. Not for the kernels with bulk copies and for one cluster.
+std::int64_t decode_rows(std::int64_t hidden_size, std::int64_t rank) {
   const bool wide = hidden_size > 4096;
-  if (ring) return 9;
   if (rank == 0) return hidden_size <= 2048 ? 8 : 5;
   if (rank <= 63) return wide ? 1 : 24;
   if (rank <= 128) return wide ? 6 : 24;
@@ -39,10 +38,10 @@ cuda::Features features() { return cuda::bulk_copies ? cuda::features() : cuda::
 bool takes_gemm(const AffineNorm& op) {
   const std::int64_t rank = op.down.data == nullptr ? 0 : op.down.columns;
   const bool possible = op.num_maps == 1 && op.up.dtype == op.x.dtype && op.x.dtype == op.edited.dtype;
-  const auto more_rows = [&](bool ring) { return op.num_rows > decode_rows(op.hidden_size, rank, ring); };
-  if (!possible || cuda::batch_invariant || !more_rows(false)) return false;
-  if (cuda::takes_one_cluster(op, features())) return false;
-  return more_rows(true) || !cuda::takes_ring(op, features());
+  if (!possible || cuda::batch_invariant || op.num_rows <= decode_rows(op.hidden_size, rank)) return false;
+  const cuda::Features usable = features();
+  if (cuda::takes_one_cluster(op, usable)) return false;
+  return op.num_rows > usable.ring_rows || !cuda::takes_ring(op, usable);
 }
 
 Tensor multiply(const Tensor& rows, const Tensor& map) {

@@ -17,6 +17,7 @@ constexpr int kMultiprocessors = 4;  // few, so that small tests have several wa
 
 cudaError_t last_error = cudaSuccess;
 bool clusters_refused = false;
+int memory_khz = 2'619'000, memory_bits = 5120;  // an H100's
 std::map<const void*, std::size_t> dynamic_limits;
 std::map<const void*, bool> larger_clusters;
 
@@ -99,6 +100,9 @@ cudaError_t cudaFuncGetAttributes(cudaFuncAttributes* attributes, const void* ke
 // As a part of a device that has no place for clusters.
 void cuda_on_cpu_refuse_clusters(bool refused) { cuda_on_cpu::clusters_refused = refused; }
 
+// The memory's clock and width; a width of 0 is not told.
+void cuda_on_cpu_set_memory(int khz, int bits) { cuda_on_cpu::memory_khz = khz, cuda_on_cpu::memory_bits = bits; }
+
 // One, if the launch is allowed at all.
 cudaError_t cudaOccupancyMaxActiveClusters(int* clusters, const void* kernel, const cudaLaunchConfig_t* config) {
   if (kernel == nullptr) return cudaErrorInvalidDeviceFunction;
@@ -129,6 +133,12 @@ cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int) {
     case cudaDevAttrMultiProcessorCount:
       *value = cuda_on_cpu::kMultiprocessors;
       return cudaSuccess;
+    case cudaDevAttrMemoryClockRate:
+      *value = cuda_on_cpu::memory_khz;
+      return cudaSuccess;
+    case cudaDevAttrGlobalMemoryBusWidth:
+      *value = cuda_on_cpu::memory_bits;
+      return cuda_on_cpu::memory_bits == 0 ? cudaErrorNotSupported : cudaSuccess;
     case cudaDevAttrClusterLaunch:
       *value = 1;
       return cudaSuccess;

@@ -37,18 +37,16 @@ DECODE_TOKENS = 64
 Above it, torch's product is faster than weights that are read again for every tile of tokens."""
 
 
-def decode_limit(hidden_size: int, rank: int, ring: bool = False) -> int:
-    """Tokens of a single map up to which the CUDA decode kernels serve a call; rank 0 is a dense map.
+def decode_limit(hidden_size: int, rank: int) -> int:
+    """Tokens of a single map up to which the CUDA decode kernels serve a call at least; rank 0 is a dense map.
 
-    ``ring``: where the kernel with bulk copies can, that is for a dense map and tokens of its 16-bit type on compute
-    capability 9.0 and later. There calls that fit one cluster, of a small map of low rank for up to 8 tokens, are the
-    decode kernels' whatever this says (takes_one_cluster() in csrc/cuda).
+    On compute capability 9.0 and later they serve more: dense maps by bulk copies for tokens of the map's 16-bit type,
+    up to 9 or 16 of them by the GPU's memory (ring_rows in csrc/cuda); small maps of low rank within one cluster, up to
+    8 tokens (takes_one_cluster()).
 
     Above, where all operands have one dtype, the product is left to torch (decode_rows() in csrc/bindings): by
     docs/gpu_time.md the faster way.
     """
-    if ring:
-        return 9
     if rank == 0:
         return 8 if hidden_size <= 2048 else 5
     limits = ((63, 24, 1), (128, 24, 6), (176, 12, 1), (384, 12, 5), (512, 8, 4), (1024, 5, 2))

@@ -133,7 +133,9 @@ def test_the_ring_serves_dense_maps_of_16_bit_rows_on_newer_gpus() -> None:
         return predict(GPUS[gpu], p).kernel, decode_model.NOW.takes_ring(GPUS[gpu], p)
 
     assert kernel("H100", 9) == ("decode_dense", True)
-    assert kernel("H100", 10) == ("gemm_dense+epilogue", True)  # it could, but torch's product is faster on an H200
+    assert kernel("H200", 10) == ("gemm_dense+epilogue", True)  # it could, but torch's product is faster
+    assert kernel("H100", 16) == ("decode_dense", True)
+    assert kernel("H100", 17) == ("gemm_dense+epilogue", False)
     assert kernel("A100", 10) == ("gemm_dense+epilogue", False)
     assert kernel("H100", 1, 64) == ("decode_low_rank", False)
     assert kernel("H100", 1, dtype=torch.float32) == ("decode_dense", False)
@@ -201,10 +203,10 @@ def test_many_tokens_are_bound_by_the_products_flops(plain: None) -> None:
     assert row.us_predicted == pair_us(ROUND, problem(10_000, 1600))
     mixed = replace(problem(10_000, 1600), map_dtype=torch.int8)
     assert prefill_us(ROUND, mixed) == pytest.approx(pair_us(ROUND, mixed) + finish * 0.5)
-    for tokens, kernel in ((9, "decode_dense"), (10, "gemm_dense+epilogue"), (64, "gemm_dense+epilogue")):
+    for tokens, kernel in ((16, "decode_dense"), (17, "gemm_dense+epilogue"), (64, "gemm_dense+epilogue")):
         row = predict(ROUND, problem(tokens, 1600))
         assert row.kernel == kernel
-        assert (row.ratio == 1.0) == (tokens > 9)
+        assert (row.ratio == 1.0) == (tokens > 16)
 
 
 @pytest.mark.parametrize("gpu", ["H100", "H200"])

@@ -236,6 +236,8 @@ std::vector<Launch> plan_epilogue(const AffineNorm& op, const Rows& mapped, bool
 
 namespace {
 
+constexpr double kFastMemory = 4.0;  // TB/s: between an H100 and an H200
+
 struct Device {
   int number = -1;
   bool sm_90_code = false;
@@ -275,6 +277,19 @@ bool has_place_for_cluster() {
   return false;
 }
 
+// In TB/s, twice its clock times its width; 0 if the driver does not say.
+double memory_bandwidth(int device) {
+  int khz = 0, bits = 0;
+  const bool known = cudaDeviceGetAttribute(&khz, cudaDevAttrMemoryClockRate, device) == cudaSuccess &&
+                     cudaDeviceGetAttribute(&bits, cudaDevAttrGlobalMemoryBusWidth, device) == cudaSuccess;
+  if (!known) (void)cudaGetLastError();
+  return known ? 2e3 * khz * (bits / 8) / 1e12 : 0.0;
+}
+
+// Every block reads all rows from L2, which weighs the more the sooner memory has brought the map: on an H100 less than
+// the pair's second launch, on an H200 more from ten rows on.
+int ring_rows(double bandwidth) { return bandwidth > 0.0 && bandwidth < kFastMemory ? kMaxRingRows : 9; }
+
 // The current device, asked once a thread. Its architecture does not tell what code it runs, which may have been
 // compiled for an older one; all kernels are compiled for the same ones. Nor are later ones larger: of compute
 // capability 12 a block has 99 KB of shared memory at most.
@@ -291,6 +306,7 @@ Device& current_device() {
   check(cudaDeviceGetAttribute(&bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, number), "shared memory of a block");
   device.sm_90_code = attributes.ptxVersion >= 90;
   device.features.bulk_copies = device.sm_90_code && bytes >= kRingBytes + (8 << 10);
+  device.features.ring_rows = ring_rows(memory_bandwidth(number));
   device.features.clusters = device.features.bulk_copies && has_place_for_cluster();
   device.number = number;
   return device;

@@ -25,6 +25,8 @@ std::int64_t workspace_bytes(const AffineNorm& op);
 struct Features {
   bool bulk_copies = false;  // arch/bulk_copy.h
   bool clusters = false;     // arch/cluster.h, of sixteen blocks; only with bulk copies
+  // Rows up to which bulk copies are faster than torch's product and an epilogue, by benchmarks/decode_model.py.
+  int ring_rows = 0;
 };
 
 // Of the current device.

@@ -49,11 +49,11 @@ struct LaunchRecord {
 
 long long cuda_workspace_bytes(const AffineNorm* op) { return cuda::workspace_bytes(*op); }
 
-// Bit 0: bulk copies, bit 1: clusters. Of the calling thread's device, which is asked once a thread.
-const char* cuda_features(int* bits) {
-  return guarded([bits] {
-    const cuda::Features features = cuda::features();
-    *bits = features.bulk_copies | features.clusters << 1;
+// Bulk copies, clusters, ring_rows. Of the calling thread's device, which is asked once a thread.
+const char* cuda_features(int* features) {
+  return guarded([features] {
+    const cuda::Features found = cuda::features();
+    features[0] = found.bulk_copies, features[1] = found.clusters, features[2] = found.ring_rows;
   });
 }
 
@@ -61,7 +61,7 @@ int cuda_ticket_count() { return cuda::kTicketCount; }
 
 const char* cuda_plan(const AffineNorm* op, void* data, unsigned* tickets, const Rows* mapped, bool programmatic,
                       bool all_features) {
-  const cuda::Features features = {all_features, all_features};
+  const cuda::Features features = {all_features, all_features, 0};
   return guarded([&] {
     launches = mapped == nullptr ? cuda::plan(*op, {data, tickets}, programmatic, features)
                                  : cuda::plan_epilogue(*op, *mapped, programmatic);

@@ -24,7 +24,7 @@ STABLE_TORCH_LIBRARY(incline_fast_emulated, m) {
   m.def("set_batch_invariant(bool enabled) -> ()");
   m.def("set_programmatic_launch(bool enabled) -> ()");
   m.def("set_bulk_copies(bool enabled) -> ()");
-  m.def("decode_rows(int hidden_size, int rank, bool ring) -> int");
+  m.def("decode_rows(int hidden_size, int rank) -> int");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(incline_fast_emulated, CPU, m) { incline_fast::register_ops(m); }

@@ -13,7 +13,7 @@ from cuda.launcher import launches, library, prepare, run_fibers, run_ptx, sourc
 from op_cases import Case, make
 from tolerances import assert_close
 
-from benchmarks.decode_model import in_one_cluster
+from benchmarks.decode_model import GPUS, in_one_cluster, ring_limit
 from benchmarks.gpu import checks
 from emulator.errors import EmulationError
 from incline_fast.bench.problems import Problem
@@ -96,24 +96,42 @@ def test_what_a_gpu_is_checked_with() -> None:
         assert "one_cluster_kernel" in names(case)
 
 
-@pytest.mark.parametrize(("refused", "wanted"), [(False, 3), (True, 1)])
-def test_a_device_is_asked_whether_it_has_a_place_for_a_cluster(refused: bool, wanted: int) -> None:
-    """Where that is an error, the other kernels serve, and no later call finds an error that is not its own."""
+H100_MEMORY = (2_619_000, 5120)  # kHz, bits
+H200_MEMORY = (3_201_000, 6144)
+
+
+@pytest.mark.parametrize(
+    ("refused", "memory", "wanted"),
+    [
+        (False, H100_MEMORY, [1, 1, 16]),
+        (True, H200_MEMORY, [1, 0, 9]),
+        (False, (0, 0), [1, 1, 9]),
+    ],
+)
+def test_what_a_device_is_asked(refused: bool, memory: tuple[int, int], wanted: list[int]) -> None:
+    """Where an answer is an error, the other kernels serve, and no later call finds an error that is not its own."""
     fibers = library()
-    fibers.function("cuda_on_cpu_refuse_clusters", ctypes.c_bool)(refused)
-    bits, problems = ctypes.c_int(-1), []
+    set_memory = fibers.function("cuda_on_cpu_set_memory", ctypes.c_int, ctypes.c_int)
+    refuse = fibers.function("cuda_on_cpu_refuse_clusters", ctypes.c_bool)
+    features, problems = (ctypes.c_int * 3)(), []
 
     def ask() -> None:
-        problems.append(fibers.function("cuda_features", ctypes.c_void_p, restype=ctypes.c_char_p)(ctypes.byref(bits)))
+        problems.append(fibers.function("cuda_features", ctypes.c_void_p, restype=ctypes.c_char_p)(features))
         plain = cluster_case("bf16", 1, 128, 16)
         problems.append(both_equal(run_fibers(prepare(plain)), run_fibers(prepare(plain))))
 
+    refuse(refused)
+    set_memory(*memory)
     thread = threading.Thread(target=ask)  # which has not asked yet
     thread.start()
     thread.join()
-    fibers.function("cuda_on_cpu_refuse_clusters", ctypes.c_bool)(False)
+    refuse(False)
+    set_memory(*H100_MEMORY)
     assert problems == [None, True]
-    assert bits.value == wanted
+    assert list(features) == wanted
+    for name, (khz, bits) in (("H100", H100_MEMORY), ("H200", H200_MEMORY)):
+        assert 2e3 * khz * bits / 8 / 1e12 == pytest.approx(GPUS[name].bandwidth, rel=0.03)
+        assert ring_limit(GPUS[name]) == (16 if name == "H100" else 9)
 
 
 @pytest.mark.parametrize("dtype", [BF16, INT8])
