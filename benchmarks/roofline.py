@@ -208,9 +208,10 @@ what ours gains over the kernel ahead. How long such a hand-over takes is assume
 kernel ahead leaves room for the next one is assumed as well.
 
 Where *now* equals *pair* the op leaves the product to the vendor and does the rest in one kernel
-(`decode_rows` in csrc/bindings): there the decode kernels would take longer on one of these two GPUs. The choice depends
-on the GPU for dense maps alone, whose kernel with bulk copies serves 16 tokens on an H100 and 9 on an H200. On GPUs with
-more bandwidth beside the same L2 cache, such as the B200 of the CSV, the model says that others take longer too.
+(`decode_rows` in csrc/bindings): there the decode kernels would take longer on one of these two GPUs. The choice
+depends on the GPU for dense maps alone, whose kernel with bulk copies serves 16 tokens on an H100 and 9 on an H200. On
+GPUs with more bandwidth beside the same L2 cache, such as the B200 of the CSV, the model says that others take longer
+too.
 
 All GPUs and the limits of the datasheets are in [the CSV](../benchmarks/results/roofline-predicted.csv).
 """
