@@ -21,21 +21,19 @@ from dataclasses import dataclass
 
 import torch
 
+from benchmarks.served import (
+    CLUSTER_BLOCKS,
+    PIECE_DEPTH,
+    TILE,
+    cluster_pieces,
+    in_one_cluster,
+    in_ring,
+    ring_limit,
+)
 from incline_fast.bench.problems import Problem
 from incline_fast.ops._arguments import DECODE_TOKENS, decode_limit
 
-__all__ = [
-    "DESIGNS",
-    "GPUS",
-    "Design",
-    "Gpu",
-    "decode_us",
-    "in_one_cluster",
-    "pair_us",
-    "peak",
-    "prefill_us",
-    "ring_limit",
-]
+__all__ = ["DESIGNS", "GPUS", "Design", "Gpu", "decode_us", "pair_us", "peak", "prefill_us"]
 
 
 @dataclass(frozen=True)
@@ -105,14 +103,12 @@ NOTICE_CLOCKS = L2_CLOCKS + 120 + BARRIER_CLOCKS
 SECOND_CLOCKS, ROW_CLOCKS, STEP_CLOCKS = 300, 60, 70
 """Assumed: from the first instruction of a kernel that normalises to its first request; from the statistics to y; the
 tensor-core products of a step and what surrounds them."""
-BLOCK_WARPS, BLOCKS_PER_SM, STEP_BYTES, TILE, ROW_TILE = 8, 2, 1024, 16, 8
-"""csrc/cuda: warps of a block, resident blocks, bytes that a warp requests in a step, columns of a block, tokens of a
-tensor-core product."""
-RING_BYTES, SEGMENT_BYTES, GAP_BYTES, MANY_TILES, RING_TOKENS = 104 << 10, 1024, 64, 128, 16
+BLOCK_WARPS, BLOCKS_PER_SM, STEP_BYTES, ROW_TILE = 8, 2, 1024, 8
+"""csrc/cuda: warps of a block, resident blocks, bytes that a warp requests in a step, tokens of a tensor-core
+product."""
+RING_BYTES, SEGMENT_BYTES, GAP_BYTES, MANY_TILES = 104 << 10, 1024, 64, 128
 """csrc/cuda, the kernel with bulk copies: shared memory of its ring at most, bytes of a row of the map in a
-slot and between two, tiles of columns from which on a block has two, tokens that it takes."""
-FAST_MEMORY = 4.0
-"""TB/s: csrc/cuda asks more tokens of bulk copies where memory is slower."""
+slot and between two, tiles of columns from which on a block has two."""
 COPY_CLOCKS = 40
 """A bulk copy, of which a warp issues one after the other: a loop over its lanes (nvdisasm)."""
 STAGE_CLOCKS = 300
@@ -121,8 +117,6 @@ are loaded from there and multiplied."""
 REMOTE_CLOCKS = 180
 """Into another multiprocessor's shared memory: Luo et al., arXiv 2402.13499. Assumed: a cluster's barrier takes as long
 once more, beside that of a block."""
-CLUSTER_BLOCKS, CLUSTER_PIECES, CLUSTER_RANK, CLUSTER_WIDTH, PIECE_DEPTH = 16, 2, 128, 8192, 512
-"""csrc/cuda, the kernel for one cluster: its blocks, a block's pieces of ``down r``, and what it serves at most."""
 GEMM_SLOWDOWN, GEMM_TAIL_US = 1.05, 0.3
 """Assumed of the vendor's product: its weights take 5% longer than a long read, and its epilogue 0.3 us."""
 
@@ -163,12 +157,11 @@ class Design:
         if self.takes_cluster(gpu, problem):
             return True
         limit = self.decode_tokens or decode_limit(problem.hidden_size, problem.rank or 0)
-        return problem.num_tokens <= max(limit, ring_limit(gpu) if self.takes_ring(gpu, problem) else 0)
+        return problem.num_tokens <= max(limit, ring_limit(gpu.bandwidth) if self.takes_ring(gpu, problem) else 0)
 
     def takes_ring(self, gpu: Gpu, problem: Problem) -> bool:
-        """Whether it is the kernel with bulk copies that serves the problem: a dense map, rows of its 16-bit type."""
-        served = problem.rank is None and problem.num_tokens <= RING_TOKENS and problem.dtype.itemsize == 2
-        return self.sm_90 and gpu.sm_90 and served and problem.hidden_size % 64 == 0
+        """Whether it is the kernel with bulk copies that can serve the problem."""
+        return self.sm_90 and gpu.sm_90 and in_ring(problem)
 
     def takes_cluster(self, gpu: Gpu, problem: Problem) -> bool:
         """Whether it is the kernel for one cluster that serves the problem."""
@@ -221,24 +214,6 @@ NOW = Design(
 
 DESIGNS = (BEFORE, NOW)
 """In the order of time; the last one is what this checkout builds."""
-
-
-def ring_limit(gpu: Gpu) -> int:
-    """Tokens up to which the kernel with bulk copies serves what it can (ring_rows in csrc/cuda)."""
-    return RING_TOKENS if gpu.bandwidth < FAST_MEMORY else 9
-
-
-def in_one_cluster(problem: Problem) -> bool:
-    """Whether the kernel for one cluster takes a call of this shape: a small map of low rank, up to 8 tokens."""
-    d, rank, size = problem.hidden_size, problem.rank or 0, problem.map_dtype.itemsize
-    wide = d % 64 == 0 and rank * size % 16 == 0 and problem.dtype.itemsize == 2 and size <= 2
-    most = 0 < rank <= CLUSTER_RANK and d <= CLUSTER_WIDTH and problem.num_tokens <= ROW_TILE
-    return wide and most and _cluster_pieces(problem) <= CLUSTER_PIECES
-
-
-def _cluster_pieces(problem: Problem) -> int:
-    pieces = math.ceil((problem.rank or 0) / TILE) * math.ceil(problem.hidden_size / PIECE_DEPTH)
-    return math.ceil(pieces / CLUSTER_BLOCKS)
 
 
 def decode_us(gpu: Gpu, problem: Problem, design: Design = DESIGNS[-1], *, programmatic: bool = False) -> float:
@@ -325,7 +300,7 @@ def _cluster_us(gpu: Gpu, problem: Problem) -> float:
         gpu.us(weights / CLUSTER_BLOCKS / (SM_BYTES_PER_CLOCK * L2_SHARE)),
     )
     exchange = 2 * REMOTE_CLOCKS + BARRIER_CLOCKS
-    pieces, splits = _cluster_pieces(problem), math.ceil(d / PIECE_DEPTH)
+    pieces, splits = cluster_pieces(problem), math.ceil(d / PIECE_DEPTH)
     # A lane adds up the pieces of an element after the other, and a warp makes a tile after the other.
     inner = SHARED_CLOCKS + math.ceil(rank / 32) * splits * ADD_CLOCKS + BARRIER_CLOCKS
     tile = SHARED_CLOCKS + STEP_CLOCKS + ROW_CLOCKS + 6 * SHUFFLE_CLOCKS

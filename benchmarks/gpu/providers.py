@@ -16,9 +16,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from benchmarks.decode_model import GPUS, RING_TOKENS, in_one_cluster, ring_limit
 from benchmarks.gpu.data import DeviceData
 from benchmarks.gpu.norms import ADD_NORMS, compiled_norm
+from benchmarks.served import RING_TOKENS, RING_TOKENS_WITH_FAST_MEMORY, in_one_cluster, in_ring
 from incline_fast import ops
 from incline_fast.bench.problems import ALPHA, EPS, Problem
 from incline_fast.bench.providers import PROVIDERS as PLAIN
@@ -107,9 +107,7 @@ def _no_overlap(problem: Problem) -> str:
 
 
 def _no_bulk_copies(problem: Problem) -> str:
-    of_16_bits = problem.dtype.itemsize == 2 and problem.hidden_size % 64 == 0
-    in_ring = problem.rank is None and problem.num_tokens <= RING_TOKENS and of_16_bits
-    if not in_ring and not in_one_cluster(problem):
+    if not in_ring(problem) and not in_one_cluster(problem):
         return (
             f"bulk copies serve dense maps for up to {RING_TOKENS} tokens of 16 bits, widths that are multiples of 64, "
             "and small maps of low rank"
@@ -126,8 +124,8 @@ def _always_decoded(problem: Problem) -> str:
     if _is_sm_90() and in_one_cluster(problem):
         return "the decode kernels serve every call with such a map"
     limit = decode_limit(problem.hidden_size, problem.rank or 0)
-    if not _no_bulk_copies(problem):
-        limit = max(limit, min(map(ring_limit, GPUS.values())))  # of any GPU
+    if _is_sm_90() and in_ring(problem):
+        limit = max(limit, RING_TOKENS_WITH_FAST_MEMORY)
     few = problem.num_tokens <= limit
     return f"up to {limit} tokens the decode kernels serve every call with such a map" if few else ""
 

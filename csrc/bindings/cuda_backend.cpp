@@ -40,8 +40,8 @@ bool takes_gemm(const AffineNorm& op) {
   const bool possible = op.num_maps == 1 && op.up.dtype == op.x.dtype && op.x.dtype == op.edited.dtype;
   if (!possible || cuda::batch_invariant || op.num_rows <= decode_rows(op.hidden_size, rank)) return false;
   const cuda::Features usable = features();
-  if (cuda::takes_one_cluster(op, usable)) return false;
-  return op.num_rows > usable.ring_rows || !cuda::takes_ring(op, usable);
+  if (rank == 0 && op.num_rows > usable.ring_rows) return true;
+  return !cuda::has_kernel_with(usable, op);
 }
 
 Tensor multiply(const Tensor& rows, const Tensor& map) {

@@ -42,7 +42,7 @@ def decode_limit(hidden_size: int, rank: int) -> int:
 
     On compute capability 9.0 and later they serve more: dense maps by bulk copies for tokens of the map's 16-bit type,
     up to 9 or 16 of them by the GPU's memory (ring_rows in csrc/cuda); small maps of low rank within one cluster, up to
-    8 tokens (takes_one_cluster()).
+    8 tokens.
 
     Above, where all operands have one dtype, the product is left to torch (decode_rows() in csrc/bindings): by
     docs/gpu_time.md the faster way.

@@ -33,7 +33,9 @@ Route = Literal["cpu", "cuda", "triton", "reference"]
 def choose(
     device: torch.device, backend: str, num_tokens: int = 1, gradient: bool = False, alike: bool = False
 ) -> Route:
-    """Which implementation runs a call on ``device``; ``gradient``: autograd is to record it; ``alike``: see below.
+    """Which implementation runs a call on ``device``.
+
+    ``gradient``: autograd is to record it. ``alike``: what :func:`_are_alike` says, for more than a decode step.
 
     Raises:
         ValueError: unknown backend; a device for which the backend has no kernels; a backend that is not installed.
@@ -56,8 +58,10 @@ def route_of(x: Tensor, residual: Tensor | None, map: AffineMap, backend: str, g
     """:func:`choose` for a call on ``x``, with the common case first: checks are a noticeable part of a small call."""
     if backend == "auto" and x.is_cpu and EXTENSION is not None:
         return "cpu"
-    alike = _are_alike(x.dtype, map.dtype, map.num_maps) and (residual is None or residual.dtype == x.dtype)
-    return choose(x.device, backend, num_rows(x), gradient, alike)
+    tokens, alike = num_rows(x), False
+    if tokens > DECODE_TOKENS and (residual is None or residual.dtype == x.dtype):
+        alike = _are_alike(x.dtype, map.dtype, map.num_maps)
+    return choose(x.device, backend, tokens, gradient, alike)
 
 
 def _are_alike(dtype: torch.dtype, map_dtype: torch.dtype, num_maps: int) -> bool:

@@ -49,7 +49,7 @@ def factor_into(A: Tensor, L: Tensor) -> Tensor:
     factors = _as_stack(L)
     if _few_launches(A):
         if L is not A:
-            L.copy_(A)
+            factors.copy_(_as_stack(A))
         for factor, pivot in zip(factors, info.view(-1), strict=True):
             _factor_matrix_(factor, pivot)
         factors.tril_()

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks import decode_model, roofline
+from benchmarks import decode_model, roofline, served
 from benchmarks.decode_model import BEFORE, GPUS, Gpu, decode_us, pair_us, prefill_us
 from benchmarks.roofline import find_gpu, predict
 from incline_fast.bench.problems import Problem
@@ -143,7 +143,7 @@ def test_the_ring_serves_dense_maps_of_16_bit_rows_on_newer_gpus() -> None:
 
 def test_a_cluster_serves_small_maps_of_low_rank_on_newer_gpus() -> None:
     """Up to 32 pieces of down r: 16 rows of the map by 512 of its depth."""
-    served = [
+    taken = [
         (m, d, rank)
         for m in (1, 8, 9)
         for d in (1024, 4096, 8192)
@@ -151,10 +151,10 @@ def test_a_cluster_serves_small_maps_of_low_rank_on_newer_gpus() -> None:
         if decode_model.NOW.takes_cluster(GPUS["H100"], problem(m, d, rank))
     ]
     ranks = {1024: (16, 64, 80, 128), 4096: (16, 64), 8192: (16,)}
-    assert served == [(m, d, rank) for m in (1, 8) for d in ranks for rank in ranks[d]]
+    assert taken == [(m, d, rank) for m in (1, 8) for d in ranks for rank in ranks[d]]
     assert not decode_model.NOW.takes_cluster(GPUS["A100"], problem(1, 1024, 16))
-    assert not decode_model.in_one_cluster(Problem("rms", 1, 1024, 16, torch.float32, torch.float32))
-    assert not decode_model.in_one_cluster(problem(1, 1024, None))
+    assert not served.in_one_cluster(Problem("rms", 1, 1024, 16, torch.float32, torch.float32))
+    assert not served.in_one_cluster(problem(1, 1024, None))
     # Eight tokens of wide rows, which torch's product has otherwise.
     assert predict(GPUS["H100"], problem(8, 8192, 16)).kernel == "decode_low_rank"
     assert predict(GPUS["A100"], problem(8, 8192, 16)).kernel == "gemm_low_rank+epilogue"

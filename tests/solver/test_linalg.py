@@ -37,6 +37,19 @@ def spd(*shape: int, dtype: torch.dtype = torch.float64, seed: int = 0) -> Tenso
     return (A.tril() + torch.full_like(A, float("nan")).triu(1)).to(dtype)
 
 
+@pytest.mark.parametrize("in_place", [False, True])
+@compiled
+def test_factors_go_to_any_strides(in_place: bool, backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leading dimensions that no single stride describes; A may be the memory of its factors."""
+    A = spd(2, 3, 40)
+    L = torch.full((3, 2, 40, 40), float("nan"), dtype=A.dtype).transpose(0, 1)
+    if in_place:
+        L.copy_(A)
+    info = blocked_cholesky.factor_into(L if in_place else A, L)
+    assert not info.any()
+    torch.testing.assert_close(L, reference.cholesky_ex(A)[0], rtol=0, atol=TOLERANCE[A.dtype])
+
+
 @compiled
 def test_a_gpu_is_started_four_times_for_a_block_column(monkeypatch: pytest.MonkeyPatch) -> None:
     """A product, the block, a product, a copy; once for a matrix a copy and the zeros above the diagonal."""

@@ -180,16 +180,6 @@ Launch decode(const AffineNorm& op, const Workspace& workspace, const AffineCall
   return {low_rank_kernel_for(call, op.up.dtype), dim3(count_inner(call) + count_outer(call)), 0, call};
 }
 
-// The kernel that the features bring for the first rows of `op`, or null.
-Kernel kernel_with(const AffineNorm& op, const Features& features) {
-  if (op.num_rows == 0) return nullptr;
-  AffineCall call = describe(op, false);
-  call.up = map_view("up", op.up, op.num_maps);
-  call.down = map_view("down", op.down, op.num_maps);
-  call.num_rows = static_cast<int>(std::min<std::int64_t>(kMaxRows, op.num_rows));
-  return with_features(op, call, features).kernel;
-}
-
 }  // namespace
 
 std::int64_t workspace_bytes(const AffineNorm& op) {
@@ -197,12 +187,13 @@ std::int64_t workspace_bytes(const AffineNorm& op) {
   return layout.slots + layout.moments + layout.early + layout.inner;
 }
 
-bool takes_ring(const AffineNorm& op, const Features& features) {
-  return op.down.data == nullptr && kernel_with(op, features) != nullptr;
-}
-
-bool takes_one_cluster(const AffineNorm& op, const Features& features) {
-  return op.down.data != nullptr && kernel_with(op, features) != nullptr;
+bool has_kernel_with(const Features& features, const AffineNorm& op) {
+  if (op.num_rows == 0) return false;
+  AffineCall call = describe(op, false);
+  call.up = map_view("up", op.up, op.num_maps);
+  call.down = map_view("down", op.down, op.num_maps);
+  call.num_rows = static_cast<int>(std::min<std::int64_t>(kMaxRows, op.num_rows));
+  return with_features(op, call, features).kernel != nullptr;
 }
 
 void check_maps(const AffineNorm& op) {
@@ -268,8 +259,12 @@ bool has_place_for_cluster() {
   cudaLaunchAttribute attribute = {};
   attribute.id = cudaLaunchAttributeClusterDimension;
   attribute.val.clusterDim = {kClusterBlocks, 1, 1};
-  // By position: to the emulator gridDim and blockDim are macros.
-  const cudaLaunchConfig_t config = {dim3(kClusterBlocks), dim3(kThreads), kRingBytes, nullptr, &attribute, 1};
+  cudaLaunchConfig_t config = {};
+  config.gridDim = dim3(kClusterBlocks);
+  config.blockDim = dim3(kThreads);
+  config.dynamicSmemBytes = kRingBytes;
+  config.attrs = &attribute;
+  config.numAttrs = 1;
   int clusters = 0;
   const auto* const function = reinterpret_cast<const void*>(kernel);
   if (cudaOccupancyMaxActiveClusters(&clusters, function, &config) == cudaSuccess) return clusters > 0;

@@ -32,10 +32,9 @@ struct Features {
 // Of the current device.
 Features features();
 
-// Whether a kernel that uses the features serves `op`: with bulk copies a dense map for up to 16 rows of one 16-bit
+// Whether a kernel that uses the features can serve `op`: with bulk copies a dense map for up to 16 rows of one 16-bit
 // type; with clusters a map of low rank, not too large, for up to 8.
-bool takes_ring(const AffineNorm& op, const Features& features);
-bool takes_one_cluster(const AffineNorm& op, const Features& features);
+bool has_kernel_with(const Features& features, const AffineNorm& op);
 
 // All of these throw std::invalid_argument, naming the argument, for what the kernels do not take: fp64, maps that are
 // packed or not contiguous, rows that need more than kLeadingDims strides, a workspace that is missing; and

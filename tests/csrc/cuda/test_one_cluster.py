@@ -10,11 +10,12 @@ import pytest
 import torch
 from cuda.decode_cases import BF16, FP16, FP32, INT8, UNIFORM, both_equal
 from cuda.launcher import launches, library, prepare, run_fibers, run_ptx, source_of
+from cuda.sm_90 import names, same_bits_by
 from op_cases import Case, make
-from tolerances import assert_close
 
-from benchmarks.decode_model import GPUS, in_one_cluster, ring_limit
+from benchmarks.decode_model import GPUS
 from benchmarks.gpu import checks
+from benchmarks.served import in_one_cluster, ring_limit
 from emulator.errors import EmulationError
 from incline_fast.bench.problems import Problem
 
@@ -35,22 +36,11 @@ def cluster_case(kind: str, rows: int, hidden: int, rank: int, **options: Any) -
     return make(norm, hidden, (rows,), rank=rank, dtype=x, map_dtype=map_dtype, residual_dtype=residual, **options)
 
 
-def names(case: Case, *, bulk_copies: bool = True) -> str:
-    return " ".join(launch.kernel.decode() for launch in launches(prepare(case, bulk_copies=bulk_copies)))
-
-
 def check(case: Case, *, seed: int = 0, resident: int = 4) -> tuple[torch.Tensor, torch.Tensor]:
     """Right, by one launch of one cluster, with the bits of the other kernel."""
     (launch,) = launches(prepare(case, bulk_copies=True))
-    assert b"one_cluster_kernel" in launch.kernel
     assert launch.cluster == launch.grid[0] == 16
-    first = run_fibers(prepare(case, bulk_copies=True), seed=seed, resident=resident)
-    length = case.x.shape[-1]
-    assert_close(first[1], case.expected()[1], length)
-    assert_close(first[0], case.normed(first[1]), length)
-    assert "one_cluster_kernel" not in names(case, bulk_copies=False)
-    assert both_equal(run_fibers(prepare(case)), first)
-    return first
+    return same_bits_by("one_cluster_kernel", case, seed=seed, resident=resident)
 
 
 @by_kind
@@ -131,16 +121,16 @@ def test_what_a_device_is_asked(refused: bool, memory: tuple[int, int], wanted: 
     assert list(features) == wanted
     for name, (khz, bits) in (("H100", H100_MEMORY), ("H200", H200_MEMORY)):
         assert 2e3 * khz * bits / 8 / 1e12 == pytest.approx(GPUS[name].bandwidth, rel=0.03)
-        assert ring_limit(GPUS[name]) == (16 if name == "H100" else 9)
+        assert ring_limit(GPUS[name].bandwidth) == (16 if name == "H100" else 9)
 
 
-@pytest.mark.parametrize("dtype", [BF16, INT8])
-def test_the_model_knows_which_shapes_are_served(dtype: torch.dtype) -> None:
+@pytest.mark.parametrize(("dtype", "map_dtype"), [(BF16, BF16), (BF16, INT8), (FP16, INT8), (BF16, FP16), (FP32, FP32)])
+def test_the_model_knows_which_shapes_are_served(dtype: torch.dtype, map_dtype: torch.dtype) -> None:
     for hidden in (64, 1024, 2560, 4096, 8192, 8256):
         for rank in (16, 64, 96, 128, 144):
             for rows in (1, 8, 9):
-                case = make("rms", hidden, (rows,), rank=rank, dtype=BF16, map_dtype=dtype)
-                problem = Problem("rms", rows, hidden, rank, BF16, dtype)
+                case = make("rms", hidden, (rows,), rank=rank, dtype=dtype, map_dtype=map_dtype)
+                problem = Problem("rms", rows, hidden, rank, dtype, map_dtype)
                 assert ("one_cluster_kernel" in names(case)) == in_one_cluster(problem), problem
 
 

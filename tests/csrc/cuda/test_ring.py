@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import pytest
 import torch
 from cuda.decode_cases import BF16, FP16, FP32, INT8, UNIFORM, both_equal
 from cuda.launcher import launches, prepare, run_fibers, run_ptx, source_of
+from cuda.sm_90 import names, same_bits_by
 from op_cases import Case, make
-from tolerances import assert_close
 
 from benchmarks.gpu import checks
 from emulator.errors import EmulationError
@@ -28,20 +29,7 @@ def ring_case(kind: str, rows: int, hidden: int, **options: Any) -> Case:
     return make(norm, hidden, (rows,), dtype=x, map_dtype=map_dtype, residual_dtype=residual, **options)
 
 
-def names(case: Case, *, bulk_copies: bool = True) -> str:
-    return " ".join(launch.kernel.decode() for launch in launches(prepare(case, bulk_copies=bulk_copies)))
-
-
-def check(case: Case, *, seed: int = 0, resident: int = 4) -> tuple[torch.Tensor, torch.Tensor]:
-    """Right, by one launch of the ring, with the bits of the other kernels."""
-    assert names(case).count("ring_kernel") == len(launches(prepare(case, bulk_copies=True))) == 1
-    first = run_fibers(prepare(case, bulk_copies=True), seed=seed, resident=resident)
-    length = case.x.shape[-1]
-    assert_close(first[1], case.expected()[1], length)
-    assert_close(first[0], case.normed(first[1]), length)
-    assert "ring_kernel" not in names(case, bulk_copies=False)
-    assert both_equal(run_fibers(prepare(case)), first)
-    return first
+check = partial(same_bits_by, "ring_kernel")
 
 
 @by_kind
